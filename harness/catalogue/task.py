@@ -1,0 +1,92 @@
+"""The noun *Task*: the mathematical contract that methods fulfil, and its run-time side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from harness.catalogue.suite import Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A mathematical contract, described without importing what computes it.
+
+    Attributes:
+        name: the part of a method's name before the dot.
+        summary: one line for people.
+        contract: signature, shapes and dtypes of ``impl``.
+        runtime: ``"module:attr"`` of an object with the methods of :class:`TaskRuntime`.
+        oracle: what counts as the true answer, in words.
+        needs: what a worker needs to run the task at all (``torch`` for ours).
+        errors: metric name -> one line that explains it.
+    """
+
+    name: str
+    summary: str
+    contract: str
+    runtime: str
+    oracle: str
+    needs: tuple[str, ...] = ()
+    errors: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Outcome of one output check: ``status`` is ``passed``, ``inaccurate`` or ``unfaithful``."""
+
+    status: str
+    reason: str | None
+    errors: Mapping[str, float]
+
+
+class TaskRuntime(Protocol):
+    """What the harness asks of a task while it measures; the only code that knows what an input looks like.
+
+    *Content* is one input's value (a tensor, an array, a tuple of them). A *buffer* has the content's shape and
+    is written in place between timed calls.
+    """
+
+    def content(self, problem: Problem, seed: int) -> Any:
+        """New input content on the problem's device, a function of (problem, seed) alone."""
+
+    def buffer_like(self, content: Any) -> Any:
+        """A fresh buffer that can hold ``content``."""
+
+    def fill(self, buffer: Any, content: Any) -> None:
+        """Copy ``content`` into ``buffer`` in place."""
+
+    def same(self, left: Any, right: Any) -> bool:
+        """Bitwise equality, NaN equal to NaN: shows a mutated input or a cached output."""
+
+    def snapshot(self, value: Any) -> Any:
+        """A detached deep copy of an input or output."""
+
+    def bind(self, impl: Any, problem: Problem, hyper: Mapping[str, Any]) -> Callable[[Any], Any]:
+        """Turn a resolved ``impl`` into ``op(buffer) -> output``; set-up work that is not timed happens here."""
+
+    def malformed(self, output: Any, buffer: Any, problem: Problem) -> str | None:
+        """Why ``output`` has the wrong type, shape, dtype or device; None when it is well formed."""
+
+    def nonfinite(self, output: Any) -> str | None:
+        """Why ``output`` is not finite; None when it is."""
+
+    def oracle(self, content: Any, problem: Problem) -> Any:
+        """The true answer in float64 for the content actually passed, shared by all arms."""
+
+    def judge(
+        self,
+        output: Any,
+        content: Any,
+        oracle: Any,
+        problem: Problem,
+        reference_output: Any | None,
+    ) -> Verdict:
+        """Compare an output with the oracle, and with the plain reference's output when there is one."""
+
+    def work_bytes(self, problem: Problem) -> int:
+        """Bytes of one input, for planning."""
+
+    def work_flops(self, problem: Problem) -> float:
+        """Floating-point operations of a typical call, for planning only."""

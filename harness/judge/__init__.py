@@ -1,0 +1,1 @@
+"""What stored runs mean: statistics, claims with their verdicts, regressions."""

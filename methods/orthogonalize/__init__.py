@@ -1,0 +1,1 @@
+"""Matrix orthogonalization: the polar factor by Newton-Schulz iterations (Muon's inner loop)."""
