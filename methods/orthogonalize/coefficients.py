@@ -47,7 +47,7 @@ def safe(table: Table, factor: float, name: str) -> Table:
     Rounding pushes singular values above 1; a row fitted on [0, 1] may explode there. Dividing (a, b, c) by
     (f, f^3, f^5) makes the row valid up to ``factor``. The last row is left alone, for its value is the answer.
 
-    Source: Polar Express, section on finite precision (arXiv 2505.16932).
+    Source: Polar Express (arXiv 2505.16932), its remarks on finite precision.
     """
     head = tuple((a / factor, b / factor**3, c / factor**5) for a, b, c in table.rows[:-1])
     return Table(name, (*head, table.rows[-1]), f"{table.source}; all rows but the last at x / {factor:g}")
@@ -59,7 +59,7 @@ def optimal_quintic(low: float, high: float) -> Row:
     A Remez exchange on four points: p - 1 takes the values -e, e, -e, e at low, q, r, high, where q and r are the
     extrema of p. Nearly equal ends give the Pade-like limit (15, -10, 3)/8.
 
-    Source: Polar Express (arXiv 2505.16932), section 3.
+    Source: Polar Express (arXiv 2505.16932).
     """
     if not 0.0 < low <= high:
         raise ValueError(f"optimal_quintic needs 0 < low <= high, got {low} and {high}")
@@ -86,7 +86,7 @@ def optimal_composition(
     values at low and high lie symmetrically about 1. All rows but the last are fitted to x / (1 + safety). Then
     low <- p(low) and high <- 2 - low.
 
-    Source: Polar Express (arXiv 2505.16932), Algorithm 1 and its remarks on finite precision.
+    Source: Polar Express (arXiv 2505.16932) and its published code.
     """
     high, factor, rows = 1.0, 1.0 + safety, []
     for step in range(steps):
