@@ -1,0 +1,274 @@
+"""The noun *Claim*: a published number with its conditions, read from ``[[claim]]`` tables of TOML files."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import date
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from harness.catalogue import registry
+from harness.errors import UserError
+
+Kind = Literal[
+    "speedup-about",
+    "speedup-up-to",
+    "on-par",
+    "metric-better",
+    "at-most",
+    "growth",
+    "only-reaches",
+    "often",
+    "exists",
+]
+KINDS: tuple[str, ...] = get_args(Kind)
+Author = Literal["library", "published code", "re-implementation of the published design", "own design", "third party"]
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+_NEEDS_RATIO = {"speedup-about", "speedup-up-to", "at-most", "growth"}
+_NEEDS_BASELINE = {"speedup-about", "speedup-up-to", "on-par", "metric-better"}
+_MICRO_NAME = re.compile(r"^[a-z0-9_]+\.[a-z0-9][a-z0-9_.+-]*$")
+
+
+class Anchor(BaseModel):
+    """Time of the published code itself on one device: it decides "like for like" or "own implementation"."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: str = Field(min_length=1)
+    problem: str
+    method: str
+    value_s: float = Field(gt=0)
+    metric: str = "op_s"
+    source: str = Field(min_length=1)
+
+
+class Evidence(BaseModel):
+    """One dated observation for a claim that something exists."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    date: date
+    found: bool
+    what: str = Field(min_length=1)
+    source: str = Field(min_length=1)
+
+
+class Claim(BaseModel):
+    """A published number with its conditions.
+
+    Attributes:
+        id: stable name of the row.
+        group: rows with one group belong to one published claim.
+        title: a few words for a table.
+        kind: how it is judged.
+        words: the claim in brief, in our words.
+        source: citation.
+        counter: whether the row tests an objection to the published claim.
+        metric: metric name as recorded, or ``"a - b"`` of two recorded metrics.
+        clock: clock that the source used (``op``, ``op-hot``, ``graph``, ``host``, ``step``, ``train``…); None = any.
+        task: task of the methods.
+        suite: suite that measures it; None = named as the task.
+        tier: tier that contains its problems.
+        candidate: method that the claim praises.
+        baseline: method it is compared with; None = ``ratio`` is absolute.
+        problems: problem ids or shell patterns.
+        workload: training workload, instead of problems.
+        ratio: claimed ratio, larger is better (baseline ÷ candidate); for ``at-most`` the largest candidate ÷
+            baseline; for ``growth`` the exponent; None for a mere direction.
+        larger_is_better: whether a larger metric is a better one.
+        tolerance: τ in T = ratio^(1 - τ); for ``growth`` the slack of the exponent.
+        margin: equivalence margin of ``on-par``.
+        one_sided: ``on-par`` in the sense of "no loss": being better is allowed.
+        axis: index of the dimension that ``growth`` reads as the size.
+        events: statuses that ``often`` counts.
+        error_metric: accuracy error that guards a timing; more than 1.10 times the baseline's caps the verdict.
+        hardware: device that the source measured on ("A or B" for several); None = not stated.
+        hardware_free: judged strictly on any device (errors, iterations, flops).
+        needs: what a machine must have, e.g. ``cuda``.
+        candidate_author: who wrote what runs as the candidate.
+        baseline_author: who wrote what runs as the baseline.
+        anchors: published-code times.
+        command: command that reproduces the row; None = built from suite, tier and methods.
+        note: what the reader should know, e.g. an arithmetic bound.
+        evidence: dated observations for ``exists``.
+        file: where the claim was read.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    group: str = Field(min_length=1)
+    title: str = Field(min_length=1)
+    kind: Kind
+    words: str = Field(min_length=1)
+    source: str = Field(min_length=1)
+    counter: bool = False
+    metric: str = "op_s"
+    clock: str | None = None
+    task: str
+    suite: str | None = None
+    tier: str = "standard"
+    candidate: str
+    baseline: str | None = None
+    problems: tuple[str, ...] = ()
+    workload: str | None = None
+    ratio: float | None = Field(default=None, gt=0)
+    larger_is_better: bool = False
+    tolerance: float = Field(default=0.2, ge=0, lt=1)
+    margin: float = Field(default=1.05, gt=1)
+    one_sided: bool = False
+    axis: int = -1
+    events: tuple[str, ...] = ("target_reached",)
+    error_metric: str | None = None
+    hardware: str | None = None
+    hardware_free: bool = False
+    needs: tuple[str, ...] = ()
+    candidate_author: Author = "third party"
+    baseline_author: Author = "third party"
+    anchors: tuple[Anchor, ...] = ()
+    command: str | None = None
+    note: str = ""
+    evidence: tuple[Evidence, ...] = ()
+    file: str = ""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Claim:
+        for name in filter(None, (self.candidate, self.baseline)):
+            if not _MICRO_NAME.match(name):
+                raise ValueError(f"a method is 'task.method', got {name!r}")
+        if self.kind in _NEEDS_RATIO and self.ratio is None:
+            raise ValueError(f"kind {self.kind!r} needs a ratio")
+        if self.kind.startswith("speedup") and self.ratio is not None and self.ratio <= 1:
+            raise ValueError(f"a claimed speed-up is over 1, got ratio {self.ratio}")
+        if self.kind in _NEEDS_BASELINE and self.baseline is None:
+            raise ValueError(f"kind {self.kind!r} needs a baseline")
+        if self.kind == "exists" and not self.evidence:
+            raise ValueError("kind 'exists' needs dated evidence")
+        if self.kind == "only-reaches" and self.workload is None:
+            raise ValueError("kind 'only-reaches' needs a workload")
+        if self.kind != "exists" and not self.problems and self.workload is None:
+            raise ValueError("a claim needs problems or a workload")
+        if self.kind == "growth" and self.workload is not None:
+            raise ValueError("kind 'growth' compares problems of several sizes, not a workload")
+        if self.guarded and self.error_metric is None:
+            raise ValueError(f"a claim on {self.metric!r} needs an error_metric, so that a faster wrong answer shows")
+        return self
+
+    @property
+    def timed(self) -> bool:
+        """Whether the metric is a time."""
+        return self.metric.endswith("_s")
+
+    @property
+    def guarded(self) -> bool:
+        """Whether an error margin must stand beside the ratio: a timing of one problem against a baseline."""
+        return self.timed and self.workload is None and self.baseline is not None and self.kind != "exists"
+
+    @property
+    def claimed(self) -> float | None:
+        """The published number as it is reported: 1 for parity, None for a mere direction or event."""
+        return 1.0 if self.kind == "on-par" else self.ratio
+
+    def covers(self, problem: str) -> bool:
+        """Whether ``problem`` is one of the claim's."""
+        return any(fnmatch.fnmatchcase(problem, pattern) for pattern in self.problems)
+
+    def same_hardware(self, device: str) -> bool:
+        """Whether ``device`` is the hardware that the source measured on."""
+        names = re.split(r"\s+or\s+|\s*,\s*", self.hardware) if self.hardware else []
+        return any(name.lower() in device.lower() for name in names if name)
+
+    def strict(self, device: str) -> bool:
+        """Whether a bare "not reproduced" is fair on ``device``."""
+        return self.hardware_free or self.same_hardware(device)
+
+    def reproduce(self, program: str = "speedclaim") -> str:
+        """The command that measures this row again."""
+        if self.command is not None:
+            return re.sub(r"^speedclaim\b", lambda _: program, self.command)
+        methods = [self.candidate] + ([self.baseline] if self.baseline else [])
+        if self.workload is not None:
+            return f"{program} train {self.workload} {' '.join(methods)}"
+        chosen = " ".join(f"--method {name}" for name in methods)
+        return f"{program} run --suite {self.suite or self.task} --tier {self.tier} {chosen}"
+
+
+def load_claims(paths: Iterable[str | Path] | None = None) -> list[Claim]:
+    """Every claim of the given TOML files or folders; without paths, of all packages in ``speedclaim.claims``.
+
+    Raises:
+        UserError: a file is missing or malformed, or two claims share an id.
+    """
+    found: dict[str, Claim] = {}
+    for label, text in _sources(paths):
+        for claim in parse_claims(text, label):
+            other = found.get(claim.id)
+            if other is not None:
+                raise UserError(f"claim id {claim.id!r} stands in {other.file} and in {label}; rename one of them.")
+            found[claim.id] = claim
+    return list(found.values())
+
+
+def parse_claims(text: str, label: str) -> list[Claim]:
+    """The claims of one TOML text; its ``[[anchor]]`` tables go to every claim that runs their method."""
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{label} is not valid TOML: {error}.") from error
+    unknown = sorted(set(content) - {"claim", "anchor"})
+    if unknown:
+        raise UserError(f"{label} has the unknown table {unknown[0]!r}; expected [[claim]] and [[anchor]] tables.")
+    anchors = [
+        _read(Anchor, fields, f"{label}, anchor {i + 1}") for i, fields in enumerate(_tables(content, "anchor", label))
+    ]
+    claims = []
+    for i, fields in enumerate(_tables(content, "claim", label)):
+        name = fields.get("id", f"number {i + 1}")
+        own = fields.get("anchors", [])
+        own = own if isinstance(own, list) else [own]
+        methods = {fields.get("candidate"), fields.get("baseline")}
+        shared = [anchor for anchor in anchors if anchor.method in methods]
+        claims.append(_read(Claim, {**fields, "anchors": [*own, *shared], "file": label}, f"{label}, claim {name!r}"))
+    return claims
+
+
+def _tables(content: dict[str, Any], key: str, label: str) -> Sequence[dict[str, Any]]:
+    tables = content.get(key, [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise UserError(f"{label}: {key!r} must be written as [[{key}]] tables.")
+    return tables
+
+
+def _read(model: type[_Model], fields: dict[str, Any], place: str) -> _Model:
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the claim as a whole"
+        came = "" if first["type"] in ("missing", "value_error") else f"; got {first['input']!r}"
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{place}, field {where}: {message}{came}.") from error
+
+
+def _sources(paths: Iterable[str | Path] | None) -> Iterator[tuple[str, str]]:
+    """Label and text of every TOML file."""
+    if paths is None:
+        for entry in registry.entries("claims").values():
+            package = entry.load()
+            files = (f for f in resources.files(package).iterdir() if f.name.endswith(".toml"))
+            for file in sorted(files, key=lambda f: f.name):
+                yield f"{entry.target.replace('.', '/')}/{file.name}", file.read_text(encoding="utf-8")
+        return
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"no claims at {path}; expected a TOML file or a folder of them.")
+        for file in sorted(path.glob("*.toml")) if path.is_dir() else [path]:
+            yield str(file), file.read_text(encoding="utf-8")

@@ -1,0 +1,283 @@
+"""From a frame of stored runs to the numbers that a claim needs, never mixing files or environments in one ratio."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from harness.judge import stats
+from harness.judge.claim import Claim
+from harness.judge.stats import Hit
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Statuses that mean a wrong answer; an error or a missing need is not one.
+WRONG = frozenset({"inaccurate", "unfaithful", "nonfinite", "impure"})
+#: Metrics that the allocator or arithmetic counts exactly: one value is the whole population.
+COUNTED = frozenset({"peak_device_bytes", "optimizer_state_bytes", "executed_flops"})
+#: Rows with the same values here were made by one invocation in one environment.
+IDENTITY = ("file", "device", "commit", "protocol", "threads", "precision")
+COLUMNS = (
+    *("run", "phase", "case", "task", "method", "problem", "workload", "seed", "block", "arm", "status", "reason"),
+    *("metric", "unit", "clock", "value", "samples", "device", "device_kind", "threads", "commit", "protocol"),
+    *("precision", "discarded", "utc", "file", "detail"),
+)
+_DIFFERENCE = re.compile(r"^(\w+)\s+-\s+(\w+)$")
+
+Unit = tuple[Any, ...]
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One problem's values per unit (a block, or a seed of the gate) for both arms and for the A/A pair."""
+
+    problem: str
+    candidate: Mapping[Unit, float]
+    baseline: Mapping[Unit, float]
+    aa: tuple[Mapping[Unit, float], Mapping[Unit, float]]
+    clocks: frozenset[str]
+
+    @property
+    def measured(self) -> bool:
+        """Whether both arms share a unit."""
+        return any(unit in self.candidate for unit in self.baseline)
+
+    @property
+    def has_aa(self) -> bool:
+        """Whether the suite's baseline and its alias share a unit."""
+        return any(unit in self.aa[1] for unit in self.aa[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The rows of one invocation in one environment, as plain dictionaries."""
+
+    rows: tuple[Row, ...]
+    file: str
+    device: str
+    utc: str
+    tier: str
+
+
+def matching(claim: Claim, runs: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the claim's candidate or baseline on its problems or workload."""
+    runs = complete(runs)
+    mine = runs[runs["method"].isin([claim.candidate, claim.baseline])]
+    return mine[_concerned(claim, mine)]
+
+
+def _concerned(claim: Claim, runs: pd.DataFrame) -> pd.Series[bool]:
+    if claim.workload is not None:
+        return runs["workload"] == claim.workload
+    known = [p for p in runs["problem"].dropna().unique() if claim.covers(str(p))]
+    return runs["problem"].isin(known)
+
+
+def complete(runs: pd.DataFrame) -> pd.DataFrame:
+    """The frame with every column that judging reads."""
+    missing = [name for name in COLUMNS if name not in runs.columns]
+    return runs.assign(**dict.fromkeys(missing)) if missing else runs
+
+
+def groups(claim: Claim, runs: pd.DataFrame, headers: Iterable[Mapping[str, Any]]) -> list[Group]:
+    """The invocations that touched the claim, with *all* their rows on its problems (the A/A arm and rivals too)."""
+    tiers = {str(h.get("file")): str(h.get("plan", {}).get("tier", "")) for h in headers}
+    runs = complete(runs)
+    touched = matching(claim, runs)
+    runs = runs[runs["file"].isin(set(touched["file"]))]
+    anchored = {(a.method, a.problem) for a in claim.anchors}
+    keys = zip(_concerned(claim, runs), runs["method"], runs["problem"], strict=True)
+    runs = runs[[bool(ours) or (method, problem) in anchored for ours, method, problem in keys]]
+    gathered: dict[tuple[str, ...], list[Row]] = {}
+    for row in runs.to_dict("records"):
+        gathered.setdefault(tuple(_text(row[name]) for name in IDENTITY), []).append(
+            {str(key): None if absent(value) else value for key, value in row.items()}
+        )
+    arms = {claim.candidate, claim.baseline}
+    found = []
+    for identity, rows in gathered.items():
+        if not any(row["method"] in arms and _concerns(claim, row["problem"], row["workload"]) for row in rows):
+            continue
+        utc = max(_text(row["utc"]) for row in rows)
+        file, device = identity[0], identity[1]
+        found.append(Group(rows=tuple(rows), file=file, device=device, utc=utc, tier=tiers.get(file, "")))
+    return found
+
+
+def choose(claim: Claim, candidates: Sequence[Group]) -> Group:
+    """The invocation that speaks for a device.
+
+    One with both arms (or with a wrong answer of the candidate) before one without; a standard or full tier before
+    a quick one; six blocks before fewer; then the newest.
+    """
+
+    def rank(group: Group) -> tuple[bool, bool, bool, str, str]:
+        found = cells(claim, group)
+        measured = any(cell.measured for cell in found) or any(row["phase"] == "training" for row in group.rows)
+        if claim.baseline is None:
+            measured = measured or any(cell.candidate for cell in found)
+        wrong = _status_of(group, claim, claim.candidate, WRONG) is not None
+        blocks = max((len(cell.candidate) for cell in found), default=0)
+        return measured or wrong, group.tier != "quick", blocks >= stats.MIN_BLOCKS or wrong, group.utc, group.file
+
+    return max(candidates, key=rank)
+
+
+def cells(claim: Claim, group: Group) -> list[Cell]:
+    """One cell for each of the claim's problems that the invocation holds."""
+    by_problem: dict[str, list[Row]] = {}
+    for row in group.rows:
+        if row["problem"] is not None and claim.covers(row["problem"]):
+            by_problem.setdefault(row["problem"], []).append(row)
+    return [_cell(claim, problem, rows) for problem, rows in sorted(by_problem.items(), key=_by_size)]
+
+
+def _cell(claim: Claim, problem: str, rows: list[Row]) -> Cell:
+    discarded = {row["block"] for row in rows if row["phase"] == "block" and row["discarded"]}
+    kept = [row for row in rows if row["block"] is None or row["block"] not in discarded]
+    aliases = {row["method"]: row["arm"] for row in kept if str(row["arm"]).endswith("#aa")}
+    suite_baseline = next(iter(sorted(aliases)), None)
+    clocks: set[str] = set()
+
+    def arm(name: str | None) -> dict[Unit, float]:
+        return {} if name is None else values(kept, name, claim.metric, claim.clock, clocks)
+
+    candidate, baseline = arm(claim.candidate), arm(claim.baseline)
+    found = frozenset(clocks)
+    pair = (arm(suite_baseline), arm(aliases[suite_baseline]) if suite_baseline is not None else {})
+    return Cell(problem=problem, candidate=candidate, baseline=baseline, aa=pair, clocks=found)
+
+
+def values(
+    rows: Sequence[Row], arm: str, metric: str, clock: str | None = None, clocks: set[str] | None = None
+) -> dict[Unit, float]:
+    """Values of one arm by unit: ``("block", b)``, ``("memory", 0)`` or ``("seed", i)`` of the gate.
+
+    A time is read only from runs that passed; an error from runs of any status that carry it.
+    """
+    difference = _DIFFERENCE.match(metric)
+    if difference:
+        left, right = (values(rows, arm, name, clock, clocks) for name in difference.groups())
+        return {unit: left[unit] - right[unit] for unit in left if unit in right}
+    found: dict[Unit, float] = {}
+    timed = metric.endswith("_s")
+    for row in rows:
+        if row["arm"] != arm or row["metric"] != metric or (timed and row["status"] != "passed"):
+            continue
+        if clock is not None and not str(row["clock"]).startswith(clock):
+            continue
+        if clocks is not None and row["clock"] is not None:
+            clocks.add(str(row["clock"]))
+        if row["phase"] == "block":
+            found["block", int(row["block"])] = float(row["value"])
+        elif row["phase"] == "memory":
+            found["memory", 0] = float(row["value"])
+        elif row["phase"] == "gate":
+            samples = row["samples"] if row["samples"] is not None else [row["value"]]
+            found.update({("seed", i): float(sample) for i, sample in enumerate(samples)})
+    return found
+
+
+def seeds(claim: Claim, group: Group, arm: str) -> dict[int, Row]:
+    """One row per seed of one training arm, with the measurements of that run under ``metrics``."""
+    found: dict[int, dict[str, Any]] = {}
+    for row in group.rows:
+        if row["phase"] != "training" or row["arm"] != arm or row["workload"] != claim.workload:
+            continue
+        run = found.setdefault(int(row["seed"]), {**row, "metrics": {}})
+        if row["metric"] is not None:
+            run["metrics"][row["metric"]] = float(row["value"])
+    return dict(sorted(found.items()))
+
+
+def hits(runs: Mapping[int, Row], metric: str) -> dict[int, Hit]:
+    """Times to target by seed; every run that did not reach it stays at risk to the budget.
+
+    Raises:
+        ValueError: a run that missed does not say when its budget ended.
+    """
+    found = {}
+    for seed, run in runs.items():
+        if run["status"] == "target_reached" and metric in run["metrics"]:
+            found[seed] = Hit(value=run["metrics"][metric], budget=math.inf)
+            continue
+        budget = run["metrics"].get("censored_at_s") if metric.endswith("_s") else None
+        budget = budget if budget is not None else (run["detail"] or {}).get("censored_at", {}).get(metric)
+        if budget is None:
+            raise ValueError(
+                f"{run['arm']}, seed {seed} missed the target, and its budget for {metric} is not recorded"
+            )
+        found[seed] = Hit(value=None, budget=float(budget))
+    return found
+
+
+def error_ratio(claim: Claim, group: Group, problems: Sequence[str]) -> float | None:
+    """Candidate's error ÷ baseline's: geometric mean over problems of the ratio of medians; None if unrecorded."""
+    logs = []
+    for problem in problems:
+        rows = [row for row in group.rows if row["problem"] == problem]
+        medians = []
+        for name in (claim.candidate, claim.baseline):
+            found = list(values(rows, str(name), str(claim.error_metric)).values())
+            medians.append(median(found) if found else math.nan)
+        if not all(math.isfinite(m) and m > 0 for m in medians):
+            return None
+        logs.append(math.log(medians[0]) - math.log(medians[1]))
+    return math.exp(math.fsum(logs) / len(logs)) if logs else None
+
+
+def wrong_answer(claim: Claim, group: Group) -> Row | None:
+    """The first run in which the candidate gave a wrong answer on one of the claim's problems."""
+    return _status_of(group, claim, claim.candidate, WRONG)
+
+
+def hindrance(claim: Claim, rows: Iterable[Row], method: str | None) -> str | None:
+    """Why ``method`` has no number: the reason of its worst run, else None when it has no run at all."""
+    seen = None
+    for row in rows:
+        if row["method"] != method or str(row["arm"]).endswith("#aa"):
+            continue
+        if row["status"] not in ("passed", "target_reached"):
+            return f"{method} is {row['status']}: {row['reason']}"
+        seen = f"{method} has no {claim.metric}" + (f" on the clock {claim.clock!r}" if claim.clock else "")
+    return seen
+
+
+def _status_of(group: Group, claim: Claim, method: str, statuses: frozenset[str]) -> Row | None:
+    for row in group.rows:
+        if row["method"] == method and row["status"] in statuses and _concerns(claim, row["problem"], row["workload"]):
+            return row
+    return None
+
+
+def _concerns(claim: Claim, problem: Any, workload: Any) -> bool:
+    if claim.workload is not None:
+        return bool(workload == claim.workload)
+    return isinstance(problem, str) and claim.covers(problem)
+
+
+def shape(problem: str) -> tuple[int, ...]:
+    """Dimensions in a problem's id: ``gaussian-128x512x512-bfloat16-cuda`` -> (128, 512, 512)."""
+    return tuple(int(part) for part in problem.split("-")[1].split("x"))
+
+
+def _by_size(item: tuple[str, Any]) -> tuple[float, str]:
+    try:
+        return float(math.prod(shape(item[0]))), item[0]
+    except (ValueError, IndexError):
+        return math.inf, item[0]
+
+
+def absent(value: Any) -> bool:
+    """Whether a cell of the frame is empty: None, NaN or pandas' own missing value."""
+    return value is None or type(value).__name__ == "NAType" or (isinstance(value, float) and math.isnan(value))
+
+
+def _text(value: Any) -> str:
+    return "" if absent(value) else str(value)
