@@ -6,10 +6,12 @@ metadata, so a bare clone works with nothing installed and a new method needs no
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import sys
 import tomllib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -89,63 +91,87 @@ def _from_metadata(group: str) -> Iterator[Entry]:
 
 
 @functools.cache
-def _methods() -> tuple[dict[str, Method], dict[str, str]]:
-    usable: dict[str, Method] = {}
-    broken: dict[str, str] = {}
-    for name, entry in entries("methods").items():
-        try:
-            loaded = entry.load()
-        except Unavailable as error:
-            broken[name] = str(error)
-            continue
-        if not isinstance(loaded, Method) or loaded.name != name:
-            got = f"a Method called {loaded.name!r}" if isinstance(loaded, Method) else type(loaded).__name__
-            message = f"entry point {name!r} ({entry.target}, package {entry.owner!r}) must be a Method called {name!r}, got {got}"
-            if entry.owner == OURS:
-                raise TypeError(message)
-            broken[name] = message
-            continue
-        usable[name] = loaded
-    return usable, broken
+def _method(name: str) -> Method:
+    """Load one descriptor.
+
+    Raises:
+        Unavailable: a third party's entry point that cannot be imported or is no Method of that name.
+        TypeError: the same fault of our own.
+    """
+    entry = entries("methods")[name]
+    loaded = entry.load()
+    if isinstance(loaded, Method) and loaded.name == name:
+        return loaded
+    got = f"a Method called {loaded.name!r}" if isinstance(loaded, Method) else type(loaded).__name__
+    message = (
+        f"entry point {name!r} ({entry.target}, package {entry.owner!r}) must be a Method called {name!r}, got {got}"
+    )
+    if entry.owner == OURS:
+        raise TypeError(message)
+    raise Unavailable(f"{message}; repair or uninstall that package.")
+
+
+def _of_task(name: str, task: str | None) -> bool:
+    return task is None or name.split(".", 1)[0] == task
 
 
 def methods(task: str | None = None) -> dict[str, Method]:
     """Every importable descriptor by name, optionally of one task."""
-    return {name: m for name, m in _methods()[0].items() if task is None or m.task == task}
+    found = {}
+    for name in entries("methods"):
+        if _of_task(name, task):
+            with contextlib.suppress(Unavailable):
+                found[name] = _method(name)
+    return found
 
 
 def broken_methods(task: str | None = None) -> dict[str, str]:
     """Names of third-party methods whose descriptor cannot be imported, with the reason."""
-    return {name: why for name, why in _methods()[1].items() if task is None or name.split(".")[0] == task}
+    found = {}
+    for name in entries("methods"):
+        if _of_task(name, task):
+            try:
+                _method(name)
+            except Unavailable as error:
+                found[name] = str(error)
+    return found
 
 
 def method(name: str) -> Method:
-    """The descriptor called ``name``."""
-    usable, broken = _methods()
-    if name in usable:
-        return usable[name]
-    if name in broken:
-        raise Unavailable(broken[name])
-    raise UnknownName("method", name, usable)
+    """The descriptor called ``name``; no other one is imported."""
+    known = entries("methods")
+    if name not in known:
+        raise UnknownName("method", name, known)
+    return _method(name)
 
 
 def suites() -> dict[str, Suite]:
-    """Every suite by name."""
+    """Every suite by name; one of a third party that cannot be imported is left out with a warning."""
     found = {}
     for name, entry in entries("suites").items():
-        loaded = entry.load()
-        if not isinstance(loaded, Suite):
-            raise TypeError(f"entry point {name!r} ({entry.target}) must be a Suite, got {type(loaded).__name__}")
-        found[name] = loaded
+        try:
+            found[name] = _suite(entry)
+        except Unavailable as error:
+            warnings.warn(str(error), stacklevel=2)
     return found
 
 
 def suite(name: str) -> Suite:
     """The suite called ``name``."""
-    found = suites()
-    if name not in found:
-        raise UnknownName("suite", name, found)
-    return found[name]
+    known = entries("suites")
+    if name not in known:
+        raise UnknownName("suite", name, known)
+    return _suite(known[name])
+
+
+def _suite(entry: Entry) -> Suite:
+    loaded = entry.load()
+    if not isinstance(loaded, Suite):
+        message = f"entry point {entry.name!r} ({entry.target}) must be a Suite, got {type(loaded).__name__}"
+        if entry.owner == OURS:
+            raise TypeError(message)
+        raise Unavailable(f"{message}; repair or uninstall package {entry.owner!r}.")
+    return loaded
 
 
 def resolve(target: str) -> Any:
@@ -170,4 +196,4 @@ def list_methods(task: str | None = None) -> list[str]:
 def forget() -> None:
     """Drop every cached look-up (tests that install a plug-in call it)."""
     entries.cache_clear()
-    _methods.cache_clear()
+    _method.cache_clear()

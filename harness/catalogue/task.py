@@ -21,6 +21,7 @@ class Task:
         oracle: what counts as the true answer, in words.
         needs: what a worker needs to run the task at all (``torch`` for ours).
         errors: metric name -> one line that explains it.
+        primary_error: the error that block outputs are held to and that Pareto plots show.
     """
 
     name: str
@@ -30,10 +31,11 @@ class Task:
     oracle: str
     needs: tuple[str, ...] = ()
     errors: Mapping[str, str]
+    primary_error: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Judgement:
     """Outcome of one output check: ``status`` is ``passed``, ``inaccurate`` or ``unfaithful``."""
 
     status: str
@@ -50,6 +52,9 @@ class TaskRuntime(Protocol):
 
     def content(self, problem: Problem, seed: int) -> Any:
         """New input content on the problem's device, a function of (problem, seed) alone."""
+
+    def vary(self, content: Any, step: int) -> Any:
+        """Cheap new content that is as hard as ``content`` and different for every ``step``: feeds the timed calls."""
 
     def buffer_like(self, content: Any) -> Any:
         """A fresh buffer that can hold ``content``."""
@@ -82,7 +87,7 @@ class TaskRuntime(Protocol):
         oracle: Any,
         problem: Problem,
         reference_output: Any | None,
-    ) -> Verdict:
+    ) -> Judgement:
         """Compare an output with the oracle, and with the plain reference's output when there is one."""
 
     def work_bytes(self, problem: Problem) -> int:

@@ -1,0 +1,360 @@
+"""The command line: ``speedclaim list|doctor|plan|run|bench|claims|report|compare|export``, each with ``--json``.
+
+Exit codes: 0 done, 1 a checked expectation failed, 2 the user's mistake, 3 inconclusive, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from harness.errors import SpeedclaimError, UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Is a published speed claim true on this machine, now, by how much, and at what price in accuracy and memory?",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+From = Annotated[
+    list[Path] | None,
+    typer.Option("--from", help="Record files or folders; default: results/ and reports/records/."),
+]
+SuiteOption = Annotated[list[str] | None, typer.Option("--suite", help="Only this suite (repeatable).")]
+MethodOption = Annotated[
+    list[str] | None, typer.Option("--method", help="Only this candidate (repeatable); the baseline always runs.")
+]
+ProblemOption = Annotated[list[str] | None, typer.Option("--problem", help="Only this problem id (repeatable).")]
+TierOption = Annotated[str, typer.Option("--tier", help="quick, standard or full.")]
+BlocksOption = Annotated[int | None, typer.Option("--blocks", help="Interleaved blocks, at least 6.")]
+BudgetOption = Annotated[float | None, typer.Option("--budget-s", help="Seconds to spend; whole problems are dropped.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu or cuda; default: cuda when there is one.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder of the record files.")]
+
+
+def main() -> NoReturn:
+    """Entry of the console script: one clear line and exit code 2 for a user's mistake, never a traceback."""
+    warnings.simplefilter("default", UserWarning)
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)  # type: ignore[assignment]
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        _fail(str(error), 2)
+    except SpeedclaimError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted. Every finished run is kept; the same command resumes where it stopped.", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except OSError as error:
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}. Nothing that was recorded is lost.", 2)
+    sys.exit(0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"speedclaim: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, default=str))
+
+
+@app.command("list")
+def list_(
+    task: Annotated[str | None, typer.Option(help="Only methods of this task.")] = None, as_json: Json = False
+) -> None:
+    """The catalogue: every method, whether it can run here, and why not."""
+    from harness.catalogue import registry
+    from harness.errors import UnknownName
+    from harness.measure import availability
+
+    rows = [
+        {
+            "name": m.name,
+            "task": m.task,
+            "available": (why := availability.reason(m)) is None,
+            "reason": why,
+            "needs": list(m.needs),
+            "source": m.source,
+            "summary": m.summary,
+        }
+        for m in registry.methods().values()
+    ]
+    for name, why in registry.broken_methods().items():
+        rows.append({"name": name, "task": name.split(".")[0], "available": False, "reason": why, "needs": [],
+                     "source": "", "summary": ""})  # fmt: skip
+    if task is not None:
+        known = sorted({str(row["task"]) for row in rows})
+        if task not in known:
+            raise UnknownName("task", task, known)
+        rows = [row for row in rows if row["task"] == task]
+    if as_json:
+        _print_json(rows)
+        return
+    from harness import terminal
+
+    terminal.methods(rows)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What this machine has, and which methods can run here, with the reason for each that cannot."""
+    from harness import terminal
+    from harness.catalogue import registry
+    from harness.measure import availability
+    from harness.record import environment
+
+    facts = environment.collect(availability.devices()[0])
+    methods = [
+        {"name": m.name, "available": (why := availability.reason(m)) is None, "reason": why}
+        for m in registry.methods().values()
+    ]
+    methods += [{"name": n, "available": False, "reason": why} for n, why in registry.broken_methods().items()]
+    if as_json:
+        _print_json({"environment": facts, "methods": methods})
+    else:
+        terminal.doctor(facts, methods)
+
+
+def _request(
+    suite: list[str] | None,
+    tier: str,
+    method: list[str] | None,
+    problem: list[str] | None,
+    blocks: int | None,
+    budget_s: float | None,
+    device: str | None,
+) -> Any:
+    from harness.measure.plan import Request
+
+    return Request(
+        suites=tuple(suite or ()),
+        tier=tier,  # type: ignore[arg-type]
+        methods=tuple(method or ()),
+        problems=tuple(problem or ()),
+        blocks=blocks,
+        budget_s=budget_s,
+        device=device,
+    )
+
+
+@app.command()
+def plan(
+    suite: SuiteOption = None,
+    tier: TierOption = "standard",
+    method: MethodOption = None,
+    problem: ProblemOption = None,
+    blocks: BlocksOption = None,
+    device: DeviceOption = None,
+    as_json: Json = False,
+) -> None:
+    """What a run would measure, and what it would leave out, without measuring."""
+    from harness import terminal
+    from harness.measure import plan as planning
+
+    built = planning.build(_request(suite, tier, method, problem, blocks, None, device))
+    described = built.describe("")
+    described["cases"] = [case.id for part in built.suites for case in part.cases()]
+    if as_json:
+        _print_json(described)
+    else:
+        terminal.plan(described)
+
+
+@app.command()
+def run(
+    suite: SuiteOption = None,
+    tier: TierOption = "standard",
+    method: MethodOption = None,
+    problem: ProblemOption = None,
+    blocks: BlocksOption = None,
+    budget_s: BudgetOption = None,
+    device: DeviceOption = None,
+    out: OutOption = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """Measure: gate, interleaved blocks, memory; append every run to OUT/*.jsonl, resuming an unfinished file."""
+    _measure(_request(suite, tier, method, problem, blocks, budget_s, device), out, as_json)
+
+
+def _measure(request: Any, out: Path, as_json: bool) -> Path:
+    from harness import terminal
+    from harness.measure import executor, progress
+    from harness.measure import plan as planning
+    from harness.record import store
+
+    built = planning.build(request)
+    if not as_json:
+        terminal.plan(built.describe(""), brief=True)
+    command = "speedclaim " + " ".join(sys.argv[1:])
+    with progress.for_terminal(quiet=as_json) as listener:
+        result = executor.execute(built, out, command, listener)
+    frame = store.read_runs(result.path)
+    header = store.read_headers(result.path)[0]
+    rows = _summary(frame, header)
+    if as_json:
+        _print_json({"file": str(result.path), "resumed": result.resumed, "elapsed_s": round(result.elapsed_s, 1),
+                     "rows": rows})  # fmt: skip
+    else:
+        terminal.summary(rows, header)
+        print(f"{result.runs} runs in {result.elapsed_s:.0f} s: {result.path}")
+    return result.path
+
+
+def _summary(frame: pd.DataFrame, header: dict[str, Any]) -> list[dict[str, Any]]:
+    from harness.judge import summary
+
+    return summary.rows(frame, header)
+
+
+def _sources(given: list[Path] | None) -> list[Path]:
+    """``--from``, or the default folders that exist, this machine's results first."""
+    if given:
+        return given
+    from harness.catalogue.registry import ROOT
+
+    return [path for path in (Path("results"), ROOT / "reports" / "records") if path.is_dir()]
+
+
+def _read(given: list[Path] | None) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    from harness.record import store
+
+    sources = _sources(given)
+    return store.read_runs(sources), store.read_headers(sources)
+
+
+@app.command()
+def claims(
+    source: From = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit 1 when a claim is not reproduced, 3 when one is inconclusive.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """The ledger: every published claim with its verdict, interval, noise floor, device and reproducing command."""
+    from harness import terminal
+    from harness.judge import claim, verdict
+
+    frame, headers = _read(source)
+    verdicts = [
+        item.model_dump(mode="json") for known in claim.load_claims() for item in verdict.judge(known, frame, headers)
+    ]
+    if as_json:
+        _print_json(verdicts)
+    else:
+        terminal.claims(verdicts)
+    if check:
+        words = {item["verdict"] for item in verdicts}
+        raise typer.Exit(1 if words & {"not reproduced", "invalid"} else 3 if "inconclusive" in words else 0)
+
+
+@app.command()
+def report(
+    source: From = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the pages.")] = Path("reports/html"),
+    as_json: Json = False,
+) -> None:
+    """Render the offline HTML report from stored runs; needs no torch."""
+    path = _report(source, out)
+    if as_json:
+        _print_json({"index": str(path.resolve())})
+    else:
+        print(f"report: {path.resolve()}")
+
+
+def _report(source: list[Path] | None, out: Path) -> Path:
+    from harness.catalogue import registry
+    from harness.judge import claim, verdict
+
+    frame, headers = _read(source)
+    verdicts = [
+        item.model_dump(mode="json") for known in claim.load_claims() for item in verdict.judge(known, frame, headers)
+    ]
+    renderers = registry.entries("reports")
+    if "html" not in renderers:
+        raise UserError("no renderer called 'html' is registered; reinstall speedclaim.")
+    try:
+        path = renderers["html"].load()(frame, headers, verdicts, out)
+    except OSError as error:
+        raise UserError(f"cannot write the report to {out}: {error.strerror or error}; choose --out.") from error
+    return Path(path)
+
+
+@app.command()
+def bench(
+    tier: Annotated[str | None, typer.Option("--tier", help="quick or standard.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="At most two minutes on two cores.")] = False,
+    budget_s: BudgetOption = None,
+    device: DeviceOption = None,
+    out: OutOption = Path("results"),
+    html: Annotated[Path, typer.Option("--html", help="Folder of the pages.")] = Path("reports/html"),
+) -> None:
+    """What ``make bench`` does: measure every suite, judge the claims, render the report."""
+    from harness import terminal
+    from harness.judge import claim, verdict
+
+    chosen = tier or ("quick" if quick else "standard")
+    budget = budget_s if budget_s is not None else (100.0 if quick else 540.0)
+    path = _measure(_request(None, chosen, None, None, None, budget, device), out, as_json=False)
+    frame, headers = _read([path])
+    terminal.claims(
+        [i.model_dump(mode="json") for k in claim.load_claims() for i in verdict.judge(k, frame, headers)], brief=True
+    )
+    page = _report(None, html)
+    print(f"report: {page.resolve()}")
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(help="Record file or folder A.")],
+    after: Annotated[Path, typer.Argument(help="Record file or folder B.")],
+    metric: Annotated[str, typer.Option(help="Timing metric.")] = "op_s",
+    as_json: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="A table for a pull request.")] = False,
+) -> None:
+    """Before against after: the ratio of every case in both, paired where blocks match. Exit 1: a case is slower."""
+    from harness import terminal
+    from harness.judge import compare as comparing
+    from harness.record import store
+
+    rows = [
+        row.model_dump(mode="json") if hasattr(row, "model_dump") else dict(row.__dict__)
+        for row in comparing.compare(store.read_runs(before), store.read_runs(after), metric)
+    ]
+    if not rows:
+        raise UserError(f"no case of {before} has {metric} in {after} too; choose records of the same suite.")
+    if as_json:
+        _print_json(rows)
+    else:
+        terminal.comparison(rows, markdown)
+    words = {row["word"] for row in rows}
+    raise typer.Exit(1 if "slower" in words else 3 if words == {"inconclusive"} else 0)
+
+
+@app.command()
+def export(
+    source: From = None,
+    to: Annotated[str, typer.Option("--to", help="parquet or csv.")] = "parquet",
+    out: Annotated[Path | None, typer.Option("--out", help="File to write; default runs.<to>.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Every stored run as one table."""
+    from harness.record import store
+
+    path = store.export(_sources(source), to, out or Path(f"runs.{to}"))
+    if as_json:
+        _print_json({"file": str(path.resolve())})
+    else:
+        print(path)

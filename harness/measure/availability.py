@@ -1,0 +1,70 @@
+"""Can a method run here? Answered by looking (device files, find_spec, PATH), never by importing torch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from harness.catalogue.method import Method
+from harness.record import environment, nvidia
+
+_NAMES = {"torch": "PyTorch", "triton": "Triton"}
+
+
+def _package(module: str) -> str | None:
+    if environment.importable(module):
+        return None
+    return f"needs {_NAMES.get(module, f'the package {module}')}: not installed"
+
+
+def _cuda() -> str | None:
+    return None if nvidia.present() else "needs CUDA: no NVIDIA device is visible"
+
+
+def _cxx() -> str | None:
+    return None if environment.compiler() else "needs a C++ compiler: none on PATH (set CXX)"
+
+
+def _simd(flag: str) -> Callable[[], str | None]:
+    def check() -> str | None:
+        wanted = "avx512f" if flag == "avx512" else flag
+        return None if wanted in environment.cpu()["simd"] else f"needs {flag}: this CPU has not got it"
+
+    return check
+
+
+_CHECKS: dict[str, Callable[[], str | None]] = {
+    "torch": lambda: _package("torch"),
+    "triton": lambda: _package("triton"),
+    "cuda": _cuda,
+    "cxx": _cxx,
+    "avx2": _simd("avx2"),
+    "avx512": _simd("avx512"),
+}
+
+
+@functools.cache
+def missing(need: str) -> str | None:
+    """Why ``need`` is not met on this machine; None when it is."""
+    if need.startswith("package:"):
+        return _package(need.partition(":")[2])
+    if need not in _CHECKS:
+        return f"needs {need!r}: not a need that Speedclaim knows ({', '.join(_CHECKS)}, package:NAME)"
+    return _CHECKS[need]()
+
+
+def reason(method: Method, device: str | None = None, dtype: str | None = None) -> str | None:
+    """Why ``method`` cannot run here (on ``device``, for ``dtype``); None when it can."""
+    for need in method.needs:
+        if why := missing(need):
+            return why
+    if device and device not in method.devices:
+        return f"runs on {' and '.join(method.devices)} only"
+    if dtype and dtype not in method.dtypes:
+        return f"does not take {dtype}"
+    return None
+
+
+def devices() -> tuple[str, ...]:
+    """Device kinds of this machine, the accelerator first."""
+    return ("cuda", "cpu") if nvidia.present() and environment.importable("torch") else ("cpu",)

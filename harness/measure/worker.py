@@ -1,0 +1,223 @@
+"""A worker process: ``python -m harness.measure.worker FD`` reads one job (JSON) and answers in JSON lines on FD.
+
+Standard output and standard error belong to the method and never carry results. A *check* job gates one method on
+its problems; a *block* job walks the problems and runs every arm in shuffled order; a *probe* job measures the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from harness.catalogue import registry
+from harness.catalogue.method import Method
+from harness.catalogue.protocol import Protocol
+from harness.catalogue.suite import Problem
+from harness.catalogue.task import Task, TaskRuntime
+from harness.measure import gate, micro
+from harness.measure.device import Device, open_device, probe
+from harness.measure.floor import Floor, floor
+
+AA = "#aa"
+ENERGY_S = 0.3
+#: A block's checked output may be this much worse than the gate's worst before its time is refused.
+BLOCK_ERROR_FACTOR = 2.0
+BLOCK_ERROR_SLACK = 1e-3
+
+
+class Pipe:
+    """The line to the parent."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._stream = os.fdopen(descriptor, "w", encoding="utf-8")
+
+    def send(self, **message: Any) -> None:
+        """One JSON line, flushed."""
+        self._stream.write(json.dumps(message) + "\n")
+        self._stream.flush()
+
+
+def main() -> None:
+    """Entry of the process."""
+    pipe = Pipe(int(sys.argv[1]))
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as stream:
+        stream.write("800")
+    job = json.loads(sys.stdin.read())
+    sys.path[:0] = [path for path in job.get("path", []) if path not in sys.path]
+    _JOBS[job["kind"]](job, pipe)
+    pipe.send(event="done")
+
+
+def _problem(fields: Mapping[str, Any]) -> Problem:
+    fields = {key: value for key, value in fields.items() if key != "id"}
+    return Problem(**{**fields, "shape": tuple(fields["shape"]), "tiers": tuple(fields["tiers"])})
+
+
+def _open(job: Mapping[str, Any]) -> tuple[Task, TaskRuntime, Device, Protocol]:
+    suite = registry.suite(job["suite"])
+    protocol = Protocol(**job["protocol"])
+    device = open_device(job["device"], "torch" in suite.task.needs, protocol.precision)
+    return suite.task, registry.resolve(suite.task.runtime), device, protocol
+
+
+def _floor(method: Method, problem: Problem, job: Mapping[str, Any], itemsize: int) -> Floor | None:
+    if method.cost is None:
+        return None
+    cost = registry.resolve(method.cost)(problem.shape, itemsize)
+    return floor(cost, problem.dtype, job["environment"])
+
+
+_ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "uint8": 1}
+
+
+def _check(job: Mapping[str, Any], pipe: Pipe) -> None:
+    _, runtime, device, protocol = _open(job)
+    method = registry.method(job["method"])
+    for fields in job["problems"]:
+        problem = _problem(fields)
+        pipe.send(event="start", problem=problem.id)
+        outcome = gate.check(method=method, runtime=runtime, problem=problem, device=device, seeds=protocol.gate_seeds)
+        bound = _floor(method, problem, job, _ITEMSIZE.get(problem.dtype, 4))
+        if bound is not None:
+            outcome.detail |= {"floor_s": bound.seconds, "floor_basis": bound.basis}
+        memory: dict[str, Any] = {}
+        if outcome.status == "passed":
+            memory = _memory(method, runtime, problem, device, outcome, protocol)
+        pipe.send(event="result", problem=problem.id, gate=outcome.to_json(), memory=memory)
+
+
+def _memory(
+    method: Method, runtime: TaskRuntime, problem: Problem, device: Device, outcome: gate.Outcome, protocol: Protocol
+) -> dict[str, Any]:
+    content = runtime.content(problem, 0)
+    try:
+        op = runtime.bind(registry.resolve(method.impl), problem, method.hyper)
+        peak = micro.memory_pass(op=op, runtime=runtime, content=content, device=device)
+        joules = micro.energy_pass(
+            op=op,
+            runtime=runtime,
+            content=content,
+            device=device,
+            seconds=ENERGY_S,
+            call_s=outcome.planning_s or outcome.first_call_s or 1.0,
+        )
+    except Exception as error:
+        status, reason = gate.failure(device, error)
+        return {"status": status, "reason": f"in the memory pass: {reason}", "measurements": {}, "detail": {}}
+    measurements = {name: [value, "bytes"] for name, value in peak.items()}
+    detail = {}
+    if isinstance(joules, float):
+        measurements["energy_j"] = [joules, "J"]
+    else:
+        detail["energy"] = joules
+    return {"status": "passed", "reason": None, "measurements": measurements, "detail": detail}
+
+
+def _block(job: Mapping[str, Any], pipe: Pipe) -> None:
+    task, runtime, device, protocol = _open(job)
+    block: int = job["block"]
+    for item in job["problems"]:
+        problem = _problem(item["problem"])
+        pipe.send(event="start", problem=problem.id, arm="(preparation)")
+        # Gate seeds are 0, 1, 2, …: a block's content is one that no gate has seen.
+        content = runtime.content(problem, 1000 + block)
+        oracle = runtime.oracle(content, problem)
+        arms: list[str] = list(item["arms"])
+        random.Random(f"{job['seed']}/{block}/{problem.id}").shuffle(arms)
+        if device.kind == "cuda":
+            _warm(arms, runtime, problem, content, device, protocol)
+        for position, arm in enumerate(arms):
+            pipe.send(event="start", problem=problem.id, arm=arm)
+            limit = item["limits"].get(arm.removesuffix(AA))
+            result = _arm(arm, position, task, runtime, problem, content, oracle, device, protocol, limit)
+            pipe.send(event="result", problem=problem.id, arm=arm, order=position, **result)
+
+
+def _warm(
+    arms: list[str], runtime: TaskRuntime, problem: Problem, content: Any, device: Device, protocol: Protocol
+) -> None:
+    baseline = next((arm for arm in arms if arm.endswith(AA)), arms[0]).removesuffix(AA)
+    op = runtime.bind(registry.load(baseline), problem, registry.method(baseline).hyper)
+    buffer = runtime.buffer_like(content)
+    runtime.fill(buffer, content)
+    device.warm_up(lambda: op(buffer), protocol.gpu_warmup_s)
+
+
+def _arm(
+    arm: str,
+    position: int,
+    task: Task,
+    runtime: TaskRuntime,
+    problem: Problem,
+    content: Any,
+    oracle: Any,
+    device: Device,
+    protocol: Protocol,
+    limit: float | None,
+) -> dict[str, Any]:
+    method = registry.method(arm.removesuffix(AA))
+    try:
+        op = runtime.bind(registry.resolve(method.impl), problem, method.hyper)
+        timing = micro.time_arm(
+            op=op,
+            runtime=runtime,
+            problem=problem,
+            content=content,
+            device=device,
+            protocol=protocol,
+            offset=1 + 2000 * position,
+        )
+        status, reason, errors = _judge_block(task, runtime, problem, content, oracle, timing.output, limit)
+    except Exception as error:
+        status, reason = gate.failure(device, error)
+        return {"status": status, "reason": f"in a block: {reason}", "timings": {}, "errors": {}, "detail": {}}
+    return {
+        "status": status,
+        "reason": reason,
+        "timings": {name: [clock, samples] for name, (clock, samples) in timing.samples.items()},
+        "errors": errors,
+        "detail": {**device.state(), **({"notes": timing.notes} if timing.notes else {})},
+    }
+
+
+def _judge_block(
+    task: Task, runtime: TaskRuntime, problem: Problem, content: Any, oracle: Any, output: Any, limit: float | None
+) -> tuple[str, str | None, dict[str, float]]:
+    """One output per arm and block: well formed, finite, and no worse than at the gate."""
+    if why := runtime.malformed(output, runtime.buffer_like(content), problem):
+        return "error", f"in a block: {why}", {}
+    if why := runtime.nonfinite(output):
+        return "nonfinite", f"in a block: {why}", {}
+    errors = {k: float(v) for k, v in runtime.judge(output, content, oracle, problem, None).errors.items()}
+    found = errors.get(task.primary_error)
+    if found is not None and limit is not None:
+        allowed = BLOCK_ERROR_FACTOR * limit + BLOCK_ERROR_SLACK
+        if not found <= allowed:
+            return (
+                "inaccurate",
+                f"in a block: {task.primary_error} {found:.3g} against at most {limit:.3g} at the gate",
+                errors,
+            )
+    return "passed", None, errors
+
+
+def _probe(job: Mapping[str, Any], pipe: Pipe) -> None:
+    task, runtime, _, _ = _open(job)
+    facts: dict[str, Any] = {"work_flops": {p["id"]: runtime.work_flops(_problem(p)) for p in job["problems"]}}
+    if "torch" in task.needs:
+        begin = time.monotonic()
+        facts |= probe(job["device"])
+        facts["probe_s"] = time.monotonic() - begin
+    pipe.send(event="result", facts=facts)
+
+
+_JOBS = {"check": _check, "block": _block, "probe": _probe}
+
+if __name__ == "__main__":
+    main()

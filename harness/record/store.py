@@ -1,0 +1,293 @@
+"""The store: append-only JSON lines, one file per invocation, readable as one pandas frame.
+
+A file is a header line, run lines, and an end line once the invocation completed. Files merge by being copied into
+one folder. A torn last line (a killed process) is ignored when reading and cut off before appending.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from harness.errors import BadRecord, UserError
+from harness.record.run import SCHEMA, Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Source = str | Path | Sequence[str | Path]
+
+COLUMNS = (
+    "run",
+    "phase",
+    "case",
+    "task",
+    "method",
+    "problem",
+    "workload",
+    "seed",
+    "block",
+    "arm",
+    "status",
+    "reason",
+    "metric",
+    "unit",
+    "clock",
+    "value",
+    "samples",
+    "device",
+    "device_kind",
+    "threads",
+    "commit",
+    "protocol",
+    "precision",
+    "discarded",
+    "utc",
+    "file",
+    "detail",
+)
+CLOCK_DROP = 0.90
+
+
+class TornLine(UserWarning):
+    """The last line of a record was cut off by a killed process and is ignored."""
+
+
+class Writer:
+    """Appends one invocation's lines to one file, flushed per record."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stream: TextIO | None = None
+
+    def __enter__(self) -> Writer:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _cut_torn_tail(self.path)
+            self._stream = self.path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._stream is not None:
+            try:
+                self._stream.close()
+            except OSError as error:
+                raise _unwritable(self.path, error) from error
+
+    def header(self, header: Mapping[str, Any]) -> None:
+        """Write the first line."""
+        self._line({"record": "header", "schema": SCHEMA, **header})
+
+    def run(self, run: Run) -> None:
+        """Write one run."""
+        self._line(run.model_dump(mode="json", exclude_none=True))
+
+    def end(self, **fields: Any) -> None:
+        """Write the last line: the invocation is complete."""
+        self._line({"record": "end", **fields})
+
+    def _line(self, record: Mapping[str, Any]) -> None:
+        assert self._stream is not None
+        try:
+            self._stream.write(json.dumps(record, allow_nan=True, separators=(",", ":")) + "\n")
+            self._stream.flush()
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot write {path}: {error.strerror or error}. Every line before this one is kept; "
+        f"free some space or choose another folder with --out, then run the same command to resume."
+    )
+
+
+def _cut_torn_tail(path: Path) -> None:
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb+") as stream:
+        data = stream.read()
+        if not data.endswith(b"\n"):
+            stream.truncate(data.rfind(b"\n") + 1)
+
+
+def paths(source: Source) -> list[Path]:
+    """The record files behind a file, a folder (searched recursively) or a list of these."""
+    found: list[Path] = []
+    for item in [source] if isinstance(source, str | Path) else source:
+        path = Path(item)
+        if path.is_dir():
+            found.extend(sorted(path.rglob("*.jsonl")))
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"no record at {path}: expected a .jsonl file or a folder of them.")
+    return list(dict.fromkeys(found))
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Every complete record of one file, the header first."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRecord(f"{path} cannot be read as a record: {error}.") from error
+    lines = text.split("\n")
+    torn = lines.pop() if lines and not text.endswith("\n") else None
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise BadRecord(
+                f"{path}, line {number}: not valid JSON ({error}); restore the file or delete the line."
+            ) from error
+        if not isinstance(record, dict) or "record" not in record:
+            raise BadRecord(f"{path}, line {number}: expected a record object with the key 'record'.")
+        if number == 1:
+            _check_header(path, record)
+        yield record
+    if torn:
+        warnings.warn(f"{path}: the torn last line is ignored (the run was killed).", TornLine, stacklevel=3)
+
+
+def _check_header(path: Path, record: Mapping[str, Any]) -> None:
+    if record["record"] != "header":
+        raise BadRecord(f"{path}: expected a header in the first line, got {record['record']!r}.")
+    if record.get("schema") != SCHEMA:
+        raise BadRecord(
+            f"{path}: schema {record.get('schema')!r}, this version reads {SCHEMA}; use the release that wrote it."
+        )
+
+
+def read_headers(source: Source) -> list[dict[str, Any]]:
+    """The header of every file, with the extra keys ``file`` and ``complete``."""
+    headers = []
+    for path in paths(source):
+        records = list(read_lines(path))
+        if records:
+            headers.append({**records[0], "file": str(path), "complete": records[-1]["record"] == "end"})
+    return headers
+
+
+def read_runs(source: Source) -> pd.DataFrame:
+    """One row per run and metric.
+
+    Args:
+        source: a record file, a folder (recursive), or a list of these.
+
+    Returns:
+        A frame with the columns :data:`COLUMNS`; ``value`` is the median of ``samples``. A run without
+        measurements is one row whose metric is None. ``discarded`` holds the reason why the whole block does
+        not count (thermal or power brake, or an SM clock under 90 % of the same arm's median), else None.
+
+    Raises:
+        UserError: nothing at ``source``. BadRecord: a file that is no record.
+    """
+    import pandas as pd
+
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    for path in paths(source):
+        _append(columns, path)
+    frame = pd.DataFrame(columns, columns=list(COLUMNS))
+    return _discard_slow_clocks(frame)
+
+
+def _append(columns: dict[str, list[Any]], path: Path) -> None:
+    shared: dict[str, Any] = {}
+    protocols: dict[str, dict[str, Any]] = {}
+    file = str(path)
+    for record in read_lines(path):
+        if record["record"] == "header":
+            environment, project = record.get("environment", {}), record.get("project", {})
+            shared = {
+                "device": environment.get("device_name"),
+                "device_kind": environment.get("device"),
+                "threads": environment.get("threads"),
+                "commit": project.get("commit") or None,
+                "file": file,
+            }
+            protocols = {s["task"]: s["protocol"] for s in record.get("plan", {}).get("suites", [])}
+            continue
+        if record["record"] != "run":
+            continue
+        protocol = protocols.get(record["task"], {})
+        detail = record.get("detail", {})
+        for measurement in record.get("measurements") or [{}]:
+            samples = measurement.get("samples")
+            row = {
+                **record,
+                **shared,
+                "metric": measurement.get("metric"),
+                "unit": measurement.get("unit"),
+                "clock": measurement.get("clock"),
+                "samples": samples,
+                "value": statistics.median(samples) if samples else None,
+                "protocol": protocol.get("version"),
+                "precision": protocol.get("precision"),
+                "discarded": detail.get("discarded"),
+                "detail": detail,
+            }
+            for name in COLUMNS:
+                columns[name].append(row.get(name))
+
+
+def _discard_slow_clocks(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mark every arm of a (file, problem, block) in which one arm ran under 90 % of its own median SM clock."""
+    if frame.empty:
+        return frame
+    clocks = frame["detail"].map(lambda d: d.get("sm_mhz") if isinstance(d, dict) else None)
+    if not clocks.notna().any():
+        return frame
+    known = frame.assign(sm_mhz=clocks.astype(float))[clocks.notna() & frame["block"].notna()]
+    median = known.groupby(["file", "problem", "arm"])["sm_mhz"].transform("median")
+    slow = known[known["sm_mhz"] < CLOCK_DROP * median]
+    keys = set(zip(slow["file"], slow["problem"], slow["block"], strict=True))
+    if keys:
+        hit = [key in keys for key in zip(frame["file"], frame["problem"], frame["block"], strict=True)]
+        mask = pd_mask(frame, hit)
+        frame.loc[mask, "discarded"] = f"SM clock under {CLOCK_DROP:.0%} of the same arm's median"
+    return frame
+
+
+def pd_mask(frame: pd.DataFrame, hit: Iterable[bool]) -> pd.Series[bool]:
+    """Rows in ``hit`` that are not discarded already."""
+    import pandas as pd
+
+    return pd.Series(list(hit), index=frame.index) & frame["discarded"].isna()
+
+
+def export(source: Source, to: str, out: Path) -> Path:
+    """Write every run as one table.
+
+    Args:
+        source: as in :func:`read_runs`.
+        to: ``parquet`` or ``csv``; nested fields are JSON text in CSV.
+        out: the file to write.
+
+    Returns:
+        The path written; it appears only when complete.
+    """
+    frame = read_runs(source)
+    if to not in ("parquet", "csv"):
+        raise UserError(f"cannot export to {to!r}: expected parquet or csv.")
+    frame["detail"] = frame["detail"].map(json.dumps)
+    partial = out.with_name(out.name + ".partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if to == "csv":
+            frame.assign(samples=frame["samples"].map(json.dumps)).to_csv(partial, index=False)
+        else:
+            frame.to_parquet(partial, index=False)
+        os.replace(partial, out)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write {out}: {error.strerror or error}; choose another file with --out.") from error
+    return out
