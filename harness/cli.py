@@ -54,6 +54,10 @@ def main() -> NoReturn:
         _fail(str(error), 2)
     except KeyboardInterrupt:
         _fail("interrupted. Every finished run is kept; the same command resumes where it stopped.", 130)
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.split(".")[0] in ("harness", "methods", "suites", "reports"):
+            raise
+        _fail(f"the package {error.name!r} is missing in {sys.executable}: run make install, or pip install it.", 2)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)

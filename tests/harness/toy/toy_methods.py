@@ -126,26 +126,10 @@ def _method(name, **fields):
 
 
 PLAIN = _method("plain")
-NAMES = [
-    "added",
-    "mutates",
-    "by_address",
-    "by_content",
-    "static_output",
-    "nan",
-    "negated",
-    "wrong",
-    "short",
-    "raises",
-    "refuses",
-    "hangs",
-    "segfaults",
-    "out_of_memory",
-    "killed",
-    "garbage",
-    "late_cheat",
-    "dies_in_blocks",
-]
+NAMES = """
+added mutates by_address by_content static_output nan negated wrong short raises refuses hangs segfaults
+out_of_memory killed garbage late_cheat dies_in_blocks
+""".split()  # noqa: SIM905
 globals().update({name.upper(): _method(name) for name in NAMES})
 UNFAITHFUL = Method(
     name="toy.unfaithful",

@@ -1,0 +1,185 @@
+"""The record cannot lie, cannot be lost, and reads back as one frame."""
+
+import json
+import time
+
+import pytest
+from pydantic import ValidationError
+
+from harness.errors import BadRecord, UserError
+from harness.record import store
+from harness.record.run import SEVERITY, STATUSES, Measurement, Run, worst
+
+
+def make(**fields):
+    base = {
+        "run": "r1", "phase": "block", "case": "toy.a/p", "task": "toy", "method": "toy.a", "problem": "p",
+        "arm": "toy.a", "status": "passed", "block": 0,
+    }  # fmt: skip
+    return Run(**(base | fields))
+
+
+TIME = Measurement(metric="op_s", unit="s", samples=[0.5, 0.1, 0.2], clock="host")
+
+
+@pytest.mark.parametrize("status", [s for s in STATUSES if s not in ("passed", "target_reached")])
+def test_a_time_without_a_passed_gate_is_unrepresentable(status):
+    with pytest.raises(ValidationError, match="cannot carry the timing"):
+        make(status=status, reason="because", measurements=[TIME])
+
+
+@pytest.mark.parametrize("metric", ["op_s", "op_graph_s", "first_call_s", "anything_s"])
+def test_every_metric_in_seconds_is_a_time(metric):
+    with pytest.raises(ValidationError):
+        make(status="error", reason="x", measurements=[Measurement(metric=metric, unit="s", samples=[1.0])])
+
+
+def test_training_runs_keep_unranked_seconds_but_never_a_time_to_target():
+    elapsed = Measurement(metric="elapsed_s", unit="s", samples=[9.0])
+    make(phase="training", status="diverged", reason="NaN", measurements=[elapsed])
+    with pytest.raises(ValidationError):
+        make(
+            phase="training",
+            status="budget_exhausted",
+            reason="x",
+            measurements=[Measurement(metric="time_to_target_s", unit="s", samples=[9.0])],
+        )
+
+
+def test_every_failure_carries_a_reason_and_errors_may_be_kept():
+    with pytest.raises(ValidationError, match="needs a reason"):
+        make(status="inaccurate")
+    error = Measurement(metric="polar_error", unit="1", samples=[0.9])
+    assert make(status="inaccurate", reason="0.9 > 0.3", measurements=[error]).measurements[0].samples == [0.9]
+
+
+def test_the_worst_status_wins():
+    assert worst(["passed", "unfaithful", "inaccurate"]) == "unfaithful"
+    assert set(SEVERITY) | {"target_reached", "budget_exhausted", "diverged"} == set(STATUSES)
+
+
+def header(**environment):
+    return {
+        "project": {"commit": "abc", "diff": ""},
+        "environment": {"device": "cpu", "device_name": "CPU", "threads": 2, **environment},
+        "plan": {"hash": "h", "suites": [{"task": "toy", "protocol": {"version": 1, "precision": "ieee"}}]},
+    }
+
+
+def write(path, runs, end=True, **environment):
+    with store.Writer(path) as writer:
+        writer.header(header(**environment))
+        for run in runs:
+            writer.run(run)
+        if end:
+            writer.end(utc="now", elapsed_s=1.0)
+    return path
+
+
+def test_reading_gives_one_row_per_metric_and_one_without(tmp_path):
+    path = write(
+        tmp_path / "a.jsonl",
+        [
+            make(measurements=[TIME, Measurement(metric="gap", unit="1", samples=[0.0])]),
+            make(phase="gate", status="error", reason="boom"),
+        ],
+    )
+    frame = store.read_runs(path)
+    assert list(frame.columns) == list(store.COLUMNS)
+    assert len(frame) == 3
+    assert frame["value"].iloc[0] == 0.2, "the median of the samples"
+    assert frame["samples"].iloc[0] == [0.5, 0.1, 0.2]
+    assert frame["metric"].isna().sum() == 1
+    assert set(frame["device"]) == {"CPU"}
+    assert set(frame["precision"]) == {"ieee"}
+    assert store.read_headers(path)[0]["complete"] is True
+
+
+def test_files_merge_by_being_copied_together(tmp_path):
+    write(tmp_path / "a.jsonl", [make(run="1")])
+    write(tmp_path / "deep" / "b.jsonl", [make(run="2")], device_name="other")
+    frame = store.read_runs(tmp_path)
+    assert sorted(frame["run"]) == ["1", "2"]
+    assert set(frame["device"]) == {"CPU", "other"}
+    assert len(store.read_runs([tmp_path / "a.jsonl", tmp_path / "deep"])) == 2
+
+
+def test_a_torn_last_line_is_ignored_with_a_warning_and_cut_before_appending(tmp_path):
+    path = write(tmp_path / "a.jsonl", [make(run="1"), make(run="2")], end=False)
+    whole = path.read_text()
+    path.write_text(whole[:-25])
+    with pytest.warns(store.TornLine):
+        assert list(store.read_runs(path)["run"]) == ["1"]
+    with store.Writer(path) as writer:
+        writer.run(make(run="3"))
+    assert list(store.read_runs(path)["run"]) == ["1", "3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"record":"run"}\n', "header in the first line"),
+        ('{"record":"header","schema":99}\n', "schema 99"),
+        ("{}\n", "key 'record'"),
+        ('{"record":"header","schema":1}\nnonsense\n{"record":"end"}\n', "line 2"),
+    ],
+)
+def test_a_bad_file_gives_one_clear_error(tmp_path, text, message):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(text)
+    with pytest.raises(BadRecord, match=message):
+        store.read_runs(path)
+
+
+def test_missing_and_binary_sources_are_user_errors(tmp_path):
+    with pytest.raises(UserError, match="no record at"):
+        store.read_runs(tmp_path / "nowhere")
+    (tmp_path / "x.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BadRecord):
+        store.read_runs(tmp_path)
+    assert len(store.read_runs([])) == 0
+
+
+def test_an_unwritable_folder_and_a_full_disk_are_one_line(tmp_path):
+    blocker = tmp_path / "file"
+    blocker.write_text("not a folder")
+    with pytest.raises(UserError, match="choose another folder"), store.Writer(blocker / "a.jsonl"):
+        pass
+    with pytest.raises(UserError, match="No space left"), store.Writer(__import__("pathlib").Path("/dev/full")) as full:
+        full.header(header())
+
+
+def test_slow_clocks_discard_the_whole_block(tmp_path):
+    runs = [
+        make(run=f"{block}{arm}", block=block, arm=arm, measurements=[TIME],
+             detail={"sm_mhz": 1500 if (block, arm) == (3, "toy.a") else 1980})
+        for block in range(8) for arm in ("toy.a", "toy.b")
+    ]  # fmt: skip
+    frame = store.read_runs(write(tmp_path / "a.jsonl", runs))
+    gone = frame[frame["discarded"].notna()]
+    assert set(gone["block"]) == {3}
+    assert set(gone["arm"]) == {"toy.a", "toy.b"}
+    assert "90%" in gone["discarded"].iloc[0]
+
+
+def test_export_round_trips(tmp_path):
+    import pandas as pd
+
+    path = write(tmp_path / "a.jsonl", [make(measurements=[TIME])])
+    table = pd.read_parquet(store.export(path, "parquet", tmp_path / "out" / "t.parquet"))
+    assert list(table["samples"].iloc[0]) == [0.5, 0.1, 0.2]
+    text = pd.read_csv(store.export(path, "csv", tmp_path / "t.csv"))
+    assert json.loads(text["samples"].iloc[0]) == [0.5, 0.1, 0.2]
+    with pytest.raises(UserError, match="parquet or csv"):
+        store.export(path, "xml", tmp_path / "t.xml")
+
+
+def test_a_hundred_thousand_records_load(tmp_path):
+    """The promise is five seconds (about two here); the test only guards against a blow-up of the cost."""
+    path = write(tmp_path / "a.jsonl", [make(measurements=[TIME])], end=False)
+    line = path.read_text().splitlines()[-1]
+    with path.open("a") as stream:
+        stream.writelines(f"{line}\n" for _ in range(99_999))
+    start = time.process_time()
+    assert len(store.read_runs(path)) == 100_000
+    assert time.process_time() - start < 60

@@ -1,0 +1,103 @@
+"""A killed run resumes where it was, and a finished one is never appended to."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from harness import read_runs
+from harness.catalogue.registry import ROOT
+from harness.measure import executor
+from harness.measure.plan import Request, build
+from harness.record import store
+
+
+def request(**fields):
+    return Request(suites=("toy",), tier="quick", blocks=6, **fields)
+
+
+class Killer:
+    """A listener that interrupts after a number of steps."""
+
+    def __init__(self, after):
+        self.left = after
+
+    def phase(self, title, total, done=0): ...
+
+    def note(self, text): ...
+
+    def step(self, text):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_resumes_and_repeats_nothing(toy, tmp_path):
+    toy("added", "nan")
+    out = tmp_path / "out"
+    for after in (3, 4, 9):
+        try:
+            executor.execute(build(request()), out, "test", Killer(after))
+        except KeyboardInterrupt:
+            continue
+        raise AssertionError("was not interrupted")
+    result = executor.execute(build(request()), out, "test")
+    assert result.resumed
+    assert [p.name for p in out.iterdir()] == [result.path.name]
+    frame = read_runs(result.path)
+    timed = frame[frame["metric"] == "op_s"]
+    assert not timed.duplicated(["case", "block", "arm"]).any()
+    assert timed.groupby(["problem", "arm"])["block"].nunique().eq(6).all()
+    assert set(timed["arm"]) == {"toy.plain", "toy.plain#aa", "toy.added"}
+    gates = frame[frame["phase"] == "gate"].drop_duplicates("run")
+    assert not gates.duplicated("case").any()
+    records = list(store.read_lines(result.path))
+    assert records[-1]["record"] == "end"
+    assert sum(r["record"] == "header" for r in records) == 1
+
+
+def test_after_a_finished_file_a_new_one_starts(toy, tmp_path):
+    toy()
+    first = executor.execute(build(request()), tmp_path, "test")
+    second = executor.execute(build(request()), tmp_path, "test")
+    assert first.path != second.path
+    assert not second.resumed
+
+
+def test_another_plan_does_not_resume_the_file(toy, tmp_path):
+    toy("added")
+    try:
+        executor.execute(build(request()), tmp_path, "test", Killer(2))
+    except KeyboardInterrupt:
+        pass
+    other = executor.execute(build(request(methods=("toy.added",))), tmp_path, "test")
+    assert not other.resumed
+
+
+def test_a_killed_process_leaves_a_valid_store_that_resumes(toy, tmp_path):
+    """SIGKILL to the parent at some moment after the first block record, then the same command again."""
+    toy("added")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "harness", "run", "--suite", "toy", "--tier", "quick", "--blocks", "8",
+               "--out", str(out), "--json"]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])}
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if any('"phase":"block"' in p.read_text() for p in out.glob("*.jsonl")):
+            break
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    file = next(out.glob("*.jsonl"))
+    with file.open("a") as stream:
+        stream.write('{"record":"run","run":"torn')
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path)
+    answer = json.loads(done.stdout)
+    assert answer["resumed"] is True
+    assert answer["file"] == str(file)
+    timed = read_runs(file).query("metric == 'op_s'")
+    assert timed.groupby(["problem", "arm"])["block"].nunique().eq(8).all()
+    assert not timed.duplicated(["case", "block", "arm"]).any()
