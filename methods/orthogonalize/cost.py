@@ -71,6 +71,11 @@ def gram5(shape: Sequence[int], itemsize: int) -> Cost:
     return gram(shape, itemsize, 5, 2)
 
 
+def gram5_symmetric(shape: Sequence[int], itemsize: int) -> Cost:
+    """Five Gram steps with symmetric products, restart before the third."""
+    return gram(shape, itemsize, 5, 2, triangles=True)
+
+
 def gram4(shape: Sequence[int], itemsize: int) -> Cost:
     """Four Gram steps, restart before the third."""
     return gram(shape, itemsize, 4, 2)

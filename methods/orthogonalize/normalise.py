@@ -30,11 +30,11 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def scaled(X: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """``X * factor`` multiplied in factor's precision, rounded once to X's dtype, in one pass; always contiguous."""
+def scaled(X: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """``X * factor`` multiplied in factor's precision, rounded once to ``dtype`` (X's), in one pass; contiguous."""
     if torch.compiler.is_compiling():
-        return (X * factor).to(X.dtype)
-    return torch.mul(X, factor, out=torch.empty(X.shape, dtype=X.dtype, device=X.device))
+        return (X * factor).to(dtype or X.dtype)
+    return torch.mul(X, factor, out=torch.empty(X.shape, dtype=dtype or X.dtype, device=X.device))
 
 
 def frobenius_factor(X: torch.Tensor) -> torch.Tensor:
