@@ -1,0 +1,227 @@
+"""Which figures a device's cases allow: rows chosen, a sentence generated from the numbers, then drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from reports import figures, plain
+from reports.cases import Case
+from reports.figures import Chart
+from reports.tables import describe_problem
+
+Row = dict[str, Any]
+SIGMAS = ("min", "p02", "p50", "p98", "max")
+STRIP_LIMIT = 12
+
+
+def claims(rows: list[Row], device: str) -> Chart | None:
+    """Claims of one device as interval bars; None when none has a ratio."""
+    drawn = [row for row in rows if row["device"] == device and row["ratio"] and row["quantity"] == "ratio"]
+    if not drawn:
+        return None
+    title = f"Claims on {device}"
+    name = plain.anchor("chart", "claims", device)
+    gains = [row for row in drawn if row["kind"].startswith("speedup") and row["claimed"]]
+    above = sum(bool(row["low"] and row["low"] > 1 + (row["floor"] or 0)) for row in gains)
+    reached = sum(bool(row["low"] and row["low"] >= row["claimed"]) for row in gains)
+    sentence = (
+        f"Of {plain.count(len(gains), 'claimed speed-up')} measured on {device}, {above} clear the noise floor with "
+        f"the whole interval and {reached} reach the claimed number in full."
+    )
+    data = [
+        {key: row[key] for key in ("id", "title", "verdict", "claimed", "ratio", "low", "high", "floor", "n")}
+        for row in drawn
+    ]
+    return Chart(id=name, title=title, sentence=sentence, svg=figures.intervals(name, title, drawn), rows=data)
+
+
+def families(cases: list[Case], problems: Mapping[str, Row]) -> list[tuple[str, list[Row]]]:
+    """Problems that differ only in size (same kind, dtype, batch and aspect), widest range first."""
+    groups: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for case in cases:
+        if case.time_s is None:
+            continue
+        row = describe_problem(case.problem, problems)
+        if len(row["shape"]) < 2:
+            continue
+        *batch, m, n = row["shape"]
+        key = (row["kind"], row["dtype"], tuple(batch), round(m / n, 3) if n else 0)
+        groups.setdefault(key, {})[case.problem] = row
+    named = []
+    for (kind, dtype, batch, aspect), found in groups.items():
+        if len(found) < 2:
+            continue
+        shape = "square" if aspect == 1 else f"aspect {aspect:g}"
+        label = " ".join([kind, shape, *([f"batch {'×'.join(map(str, batch))}"] if batch else []), dtype])
+        named.append((label, sorted(found.values(), key=lambda r: r["elements"])))
+    return sorted(named, key=lambda item: (-len(item[1]), item[0]))
+
+
+def time_against_size(cases: list[Case], label: str, members: list[Row], device: str) -> Chart:
+    """Time over size of one family of problems."""
+    sizes = {row["id"]: row for row in members}
+    series: dict[str, list[Row]] = {}
+    for case in cases:
+        if case.problem in sizes and case.time_s is not None:
+            row = sizes[case.problem]
+            short = (
+                row["shape_text"].replace(" ", "") if row["shape"][-1] != row["shape"][-2] else f"{row['shape'][-1]}²"
+            )
+            series.setdefault(case.method, []).append(
+                {
+                    "method": case.method,
+                    "problem": case.problem,
+                    "size": row["elements"],
+                    "label": short,
+                    "time_s": case.time_s,
+                    "low_s": case.low_s,
+                    "high_s": case.high_s,
+                }
+            )
+    for points in series.values():
+        points.sort(key=lambda point: point["size"])
+    title = f"Time against size: {label}"
+    name = plain.anchor("chart", "size", device, label)
+    largest = members[-1]
+    at_top = sorted((p[-1]["time_s"], m) for m, p in series.items() if p[-1]["problem"] == largest["id"])
+    fast, slow = at_top[0], at_top[-1]
+    sentence = (
+        f"At {largest['shape_text']} the fastest method is {fast[1]} with {plain.seconds(fast[0])}; the slowest, "
+        f"{slow[1]}, takes {plain.seconds(slow[0])}. Bands hold 80 % of the blocks."
+    )
+    rows = [point for points in series.values() for point in points]
+    svg = figures.time_against_size(name, title, series, "size of the matrix (elements, log scale)")
+    return Chart(id=name, title=title, sentence=sentence, svg=svg, rows=rows)
+
+
+def strips(cases: list[Case], problem: str, device: str) -> Chart | None:
+    """Per-block ratios to the baseline on one problem."""
+    own = [case for case in cases if case.problem == problem and case.effect is not None]
+    if not own:
+        return None
+    rows = [
+        {"method": case.method, "block": block, "ratio": ratio}
+        for case in sorted(own, key=lambda c: -(c.effect.ratio if c.effect else 0))
+        for block, ratio in (case.effect.per_block.items() if case.effect else ())
+    ]
+    noise = next((case.noise for case in own if case.noise is not None), None)
+    title = f"Blocks of {problem}"
+    name = plain.anchor("chart", "blocks", device, problem)
+    best = max(own, key=lambda c: c.effect.ratio if c.effect else 0)
+    assert best.effect is not None
+    clear = sum(case.effect is not None and case.effect.side == "faster" for case in own)
+    sentence = (
+        f"{plain.count(clear, 'method')} of {len(own)} beat the baseline beyond the noise floor of "
+        f"{plain.percent(noise)}; the largest speed-up is {plain.times(best.effect.ratio)} by {best.method}."
+    )
+    return Chart(id=name, title=title, sentence=sentence, svg=figures.strips(name, title, rows, noise), rows=rows)
+
+
+def representative(cases: list[Case]) -> list[str]:
+    """Problems by how many methods were timed on them, then by how long they take: the first says most."""
+    timed: dict[str, list[float]] = {}
+    for case in cases:
+        if case.time_s is not None:
+            timed.setdefault(case.problem, []).append(case.time_s)
+    return sorted(timed, key=lambda p: (-len(timed[p]), -max(timed[p]), p))
+
+
+def pareto(cases: list[Case], problem: str, metric: str, device: str) -> Chart | None:
+    """Error against time on one problem."""
+    own = [c for c in cases if c.problem == problem and c.time_s is not None and metric in c.errors]
+    if len(own) < 2:
+        return None
+    rows: list[Row] = [
+        {
+            "method": case.method,
+            "time_s": case.time_s,
+            "error": case.errors[metric],
+            "front": _on_front(case, own, metric),
+        }
+        for case in own
+    ]
+    front = [row["method"] for row in sorted(rows, key=lambda r: r["time_s"]) if row["front"]]
+    title = f"{plain.spoken(metric).capitalize()} against time: {problem}"
+    name = plain.anchor("chart", "pareto", device, problem, metric)
+    sentence = f"No other method is both faster and more accurate than {_listed(front)}."
+    return Chart(id=name, title=title, sentence=sentence, svg=figures.pareto(name, title, rows, metric), rows=rows)
+
+
+def _on_front(case: Case, others: list[Case], metric: str) -> bool:
+    def better(other: Case) -> bool:
+        faster, finer = (other.time_s or 0) <= (case.time_s or 0), other.errors[metric] <= case.errors[metric]
+        strict = (other.time_s or 0) < (case.time_s or 0) or other.errors[metric] < case.errors[metric]
+        return faster and finer and strict
+
+    return not any(better(other) for other in others)
+
+
+def singular_values(cases: list[Case], problem: str, device: str) -> Chart | None:
+    """Spread of singular values per method on one problem."""
+    names = [f"sigma_{part}" for part in SIGMAS]
+    own = [case for case in cases if case.problem == problem and all(name in case.errors for name in names)]
+    if not own:
+        return None
+    rows: list[Row] = [
+        {"method": case.method, "status": case.status, **{part: case.errors[f"sigma_{part}"] for part in SIGMAS}}
+        for case in own
+    ]
+    rows.sort(key=lambda row: max(abs(row["p02"] - 1), abs(row["p98"] - 1)))
+    title = f"Singular values: {problem}"
+    name = plain.anchor("chart", "sigma", device, problem)
+    best, worst = rows[0], rows[-1]
+    sentence = (
+        f"{best['method']} keeps 96 % of the singular values within {best['p02']:.3g} to {best['p98']:.3g}; "
+        f"{worst['method']} spreads them furthest, {worst['p02']:.3g} to {worst['p98']:.3g}."
+    )
+    return Chart(id=name, title=title, sentence=sentence, svg=figures.singular_values(name, title, rows), rows=rows)
+
+
+def floor_fractions(cases: list[Case], device: str) -> Chart | None:
+    """Share of the physical floor in each measured time."""
+    rows: list[Row] = [
+        {"method": case.method, "problem": case.problem, "fraction": case.floor_fraction, "basis": case.floor_basis}
+        for case in cases
+        if case.floor_fraction is not None
+    ]
+    if not rows:
+        return None
+    title = "Share of the physical floor"
+    name = plain.anchor("chart", "floor", device)
+    best = max(rows, key=lambda row: row["fraction"])
+    sentence = (
+        f"The nearest to its physical floor is {best['method']} on {best['problem']}: the floor explains "
+        f"{plain.percent(best['fraction'])} of its time."
+    )
+    return Chart(id=name, title=title, sentence=sentence, svg=figures.floor_fractions(name, title, rows), rows=rows)
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def sections(
+    cases: list[Case], errors: list[str], problems: Mapping[str, Row], device: str
+) -> list[tuple[str, str, list[Chart]]]:
+    """Heading, note and charts of a task's page; a section without a figure says why."""
+    first = representative(cases)
+    sizes = [time_against_size(cases, label, members, device) for label, members in families(cases, problems)]
+    fronts = [pareto(cases, problem, metric, device) for problem in first[:2] for metric in errors[:1]]
+    sigmas = [singular_values(cases, problem, device) for problem in first[:2]]
+    blocks = [strips(cases, problem, device) for problem in first[:STRIP_LIMIT]]
+    rest = f" Shown: {STRIP_LIMIT} of {len(first)} problems." if len(first) > STRIP_LIMIT else ""
+    found: list[tuple[str, str, list[Chart | None]]] = [
+        ("Time against size", "", list(sizes[:6])),
+        ("Error against time", "", list(fronts)),
+        ("Singular values of the outputs", "", list(sigmas)),
+        ("Blocks", "Each dot is one block: baseline time ÷ method time in the same process." + rest, list(blocks)),
+        ("Physical floor", "", [floor_fractions(cases, device)]),
+    ]
+    return [
+        _section(heading, text, [chart for chart in charts if chart is not None]) for heading, text, charts in found
+    ]
+
+
+def _section(heading: str, text: str, charts: list[Chart]) -> tuple[str, str, list[Chart]]:
+    return (heading, text, charts) if charts else (heading, "These records hold nothing to draw here.", [])

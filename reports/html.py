@@ -1,0 +1,254 @@
+"""The report: plain rows and figures assembled into self-contained pages that open from disk without a network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+import harness
+from harness.errors import UserError
+from reports import charts, downloads, figures, plain, sentences, tables, theme
+from reports.cases import Case, cases, devices
+
+Row = dict[str, Any]
+Header = dict[str, Any]
+#: Keeps a page under 2 MB: a matrix of 24 methods × 24 problems × 12 readings is about 1 MB.
+MATRIX_PROBLEMS = 24
+MATRIX_ENTRIES = 6000
+CASES_PER_PAGE = 600
+ROWS_ON_FRONT = 60
+ROWS_ON_AUDIT = 1500
+FILES_ON_FRONT = 4
+FILES_ON_AUDIT = 60
+VIEWS = 40
+
+
+def render(runs: pd.DataFrame, headers: list[Header], verdicts: list[Row], out: Path) -> Path:
+    """Write the report's pages.
+
+    Args:
+        runs: rows of :func:`harness.record.store.read_runs`.
+        headers: headers of :func:`harness.record.store.read_headers`.
+        verdicts: judged claims as plain dictionaries.
+        out: folder, made if missing.
+
+    Returns:
+        The path of ``index.html``.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    site = _Site(runs, headers, verdicts)
+    pages = site.pages()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in pages.items():
+            (out / name).write_text(text, encoding="utf-8")
+        for name, content in site.side_files.items():
+            (out / name).write_bytes(content)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the report into {out}: {error.strerror or error}; choose another folder with --out."
+        ) from error
+    return out / "index.html"
+
+
+class _Site:
+    """Everything that several pages share."""
+
+    def __init__(self, runs: pd.DataFrame, headers: list[Header], verdicts: list[Row]) -> None:
+        self.runs, self.headers = runs, headers
+        self.cases = cases(runs, headers)
+        self.problems = tables.problem_index(headers)
+        self.ledger = _drawn(tables.ledger(verdicts))
+        self.claim_charts = [
+            chart for device in dict.fromkeys(row["device"] for row in self.ledger)
+            if (chart := charts.claims(self.ledger, device)) is not None
+        ]  # fmt: skip
+        self.files = tables.files(headers, self.cases)
+        self.left_out = tables.left_out(headers)
+        self.discarded = tables.discarded(runs, headers)
+        self.parts = _task_parts(self.cases)
+        self.side_files: dict[str, bytes] = {}
+        self.nav = [("index.html", "Overview"), ("claims.html", "Claims"), *self._task_links()]
+        self.nav += [("methods.html", "Methods"), ("audit.html", "Audit")]
+
+    def _task_links(self) -> list[tuple[str, str]]:
+        return [(f"{slug}.html", f"{task} on {device}") for (device, task), (slug, _) in self.parts.items()]
+
+    def pages(self) -> dict[str, str]:
+        """File name -> text of every page."""
+        found = {"index.html": self._index(), "claims.html": self._claims(), "methods.html": self._methods()}
+        for (device, task), (slug, own) in self.parts.items():
+            found.update(self._task(device, task, slug, own))
+        found["audit.html"] = self._audit()
+        return found
+
+    def _page(self, template: str, name: str, title: str, **context: Any) -> str:
+        script, css = _asset("script.js"), theme.css_variables() + _asset("style.css") + _view_rules()
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        return _templates().get_template(template).render(
+            page=name, title=title, nav=self.nav, css=css, script=script, script_hash=f"sha256-{digest}",
+            version=harness.__version__, verdict_signs=theme.VERDICTS, status_signs=theme.STATUSES, **context,
+        )  # fmt: skip
+
+    def _index(self) -> str:
+        shown = [
+            {"device": device, "slug": plain.anchor("device", device), "tasks": self._tasks(device, own)}
+            for device, own in devices(self.cases)
+        ]
+        return self._page(
+            "index.j2", "index.html", "Overview",
+            where=sentences.where(self.files), lead=sentences.front(self.ledger, self.cases, self.files),
+            claims=[{**row, "detail_anchor": row["anchor"]} for row in self.ledger],
+            counts=tables.verdict_counts(self.ledger), claim_charts=self.claim_charts,
+            headlines=sentences.headlines(self.ledger, self.cases), devices=shown,
+            files=self.files[-ROWS_ON_FRONT:], environments=self._environments(FILES_ON_FRONT),
+            more_files=max(0, len(self.headers) - FILES_ON_FRONT),
+            left_out=self.left_out[:ROWS_ON_FRONT], left_out_more=max(0, len(self.left_out) - ROWS_ON_FRONT),
+            discarded=self.discarded[:ROWS_ON_FRONT], discarded_more=max(0, len(self.discarded) - ROWS_ON_FRONT),
+        )  # fmt: skip
+
+    def _tasks(self, device: str, own: list[Case]) -> list[Row]:
+        rows = []
+        for task in dict.fromkeys(case.task for case in own):
+            mine = [case for case in own if case.task == task]
+            slug = self.parts[device, task][0]
+            errors = tables.error_names(mine, self.headers, task)
+            families = charts.families(mine, self.problems)
+            grid = tables.matrix(mine, errors, self.problems, self._pager(device, task), _width(mine, errors))
+            rows.append(
+                {
+                    "name": task,
+                    "anchor": plain.anchor("task", task, device),
+                    "page": f"{slug}.html",
+                    "sentence": sentences.task(mine),
+                    "errors": errors,
+                    "matrix": grid,
+                    "matrix_id": plain.anchor("matrix", task, device),
+                    "size_chart": charts.time_against_size(mine, *families[0], device) if families else None,
+                }
+            )
+        return rows
+
+    def _pager(self, device: str, task: str) -> Mapping[str, str]:
+        slug, own = self.parts[device, task]
+        return {case.anchor: _part_name(slug, place // CASES_PER_PAGE) for place, case in enumerate(own)}
+
+    def _claims(self) -> str:
+        groups: dict[str, list[Row]] = {}
+        for row in self.ledger:
+            facts = [(label, row[key]) for label, key in sentences.CLAIM_FACTS if row[key] not in ("", plain.DASH)]
+            table_id = plain.anchor("problems", row["id"], row["device"])
+            groups.setdefault(row["group"] or row["id"], []).append(
+                {**row, "facts": facts, "table_id": table_id, "sentence": sentences.claim(row)}
+            )
+        named = [({"name": name, "anchor": plain.anchor("group", name)}, rows) for name, rows in groups.items()]
+        lead = sentences.ledger(self.ledger)
+        return self._page("claims.j2", "claims.html", "Claims", groups=named, lead=lead, claim_charts=self.claim_charts)
+
+    def _methods(self) -> str:
+        cards = tables.method_cards(self.headers, self.cases)
+        return self._page("methods.j2", "methods.html", "Methods", cards=cards, lead=sentences.methods(cards))
+
+    def _task(self, device: str, task: str, slug: str, own: list[Case]) -> dict[str, str]:
+        errors = tables.error_names(own, self.headers, task)
+        count = max(1, -(-len(own) // CASES_PER_PAGE))
+        parts = [(_part_name(slug, place), f"part {place + 1}") for place in range(count)]
+        siblings = [
+            (f"{other}.html", where)
+            for (where, name), (other, _) in self.parts.items()
+            if name == task and where != device
+        ]
+        found = {}
+        for place, (name, _) in enumerate(parts):
+            chunk = own[place * CASES_PER_PAGE : (place + 1) * CASES_PER_PAGE]
+            sections = self._sections(device, own, errors) if place == 0 else []
+            first, last = place * CASES_PER_PAGE + 1, place * CASES_PER_PAGE + len(chunk)
+            note = f"Cases {first} to {last} of {len(own)}; time is the median over blocks, clock: {own[0].clock}."
+            found[name] = self._page(
+                "task.j2", name, f"{task} on {device}", task=task, device=device, lead=sentences.task(own),
+                parts=parts, siblings=siblings, sections=sections, cases_note=note, error_names=list(errors),
+                rows=[tables.case_row(case, errors) for case in chunk],
+            )  # fmt: skip
+        return found
+
+    def _sections(self, device: str, own: list[Case], errors: Mapping[str, str]) -> list[tuple[str, str, list[Any]]]:
+        return charts.sections(own, list(errors), self.problems, device)
+
+    def _audit(self) -> str:
+        links, self.side_files = downloads.downloads(self.runs, self.cases, self.ledger, self.headers)
+        failed = [case for case in self.cases if case.time_s is None]
+        rows = [{**tables.case_row(case, ()), "device": case.device} for case in failed[:ROWS_ON_AUDIT]]
+        return self._page(
+            "audit.j2", "audit.html", "Audit", lead=sentences.audit(self.runs, self.files, self.discarded),
+            downloads=links, files=self.files, environments=self._environments(FILES_ON_AUDIT),
+            left_out=self.left_out[:ROWS_ON_AUDIT], failed=rows, failed_more=len(failed) - len(rows),
+            discarded=self.discarded[:ROWS_ON_AUDIT],
+        )  # fmt: skip
+
+    def _environments(self, limit: int) -> list[Row]:
+        return [
+            {
+                "file": tables.base(header["file"]),
+                "environment": tables.environment(header),
+                "protocol": tables.protocol(header),
+            }
+            for header in self.headers[-limit:]
+        ]
+
+
+def _width(own: list[Case], errors: Mapping[str, str]) -> int:
+    methods = len({case.method for case in own}) or 1
+    return max(1, min(MATRIX_PROBLEMS, MATRIX_ENTRIES // (methods * (len(errors) + 5))))
+
+
+def _drawn(rows: list[Row]) -> list[Row]:
+    """Ledger rows with their small interval bar; bars of one device share one scale."""
+    for device in {row["device"] for row in rows}:
+        own = [row for row in rows if row["device"] == device and row["quantity"] == "ratio"]
+        scale = figures.bar_scale(own)
+        for row in (row for row in rows if row["device"] == device):
+            row["bar"] = figures.bar(row, scale) if row["ratio"] and row["quantity"] == "ratio" else ""
+    return rows
+
+
+def _task_parts(found: list[Case]) -> dict[tuple[str, str], tuple[str, list[Case]]]:
+    parts: dict[tuple[str, str], list[Case]] = {}
+    for case in found:
+        parts.setdefault((case.device, case.task), []).append(case)
+    return {key: (plain.anchor("task", key[1], key[0]), own) for key, own in parts.items()}
+
+
+def _part_name(slug: str, place: int) -> str:
+    return f"{slug}.html" if place == 0 else f"{slug}-part-{place + 1}.html"
+
+
+def _view_rules() -> str:
+    return "".join(f"table.matrix[data-view='{n}'] .v{n}{{display:block}}" for n in range(VIEWS))
+
+
+@cache
+def _asset(name: str) -> str:
+    return resources.files("reports").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    """Autoescape is always on; only our own SVG, CSS and script pass unescaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["svg"] = Markup
+    environment.filters["raw"] = Markup
+    return environment
