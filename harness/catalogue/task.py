@@ -86,9 +86,12 @@ class TaskRuntime(Protocol):
         content: Any,
         oracle: Any,
         problem: Problem,
-        reference_output: Any | None,
+        reference: Callable[[Any], Any] | None,
     ) -> Judgement:
-        """Compare an output with the oracle, and with the plain reference's output when there is one."""
+        """Compare an output with the oracle, and with what the bound plain reference gives when there is one.
+
+        The reference is passed, not its output, so that of a large batch only the judged members need it.
+        """
 
     def work_bytes(self, problem: Problem) -> int:
         """Bytes of one input, for planning."""

@@ -134,8 +134,7 @@ def _check_output(
         outcome.mark("nonfinite", why)
         return
     oracle = runtime.oracle(content, problem)
-    reference_output = None if reference is None else reference(runtime.snapshot(content))
-    judgement = runtime.judge(output, content, oracle, problem, reference_output)
+    judgement = runtime.judge(output, content, oracle, problem, reference)
     outcome.mark(judgement.status, judgement.reason)
     _collect(outcome.errors, judgement.errors)
 

@@ -68,10 +68,10 @@ class Runtime:
     def oracle(self, content, problem):
         return [2 * x for x in content]
 
-    def judge(self, output, content, oracle, problem, reference_output):
+    def judge(self, output, content, oracle, problem, reference):
         gap = max(abs(a - b) for a, b in zip(output, oracle, strict=True))
-        if reference_output is not None:
-            off = max(abs(a - b) for a, b in zip(output, reference_output, strict=True))
+        if reference is not None:
+            off = max(abs(a - b) for a, b in zip(output, reference(list(content)), strict=True))
             if off > 1e-9:
                 return Judgement(status="unfaithful", reason=f"{off:.3g} from the reference", errors={"gap": gap})
         elif gap > 1e-3:
