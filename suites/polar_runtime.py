@@ -123,7 +123,7 @@ class PolarRuntime:
         problem: Problem,
         reference: Callable[[torch.Tensor], torch.Tensor] | None,
     ) -> Judgement:
-        """Gate one output: by fidelity when there is a reference output, by accuracy when there is none.
+        """Gate one output: by fidelity when there is a reference, by accuracy when there is none.
 
         The cosine with the true polar factor must be positive either way. Of a batch, each metric is the worst of
         the sampled members.

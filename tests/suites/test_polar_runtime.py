@@ -26,11 +26,17 @@ def judged(change, shape=(24, 40), dtype="float32", reference=None):
     """Judge ``change(exact)`` for a gaussian input, ``exact`` being the float64 polar factor."""
     one = problem(shape, dtype)
     content = RUNTIME.content(one, 0)
-    u, _, vh = torch.linalg.svd(content.double(), full_matrices=False)
-    exact = u @ vh
-    against = None if reference is None else reference(exact).to(content.dtype)
-    output = change(exact).to(content.dtype)
-    return RUNTIME.judge(output, content, RUNTIME.oracle(content, one), one, against)
+
+    def plain(g: torch.Tensor) -> torch.Tensor:
+        return reference(exact(g)).to(g.dtype)
+
+    output = change(exact(content)).to(content.dtype)
+    return RUNTIME.judge(output, content, RUNTIME.oracle(content, one), one, plain if reference else None)
+
+
+def exact(g: torch.Tensor) -> torch.Tensor:
+    u, _, vh = torch.linalg.svd(g.double(), full_matrices=False)
+    return u @ vh
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (17, 17), (2, 9, 5), (7, 6, 8)])
@@ -115,6 +121,24 @@ def test_fidelity_gate_by_dtype(dtype, limit):
     assert outside.reason.startswith("fidelity_error is")
     if dtype == "float64":
         assert outside.errors["fidelity_error"] == pytest.approx(1.5 * limit, rel=1e-6)
+
+
+def test_only_the_judged_members_are_computed_by_the_reference():
+    one = problem((30, 4, 6))
+    content = RUNTIME.content(one, 0)
+    before = RUNTIME.snapshot(content)
+    seen = []
+
+    def reference(member: torch.Tensor) -> torch.Tensor:
+        seen.append(member.clone())
+        return exact(member.zero_() + seen[-1]).float()
+
+    oracle = RUNTIME.oracle(content, one)
+    assert RUNTIME.judge(exact(content).float(), content, oracle, one, reference).status == "passed"
+    assert [RUNTIME.same(member, before[part.index]) for member, part in zip(seen, oracle.parts, strict=True)] == [
+        True
+    ] * 4
+    assert RUNTIME.same(content, before)
 
 
 def test_a_broken_reference_is_unfaithful():
