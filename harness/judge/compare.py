@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from harness.judge import stats
 from harness.judge.evidence import IDENTITY, Row, absent, complete, values
@@ -22,11 +22,13 @@ ENVIRONMENT = ("device", "device_kind", "threads", "precision", "protocol")
 _HEADER_FIELDS = ("host", "cpu", "os", "python", "torch", "triton", "numpy", "cores_physical")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ComparisonRow:
+class ComparisonRow(BaseModel):
     """One case: ``ratio`` is A ÷ B, so over 1 means that B is faster (or smaller)."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     case: str
+    device: str
     metric: str
     clock: str | None
     word: CompareWord
@@ -43,9 +45,8 @@ class ComparisonRow:
     differences: tuple[str, ...]
 
     def describe(self) -> dict[str, Any]:
-        """A JSON-ready copy: unbounded numbers become null."""
-        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
-        return {**plain, "differences": list(self.differences)}
+        """A JSON-ready copy with the same keys in the same order."""
+        return self.model_dump(mode="json")
 
 
 def compare(
@@ -80,6 +81,7 @@ def compare(
         rows.append(
             ComparisonRow(
                 case=case,
+                device=_devices(first[0], second[0]),
                 metric=metric,
                 clock=_clock(first, metric),
                 word=word,
@@ -154,6 +156,11 @@ def _differences(
             if left.get(name) != right.get(name)
         ]
     return tuple(found)
+
+
+def _devices(a: Row, b: Row) -> str:
+    names = dict.fromkeys(str(row["device"] or "") for row in (a, b))
+    return " → ".join(names)
 
 
 def _clock(rows: Sequence[Row], metric: str) -> str | None:

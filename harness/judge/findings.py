@@ -38,6 +38,9 @@ def on_problems(claim: Claim, group: Group) -> Finding:
     cells = evidence.cells(claim, group)
     measured = [c for c in cells if (c.measured if claim.baseline is not None else c.candidate)]
     others = [_hole(claim, group, c) for c in cells if c not in measured]
+    held = {c.problem for c in cells}
+    absent = [p for p in claim.problems if not set(p) & set("*?[") and p not in held]
+    others += [{"problem": p, "reason": "not in this run", "candidate": None, "baseline": None} for p in absent]
     wrong = evidence.wrong_answer(claim, group)
     if wrong is not None and claim.timed and not (claim.kind == "speedup-up-to" and measured):
         why = f"wrong answer: {wrong['status']} on {wrong['problem']}: {wrong['reason']}"
@@ -53,7 +56,7 @@ def on_problems(claim: Claim, group: Group) -> Finding:
         finding = replace(finding, outcome=rules.guard(finding.outcome, error, claim.error_metric))
         if error is not None:
             finding = replace(finding, remarks=(*finding.remarks, f"{claim.error_metric} {error:.2f}x the baseline's"))
-    remark = (f"{len(others)} of {len(cells)} problems without a number",) if others else ()
+    remark = (f"{len(others)} of {len(measured) + len(others)} problems without a number",) if others else ()
     return replace(finding, problems=[*finding.problems, *others], remarks=(*finding.remarks, *remark))
 
 

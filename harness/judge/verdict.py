@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from harness.judge import evidence, findings, stats, trained
 from harness.judge.claim import Claim
@@ -21,14 +22,16 @@ if TYPE_CHECKING:
 LIKENESS = 0.10
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Verdict(BaseModel):
     """The judgement of one claim on one device.
 
     ``ratio``, ``low`` and ``high`` are oriented as the claim's number: baseline ÷ candidate, except candidate ÷
     baseline for ``at-most``, the exponent for ``growth`` and the rate of hits for ``often`` and ``only-reaches``.
-    ``verdict`` is one of :data:`harness.judge.rules.WORDS`; ``phrase`` says it to people, fair to other hardware.
+    A number that is open or unbounded is None. ``verdict`` is one of :data:`harness.judge.rules.WORDS`; ``phrase``
+    says it to people, fair to other hardware.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     verdict: str
@@ -59,9 +62,14 @@ class Verdict:
     note: str
     file: str | None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _finite(cls, fields: Any) -> Any:
+        return _plain(fields)
+
     def describe(self) -> dict[str, Any]:
-        """A JSON-ready copy: numbers that are open or unbounded become null."""
-        return {key: _plain(value) for key, value in asdict(self).items()}
+        """A JSON-ready copy with the same keys in the same order."""
+        return self.model_dump(mode="json")
 
 
 def judge(
@@ -134,7 +142,9 @@ def _missing(claim: Claim, runs: pd.DataFrame) -> str:
     for reason in blocked["reason"].dropna():
         if "budget" not in str(reason):
             return str(reason)
-    where = claim.workload or ", ".join(claim.problems)
+    where = claim.workload or claim.problems[0]
+    if len(claim.problems) > 1:
+        where += f" or the claim's {len(claim.problems) - 1} other problems"
     absent = f"no stored run of {claim.candidate} on {where}"
     return f"needs {', '.join(claim.needs)}; {absent}" if claim.needs else absent
 
