@@ -207,7 +207,8 @@ GNS = Method(
     summary="the package gram-newton-schulz as installed: float16 inside, symmetric CuTe kernels on the GPU",
     source="Dao-AILab/gram-newton-schulz (PyPI: gram-newton-schulz)",
     formula="Gram iteration, 5 steps of Polar Express at 1.05, restart before step 3",
-    needs=("torch", "package:gram_newton_schulz"),
+    needs=("torch", "cxx", "package:gram_newton_schulz"),
     cost=f"{_HERE}.cost:gram5_symmetric",
     origin="library",
+    tags=("compile",),
 )

@@ -29,10 +29,12 @@ def torch_muon(G: torch.Tensor) -> torch.Tensor:
         return G.detach().clone(memory_format=torch.contiguous_format)
     zeropower, options = _torch_muon_routine()
     with torch.no_grad():
-        batch = as_batch(G)
-        matrices = [batch] if batch.ndim == 2 else list(batch)
-        results = [zeropower(_expendable(matrix, torch.bfloat16), **options).to(G.dtype) for matrix in matrices]
-        return finished(results[0] if batch.ndim == 2 else torch.stack(results), G)
+        if G.ndim == 2:
+            return finished(zeropower(_expendable(G.detach(), torch.bfloat16), **options).to(G.dtype), G)
+        result = torch.empty(G.shape, dtype=G.dtype, device=G.device)
+        for matrix, place in zip(as_batch(G), as_batch(result), strict=True):
+            place.copy_(zeropower(_expendable(matrix, torch.bfloat16), **options))
+        return result
 
 
 @functools.cache
@@ -44,7 +46,7 @@ def _torch_muon_routine() -> tuple[Callable[..., torch.Tensor], dict[str, Any]]:
         options = {name: defaults[name].default for name in ("ns_coefficients", "ns_steps", "eps")}
     except (ImportError, AttributeError, KeyError) as error:
         raise Unsupported(
-            f"torch {torch.__version__} has no Newton-Schulz routine in torch.optim._muon as torch 2.14 has it: {error}."
+            f"torch {torch.__version__} has no Newton-Schulz routine in torch.optim._muon as 2.14 has it: {error}."
         ) from error
     return routine, options
 
@@ -52,8 +54,9 @@ def _torch_muon_routine() -> tuple[Callable[..., torch.Tensor], dict[str, Any]]:
 def gns(G: torch.Tensor) -> torch.Tensor:
     """The package gram-newton-schulz with its defaults: Polar Express at 1.05, restart at 2, float16 inside.
 
-    Its CuTe kernels run on the GPU; elsewhere its torch backend. Some versions divide a float32 input in place, so a
-    float32 input is cloned.
+    Its CuTe kernels run on the GPU; elsewhere its torch backend. Version 0.1.5 divides a float32 input in place, so a
+    float32 input is cloned. Version 0.1.6 compiles itself with CUDA graphs, whose output is overwritten by the next
+    call; where no cast copies it (float16), it is cloned. It has torch's recompilation limit.
 
     Raises:
         Unsupported: the package or its kernels cannot be imported.
@@ -62,8 +65,9 @@ def gns(G: torch.Tensor) -> torch.Tensor:
     if G.numel() == 0:
         return G.detach().clone(memory_format=torch.contiguous_format)
     with torch.no_grad():
-        batch = _expendable(as_batch(G), torch.float32)
-        return finished(_gram_newton_schulz(G.device.type == "cuda")(batch.contiguous()).to(G.dtype), G)
+        batch = _expendable(as_batch(G), torch.float32).contiguous()
+        result = _gram_newton_schulz(G.device.type == "cuda")(batch)
+        return finished(_expendable(result, torch.float16), G)
 
 
 @functools.cache
@@ -80,5 +84,5 @@ def _gram_newton_schulz(use_kernels: bool) -> Callable[[torch.Tensor], torch.Ten
 
 
 def _expendable(tensor: torch.Tensor, mutated: torch.dtype) -> torch.Tensor:
-    """A clone if the peer writes into inputs of this dtype, else the tensor itself."""
+    """A clone if the peer writes into tensors of this dtype, else the tensor itself."""
     return tensor.clone() if tensor.dtype == mutated else tensor
