@@ -23,9 +23,8 @@ COUNTED = frozenset({"peak_device_bytes", "optimizer_state_bytes", "executed_flo
 #: Rows with the same values here were made by one invocation in one environment.
 IDENTITY = ("file", "device", "commit", "protocol", "threads", "precision")
 COLUMNS = (
-    *("run", "phase", "case", "task", "method", "problem", "workload", "seed", "block", "arm", "status", "reason"),
-    *("metric", "unit", "clock", "value", "samples", "device", "device_kind", "threads", "commit", "protocol"),
-    *("precision", "discarded", "utc", "file", "detail"),
+    *("phase", "method", "problem", "workload", "seed", "block", "arm", "status", "reason", "metric", "clock", "value"),
+    *("samples", "device", "threads", "commit", "protocol", "precision", "discarded", "utc", "file", "detail"),
 )
 _DIFFERENCE = re.compile(r"^(\w+)\s+-\s+(\w+)$")
 
@@ -80,7 +79,7 @@ def _concerned(claim: Claim, runs: pd.DataFrame) -> pd.Series[bool]:
 
 
 def complete(runs: pd.DataFrame) -> pd.DataFrame:
-    """The frame with every column that judging reads."""
+    """The frame with every column that judging reads (a hand-made one may lack some)."""
     missing = [name for name in COLUMNS if name not in runs.columns]
     return runs.assign(**dict.fromkeys(missing)) if missing else runs
 
@@ -90,12 +89,9 @@ def groups(claim: Claim, runs: pd.DataFrame, headers: Iterable[Mapping[str, Any]
     tiers = {str(h.get("file")): str(h.get("plan", {}).get("tier", "")) for h in headers}
     runs = complete(runs)
     touched = matching(claim, runs)
-    runs = runs[runs["file"].isin(set(touched["file"]))]
-    anchored = {(a.method, a.problem) for a in claim.anchors}
-    keys = zip(_concerned(claim, runs), runs["method"], runs["problem"], strict=True)
-    runs = runs[[bool(ours) or (method, problem) in anchored for ours, method, problem in keys]]
+    runs = _relevant(claim, runs[runs["file"].isin(set(touched["file"]))])
     gathered: dict[tuple[str, ...], list[Row]] = {}
-    for row in runs.to_dict("records"):
+    for row in runs[list(COLUMNS)].astype(object).to_dict("records"):
         gathered.setdefault(tuple(_text(row[name]) for name in IDENTITY), []).append(
             {str(key): None if absent(value) else value for key, value in row.items()}
         )
@@ -108,6 +104,19 @@ def groups(claim: Claim, runs: pd.DataFrame, headers: Iterable[Mapping[str, Any]
         file, device = identity[0], identity[1]
         found.append(Group(rows=tuple(rows), file=file, device=device, utc=utc, tier=tiers.get(file, "")))
     return found
+
+
+def _relevant(claim: Claim, runs: pd.DataFrame) -> pd.DataFrame:
+    """Rows that judging reads: the claim's arms, the A/A pair, anchored times; only the metrics that count."""
+    names = {claim.candidate, claim.baseline}
+    names |= set(runs.loc[runs["arm"].astype(str).str.endswith("#aa"), "method"].unique())
+    wanted = {(a.method, a.problem) for a in claim.anchors}
+    anchored = runs["method"].isin([m for m, _ in wanted]) & runs["problem"].isin([p for _, p in wanted])
+    ours = runs["method"].isin(names) | (claim.kind == "only-reaches")
+    runs = runs[(_concerned(claim, runs) & ours) | anchored]
+    metrics = {claim.metric, claim.error_metric, *claim.metric.split(" - "), *(a.metric for a in claim.anchors)}
+    failed = ~runs["status"].isin(["passed", "target_reached"])
+    return runs[runs["metric"].isin(metrics) | runs["metric"].isna() | failed | (runs["phase"] == "training")]
 
 
 def choose(claim: Claim, candidates: Sequence[Group]) -> Group:
