@@ -37,6 +37,7 @@ class Case:
         blocks: block number -> (median, 10 % quantile, 90 % quantile) of that block's inner samples, s.
         effect: speed-up over the baseline in the same file; None for the baseline and for untimed cases.
         noise: A/A noise floor of the problem as a fraction; None when it cannot be formed.
+        alias: the baseline against its own second alias; None for every other method.
         errors: dimensionless metric -> median over the gate's seeds.
     """
 
@@ -58,6 +59,7 @@ class Case:
     blocks: Mapping[int, tuple[float, float, float]] = field(default_factory=dict)
     effect: effects.Effect | None = None
     noise: float | None = None
+    alias: effects.Effect | None = None
     peak_bytes: float | None = None
     peak_metric: str = ""
     energy_j: float | None = None
@@ -211,7 +213,8 @@ def _case(
     peak = next((name for name in PEAKS if name in metrics), "")
     values = pd.Series([v[0] for v in blocks.values()], dtype=float)
     arm = effects.ALIAS.format(plan.baseline if plan else "")
-    floor = measured.get((row["file"], task, problem, arm))
+    alias = measured.get((row["file"], task, problem, arm))
+    is_baseline = bool(plan and plan.baseline == method)
     return Case(
         anchor=anchor("case", device, f"{method}/{problem}"),
         device=device,
@@ -230,7 +233,8 @@ def _case(
         times={name: metrics[name][0] for name in EXTRA_TIMES if name in metrics},
         blocks=blocks,
         effect=measured.get((row["file"], task, problem, method)),
-        noise=floor.noise if floor else None,
+        noise=alias.noise if alias else None,
+        alias=alias if is_baseline else None,
         peak_bytes=metrics[peak][0] if peak else None,
         peak_metric=peak,
         energy_j=metrics["energy_j"][0] if "energy_j" in metrics else None,
@@ -238,7 +242,7 @@ def _case(
         errors={name: value for name, (value, unit) in sorted(metrics.items()) if unit in ("1", "")},
         floor_s=number(gate.get("floor_s")),
         floor_basis=str(gate.get("floor_basis", "")),
-        is_baseline=bool(plan and plan.baseline == method),
+        is_baseline=is_baseline,
         command=command(plan, method),
     )
 

@@ -12,7 +12,9 @@ from reports.tables import describe_problem
 
 Row = dict[str, Any]
 SIGMAS = ("min", "p02", "p50", "p98", "max")
-STRIP_LIMIT = 12
+STRIP_LIMIT = 8
+#: Share of the best-covered problem's methods that a problem needs to stand for its device.
+MOST = 0.8
 
 
 def claims(rows: list[Row], device: str) -> Chart | None:
@@ -91,7 +93,7 @@ def time_against_size(cases: list[Case], label: str, members: list[Row], device:
         f"{slow[1]}, takes {plain.seconds(slow[0])}. Bands hold 80 % of the blocks."
     )
     rows = [point for points in series.values() for point in points]
-    svg = figures.time_against_size(name, title, series, "size of the matrix (elements, log scale)")
+    svg = figures.time_against_size(name, title, series, _looks(cases), "size of the matrix (elements, log scale)")
     return Chart(id=name, title=title, sentence=sentence, svg=svg, rows=rows)
 
 
@@ -100,10 +102,12 @@ def strips(cases: list[Case], problem: str, device: str) -> Chart | None:
     own = [case for case in cases if case.problem == problem and case.effect is not None]
     if not own:
         return None
+    aliases = [(f"{case.method}#aa", case.alias) for case in cases if case.problem == problem and case.alias]
+    arms = [*((case.method, case.effect) for case in own if case.effect), *aliases]
     rows = [
-        {"method": case.method, "block": block, "ratio": ratio}
-        for case in sorted(own, key=lambda c: -(c.effect.ratio if c.effect else 0))
-        for block, ratio in (case.effect.per_block.items() if case.effect else ())
+        {"method": name, "block": block, "ratio": ratio}
+        for name, effect in sorted(arms, key=lambda arm: -arm[1].ratio)
+        for block, ratio in effect.per_block.items()
     ]
     noise = next((case.noise for case in own if case.noise is not None), None)
     title = f"Blocks of {problem}"
@@ -119,12 +123,13 @@ def strips(cases: list[Case], problem: str, device: str) -> Chart | None:
 
 
 def representative(cases: list[Case]) -> list[str]:
-    """Problems by how many methods were timed on them, then by how long they take: the first says most."""
+    """Problems on which most methods were timed, the longest running first, then the rest in the same order."""
     timed: dict[str, list[float]] = {}
     for case in cases:
         if case.time_s is not None:
             timed.setdefault(case.problem, []).append(case.time_s)
-    return sorted(timed, key=lambda p: (-len(timed[p]), -max(timed[p]), p))
+    enough = MOST * max((len(values) for values in timed.values()), default=0)
+    return sorted(timed, key=lambda p: (len(timed[p]) < enough, -max(timed[p]), p))
 
 
 def pareto(cases: list[Case], problem: str, metric: str, device: str) -> Chart | None:
@@ -145,7 +150,14 @@ def pareto(cases: list[Case], problem: str, metric: str, device: str) -> Chart |
     title = f"{plain.spoken(metric).capitalize()} against time: {problem}"
     name = plain.anchor("chart", "pareto", device, problem, metric)
     sentence = f"No other method is both faster and more accurate than {_listed(front)}."
-    return Chart(id=name, title=title, sentence=sentence, svg=figures.pareto(name, title, rows, metric), rows=rows)
+    return Chart(
+        id=name, title=title, sentence=sentence, svg=figures.pareto(name, title, rows, _looks(cases), metric), rows=rows
+    )
+
+
+def _looks(cases: list[Case]) -> dict[str, Row]:
+    """One look per method, the same in every figure of a device."""
+    return figures.styles(list(dict.fromkeys(case.method for case in cases)))
 
 
 def _on_front(case: Case, others: list[Case], metric: str) -> bool:
@@ -173,7 +185,8 @@ def singular_values(cases: list[Case], problem: str, device: str) -> Chart | Non
     best, worst = rows[0], rows[-1]
     sentence = (
         f"{best['method']} keeps 96 % of the singular values within {best['p02']:.3g} to {best['p98']:.3g}; "
-        f"{worst['method']} spreads them furthest, {worst['p02']:.3g} to {worst['p98']:.3g}."
+        f"{worst['method']} spreads them furthest, {worst['p02']:.3g} to {worst['p98']:.3g}. "
+        "Line: smallest to largest; bar: 2 % to 98 %; dot: median."
     )
     return Chart(id=name, title=title, sentence=sentence, svg=figures.singular_values(name, title, rows), rows=rows)
 
@@ -190,6 +203,10 @@ def floor_fractions(cases: list[Case], device: str) -> Chart | None:
     title = "Share of the physical floor"
     name = plain.anchor("chart", "floor", device)
     best = max(rows, key=lambda row: row["fraction"])
+    top: dict[str, float] = {}
+    for row in rows:
+        top[row["method"]] = max(top.get(row["method"], 0.0), row["fraction"])
+    rows.sort(key=lambda row: -top[row["method"]])
     sentence = (
         f"The nearest to its physical floor is {best['method']} on {best['problem']}: the floor explains "
         f"{plain.percent(best['fraction'])} of its time."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,12 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
 }
 NAME_LIMIT = 30
+#: Points; a figure under this width fits two in a row and a phone without scrolling.
+NARROW_PT = 500.0
+#: A strip slower than this many times the baseline would squeeze all others; it is written as a number.
+SLOWEST = 4.0
+#: Decades of error that one axis shows before a finer method is pinned to its edge.
+DECADES = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +92,9 @@ def svg_of(figure: Figure, name: str, title: str) -> str:
     text = re.sub(r"url\(#", f"url(#{prefix}-", text)
     text = re.sub(r"#0[1-9ab][0-9a-f]{4}\b", lambda found: _variable(found.group(0)), text)
     width, height = _size(text)
+    shape = "wide" if float(width) > NARROW_PT else "narrow"
     opening = (
-        f'<svg role="img" aria-labelledby="{prefix}-title" viewBox="0 0 {width} {height}" '
+        f'<svg role="img" class="{shape}" aria-labelledby="{prefix}-title" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}" xmlns="http://www.w3.org/2000/svg" '
         f'xmlns:xlink="http://www.w3.org/1999/xlink" stroke-linejoin="round" stroke-linecap="butt">'
         f'<title id="{prefix}-title">{_escape(title)}</title>'
@@ -163,9 +170,20 @@ def _short_time(value: float) -> str:
     return f"{value:g} s"
 
 
+def _error_axis(axes: Axes, errors: list[float]) -> None:
+    """A log axis of errors with ticks in plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.set_ylim(min(errors) / 1.4, max(errors) * 1.4)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def intervals(name: str, title: str, rows: list[Row]) -> str:
     """Measured interval, estimate, claim and noise floor of each claim on one log axis of ratios."""
-    with canvas(8.2, 1.15 + 0.42 * len(rows)) as (figure, axes):
+    with canvas(9.4, 1.15 + 0.42 * len(rows)) as (figure, axes):
         ends = [1.0]
         for place, row in enumerate(rows):
             colour = theme.STAND_IN[row["sign"].tone]
@@ -213,10 +231,11 @@ def _interval_legend(figure: Figure) -> None:
     )
 
 
-def time_against_size(name: str, title: str, series: dict[str, list[Row]], size_label: str) -> str:
+def time_against_size(
+    name: str, title: str, series: dict[str, list[Row]], looks: Mapping[str, Row], size_label: str
+) -> str:
     """Log-log lines of time over size, one per method, with bands over blocks (10 % to 90 %)."""
-    looks = styles(list(series))
-    with canvas(8.2, 4.9) as (figure, axes):
+    with canvas(9.4, 5.0) as (figure, axes):
         for method, points in series.items():
             look = looks[method]
             sizes = [point["size"] for point in points]
@@ -243,57 +262,72 @@ def time_against_size(name: str, title: str, series: dict[str, list[Row]], size_
 
 
 def strips(name: str, title: str, rows: list[Row], noise: float | None) -> str:
-    """Every block's ratio to the baseline, one strip per method; the band is the noise floor."""
+    """Every block's ratio to the baseline, one strip per method; the band is the noise floor.
+
+    A method slower than ``SLOWEST`` times the axis' useful part is written at the edge with its range instead.
+    """
     import pandas as pd
     import seaborn as sns
 
     order = list(dict.fromkeys(row["method"] for row in rows))
-    labels = {method: short(method) + (" (A/A)" if method.endswith("#aa") else "") for method in order}
+    labels = [short(arm.removesuffix("#aa")) + (" (A/A)" if arm.endswith("#aa") else "") for arm in order]
     frame = pd.DataFrame({"ratio": [r["ratio"] for r in rows], "place": [order.index(r["method"]) for r in rows]})
-    with canvas(7.0, 1.0 + 0.3 * len(order)) as (figure, axes):
+    far = frame["ratio"] < 1 / SLOWEST
+    with canvas(5.8, 0.9 + 0.28 * len(order)) as (figure, axes):
         floor = noise or 0.0
         axes.axvspan(1 / (1 + floor), 1 + floor, color=MUTED, alpha=0.25, linewidth=0)
         axes.axvline(1.0, color=MUTED, linewidth=1)
-        _ratio_axis(axes, float(frame["ratio"].min()), float(frame["ratio"].max()))
+        near = frame["ratio"][~far]
+        _ratio_axis(axes, float(near.min()) if len(near) else 1 / SLOWEST, float(frame["ratio"].max()))
+        edge = axes.get_xlim()[0]
         sns.stripplot(
-            frame, x="ratio", y="place", orient="h", jitter=False, size=4.5, alpha=0.65, ax=axes,
-            color=theme.STAND_IN["s0"], legend=False,
+            frame[~far], x="ratio", y="place", orient="h", jitter=False, size=4.5, alpha=0.65, ax=axes,
+            order=range(len(order)),            color=theme.STAND_IN["s0"], legend=False,
         )  # fmt: skip
-        axes.set_yticks(range(len(order)), [labels[method] for method in order])
+        for place in sorted(set(frame["place"][far])):
+            ratios = frame["ratio"][frame["place"] == place]
+            text = f" ◀ {plain.times(ratios.min())} to {plain.times(ratios.max())}"
+            axes.text(edge, place, text, va="center", fontsize=9)
+        axes.set_yticks(range(len(order)), labels)
         axes.set_ylim(len(order) - 0.5, -0.5)
         axes.set_ylabel("")
         axes.set_xlabel("baseline ÷ method, one dot per block (log scale)")
         return svg_of(figure, name, title)
 
 
-def pareto(name: str, title: str, rows: list[Row], metric: str) -> str:
-    """Error against time; the step line joins the methods that no other beats in both."""
-    looks = styles([row["method"] for row in rows])
-    with canvas(8.2, 4.6) as (figure, axes):
+def pareto(name: str, title: str, rows: list[Row], looks: Mapping[str, Row], metric: str) -> str:
+    """Error against time; the step line joins the methods that no other beats in both.
+
+    The error axis spans ``DECADES`` at most; a finer method stands on its lower edge, with its error in the legend.
+    """
+    bottom = max(row["error"] for row in rows) / 10**DECADES
+    with canvas(9.4, 4.6) as (figure, axes):
         front = [row for row in sorted(rows, key=lambda r: r["time_s"]) if row["front"]]
         axes.step(
-            [r["time_s"] for r in front], [r["error"] for r in front], where="post", color=MUTED, linewidth=1.2,
-            linestyle=(0, (4, 2)), zorder=1,
+            [r["time_s"] for r in front], [max(r["error"], bottom) for r in front], where="post", color=MUTED,
+            linewidth=1.2, linestyle=(0, (4, 2)), zorder=1,
         )  # fmt: skip
         for row in rows:
-            look = looks[row["method"]]
+            look, under = looks[row["method"]], row["error"] < bottom
+            label = short(row["method"]) + (" ●" if row["front"] else "")
             axes.plot(
-                [row["time_s"]], [row["error"]], look["marker"], color=look["color"], markersize=8,
+                [row["time_s"]], [max(row["error"], bottom)], look["marker"], color=look["color"], markersize=8,
                 markerfacecolor=look["color"] if row["front"] else "none", markeredgewidth=1.6, linestyle="none",
-                label=short(row["method"]) + (" ●" if row["front"] else ""),
+                label=f"{label} ▼ {row['error']:.2g}" if under else label, clip_on=False,
             )  # fmt: skip
         _time_axis(axes, "x")
-        if min(row["error"] for row in rows) > 0:
-            axes.set_yscale("log")
+        if bottom > 0:
+            _error_axis(axes, [max(row["error"], bottom) for row in rows])
         axes.set_xlabel("time per call, less is better")
         axes.set_ylabel(f"{plain.spoken(metric)}, less is better")
-        figure.legend(loc="outside right center", fontsize=9, title="● on the front", title_fontsize=9)
+        key = "● on the front, ▼ below the axis"
+        figure.legend(loc="outside right center", fontsize=9, title=key, title_fontsize=9)
         return svg_of(figure, name, title)
 
 
 def singular_values(name: str, title: str, rows: list[Row]) -> str:
     """Spread of the output's singular values per method: thin line min to max, bar 2 % to 98 %, dot median."""
-    with canvas(7.4, 1.0 + 0.3 * len(rows)) as (figure, axes):
+    with canvas(5.8, 0.9 + 0.28 * len(rows)) as (figure, axes):
         axes.axvline(1.0, color=MUTED, linewidth=1.2)
         colour = theme.STAND_IN["s0"]
         for place, row in enumerate(rows):
@@ -303,7 +337,7 @@ def singular_values(name: str, title: str, rows: list[Row]) -> str:
         axes.set_yticks(range(len(rows)), [short(row["method"]) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(False, axis="y")
-        axes.set_xlabel("singular values of the output (1 is exact): line min–max, bar 2–98 %, dot median")
+        axes.set_xlabel("singular values of the output (1 is exact)")
         return svg_of(figure, name, title)
 
 
@@ -316,7 +350,7 @@ def floor_fractions(name: str, title: str, rows: list[Row]) -> str:
     frame = pd.DataFrame(
         {"percent": [100 * r["fraction"] for r in rows], "place": [order.index(r["method"]) for r in rows]}
     )
-    with canvas(7.4, 1.0 + 0.3 * len(order)) as (figure, axes):
+    with canvas(9.4, 0.9 + 0.28 * len(order)) as (figure, axes):
         sns.stripplot(
             frame, x="percent", y="place", orient="h", jitter=False, size=6, alpha=0.65, ax=axes,
             color=theme.STAND_IN["s2"], legend=False,

@@ -18,6 +18,7 @@ CLAIM_FACTS = (
     ("interval", "interval_text"),
     ("noise floor", "floor_text"),
     ("blocks", "blocks_text"),
+    ("attained level", "level_text"),
     ("device", "device"),
     ("candidate", "candidate"),
     ("baseline", "baseline"),

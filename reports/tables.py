@@ -33,7 +33,7 @@ class Entry:
 
     views: tuple[int, ...]
     text: str
-    sub: str = ""
+    sub: tuple[str, ...] = ()
     tone: str = ""
     title: str = ""
     sort: float | None = None
@@ -74,7 +74,7 @@ def _ledger_row(verdict: Mapping[str, Any]) -> Row:
     numbers = {name: plain.number(verdict.get(name)) for name in ("claimed", "ratio", "low", "high", "floor", "level")}
     texts = {name: str(verdict.get(name) or "") for name in TEXTS}
     device = str(verdict.get("device") or "")
-    ratio, kind = numbers["ratio"], texts["kind"]
+    ratio, kind, blocks = numbers["ratio"], texts["kind"], plain.number(verdict.get("n")) or None
     return {
         **texts,
         **numbers,
@@ -86,13 +86,15 @@ def _ledger_row(verdict: Mapping[str, Any]) -> Row:
         "authors": _authors(verdict.get("authors")),
         "file": base(verdict.get("file")),
         "counter": bool(verdict.get("counter")),
-        "n": plain.number(verdict.get("n")) or None,
+        "n": blocks,
         "quantity": {"growth": "exponent", "often": "rate", "only-reaches": "rate"}.get(kind, "ratio"),
         "claimed_text": claimed_text(kind, numbers["claimed"]),
         "ratio_text": quantity(kind, ratio),
         "interval_text": _claim_interval(kind, numbers["low"], numbers["high"]) if ratio is not None else "",
         "floor_text": plain.percent(numbers["floor"]),
-        "blocks_text": _blocks(verdict.get("n"), numbers["level"]),
+        "blocks_text": f"{blocks:.0f}" if blocks else plain.DASH,
+        "level_text": f"{100 * numbers['level']:.1f} %" if numbers["level"] is not None else "",
+        "why": _beyond(texts["phrase"], texts["reason"]),
         "problems": [_claim_cell(cell) for cell in verdict.get("problems") or []],
     }
 
@@ -103,11 +105,9 @@ def _authors(authors: Any) -> str:
     return str(authors or "")
 
 
-def _blocks(n: Any, level: float | None) -> str:
-    count = plain.number(n)
-    if not count:
-        return plain.DASH
-    return f"{count:.0f}" + (f" at {100 * level:.1f} %" if level is not None else "")
+def _beyond(phrase: str, reason: str) -> str:
+    """What the reason says that the phrase does not."""
+    return "; ".join(part for part in reason.split("; ") if part and part not in phrase)
 
 
 def quantity(kind: str, value: float | None) -> str:
@@ -245,7 +245,7 @@ def _views(cases: list[Case], errors: Mapping[str, str]) -> list[View]:
 def _cell(case: Case | None, views: list[View], pages: Mapping[str, str]) -> list[Entry]:
     if case is None:
         everywhere = tuple(range(len(views)))
-        return [Entry(views=everywhere, text="– not planned", sub="no record names this case", tone="open")]
+        return [Entry(views=everywhere, text="– not planned", sub=("no record names this case",), tone="open")]
     entries = []
     missing: list[int] = []
     link = f"{pages.get(case.anchor, '')}#{case.anchor}"
@@ -263,33 +263,35 @@ def _cell(case: Case | None, views: list[View], pages: Mapping[str, str]) -> lis
 def _entry(case: Case, view: View, index: int, link: str) -> Entry | None:
     if view.key == "speedup":
         return _speedup(case, index, link)
+    lines: tuple[str, ...] = ()
     if view.key == "time":
         value, text = case.time_s, plain.seconds(case.time_s)
-        sub = f"{plain.seconds(case.low_s)} – {plain.seconds(case.high_s)}"
+        lines = (f"{plain.seconds(case.low_s)} – {plain.seconds(case.high_s)}",)
     elif view.key in case.times:
-        value, text, sub = case.times[view.key], plain.seconds(case.times[view.key]), ""
+        value, text = case.times[view.key], plain.seconds(case.times[view.key])
     elif view.key == "memory":
         where = "device" if case.peak_metric == "peak_device_bytes" else "host"
-        value, text, sub = case.peak_bytes, plain.size(case.peak_bytes), where
+        value, text, lines = case.peak_bytes, plain.size(case.peak_bytes), (where,)
     elif view.key == "energy":
-        value, text, sub = case.energy_j, f"{case.energy_j:.3g} J" if case.energy_j is not None else "", ""
+        value, text = case.energy_j, f"{case.energy_j:.3g} J" if case.energy_j is not None else ""
     else:
         value = case.errors.get(view.key.removeprefix("error:"))
-        text, sub = plain.plain(value), "" if case.status == "passed" else case.status.replace("_", " ")
+        text = plain.plain(value)
+        lines = () if case.status == "passed" else (case.status.replace("_", " "),)
     if value is None:
         return None
-    return Entry(views=(index,), text=text, sub=sub, sort=value, link=link, title=case.note)
+    return Entry(views=(index,), text=text, sub=lines, sort=value, link=link, title=case.note)
 
 
 def _speedup(case: Case, index: int, link: str) -> Entry | None:
     floor = f"floor {plain.percent(case.noise)}" if case.noise is not None else "no A/A floor"
     if case.is_baseline and case.time_s is not None:
-        return Entry(views=(index,), text="baseline", sub=f"A/A {floor}", sort=1.0, link=link, title=case.note)
+        return Entry(views=(index,), text="baseline", sub=(f"A/A {floor}",), sort=1.0, link=link, title=case.note)
     effect = case.effect
     if effect is None:
         return None
     glyph, tone = SIDES[effect.side]
-    sub = f"{plain.interval(effect.low, effect.high)} · {floor}"
+    sub = (plain.interval(effect.low, effect.high), floor, *([case.note] if case.note else []))
     text = f"{glyph} {plain.times(effect.ratio)}"
     return Entry(views=(index,), text=text, sub=sub, tone=tone, sort=effect.ratio, link=link, title=case.note)
 
@@ -297,12 +299,12 @@ def _speedup(case: Case, index: int, link: str) -> Entry | None:
 def _missing(case: Case, views: tuple[int, ...], link: str) -> Entry:
     if case.status == "passed":
         reason = case.energy_reason or "passed, but this was not recorded"
-        sub = plain.shorten(reason)
+        sub = (plain.shorten(reason),)
         return Entry(views=views, text="– not recorded", sub=sub, title=reason, tone="open", link=link)
     sign = theme.STATUSES.get(case.status, theme.UNKNOWN)
     reason = case.reason or sign.meaning
     text = f"{sign.glyph} {case.status.replace('_', ' ')}"
-    return Entry(views=views, text=text, sub=plain.shorten(reason), title=reason, tone=sign.tone, link=link)
+    return Entry(views=views, text=text, sub=(plain.shorten(reason),), title=reason, tone=sign.tone, link=link)
 
 
 # ---------------------------------------------------------------- case table
