@@ -182,7 +182,8 @@ def errors_of(
 ) -> dict[str, float]:
     """Every metric of one output matrix, all of them float64 and dimensionless.
 
-    polar_error = ||X - UV^T||_F / sqrt(r), r the rank (the smaller side of a full-rank input).
+    polar_error = ||X - UV^T||_F / sqrt(r), r the rank (the smaller side of a full-rank input). Of a rank-deficient
+    input every completion of U V^T is a polar factor, so what X does from the kernel to the cokernel is left out.
     orthogonality_error = ||X X^T - I||_F / sqrt(n).
     sigma_* = quantiles of X's singular values, from the eigenvalues of X X^T: values below about 1e-7 of the
     largest are not resolved.
@@ -199,7 +200,7 @@ def errors_of(
     norm = float(torch.linalg.matrix_norm(x))
     core = basis.mT @ _against(x, polar, basis)
     errors = {
-        "polar_error": float(torch.linalg.matrix_norm(x - polar)) / math.sqrt(part.rank),
+        "polar_error": float(torch.linalg.matrix_norm(_determined(x, part) - polar)) / math.sqrt(part.rank),
         "orthogonality_error": float(torch.linalg.matrix_norm(gram)) / math.sqrt(x.shape[0]),
         "sigma_min": float(sigma[0]),
         "sigma_p02": low,
@@ -217,6 +218,15 @@ def errors_of(
         projected = basis.mT @ _against(difference, polar, basis)
         errors["fidelity_error"] = float(torch.linalg.matrix_norm(projected)) / math.sqrt(part.count)
     return errors
+
+
+def _determined(x: torch.Tensor, part: PolarPart) -> torch.Tensor:
+    """X without (I - U U^T) X (I - V V^T), which a rank-deficient input leaves open; X itself at full rank."""
+    if part.rank == x.shape[0]:
+        return x
+    polar = part.polar
+    rest = x - polar @ (polar.mT @ x)
+    return x - (rest - (rest @ polar.mT) @ polar)
 
 
 def _against(x: torch.Tensor, polar: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:

@@ -63,7 +63,11 @@ def test_rank_deficient_input_gives_the_partial_isometry():
     part = solve_one(g)
     assert part.rank == 3
     torch.testing.assert_close(part.polar, u @ v.mT, rtol=0, atol=1e-12)
+    completed = part.polar + orthogonal(8, 1)[:, 3:] @ orthogonal(12, 2)[:, 3:8].mT
+    turned = part.polar + 0.3 * orthogonal(8, 1)[:, 3:4] @ v[:, :1].mT  # leaks into a determined direction
     assert errors_of(part.polar, g, part, None)["polar_error"] < 1e-12
+    assert errors_of(completed, g, part, None)["polar_error"] < 1e-12
+    assert errors_of(turned, g, part, None)["polar_error"] == pytest.approx(0.3 / math.sqrt(3))
 
 
 def test_resolved_directions_are_those_above_two_per_cent_of_the_frobenius_norm():
