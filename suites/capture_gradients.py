@@ -226,8 +226,8 @@ RECIPES = {
         "gradients: MIT, as this project; text: BSD-3-Clause (scikit-learn)",
         "Pedregosa et al. (2011). Scikit-learn: Machine Learning in Python. JMLR 12, 2825-2830.",
         "scikit-learn's bundled data-set descriptions (sklearn/datasets/descr/*.rst, sorted by name, joined by an "
-        "empty line); TextNet (2 pre-norm layers, width 128, 4 heads, MLP 4 x, GELU, context 64, characters as tokens); "
-        "cross-entropy, 16 windows a step",
+        "empty line); TextNet (2 pre-norm layers, width 128, 4 heads, MLP 4 x, GELU, context 64, characters as "
+        "tokens); cross-entropy, 16 windows a step",
     ),
 }
 
