@@ -75,7 +75,7 @@ def load_rows(
     return tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def symmetric_fast_kernel(
     XM: tl.tensor,
     XN: tl.tensor,
@@ -155,7 +155,7 @@ def symmetric_fast_kernel(
         tl.store(C + mirror, acc.to(C.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots"])
 def aol_reduce_kernel(
     P: tl.tensor,
     S: tl.tensor,

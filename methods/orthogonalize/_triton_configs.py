@@ -50,7 +50,7 @@ def make(bm: int, bn: int, bk: int, warps: int, stages: int, **options: Any) -> 
 
 
 #: Half precision on devices with at least 160 KiB of shared memory a block (compute capability 8.0 and 9.0 or later).
-_HALF: dict[tuple[Design, Line, SizeClass], Config] = {
+HALF: dict[tuple[Design, Line, SizeClass], Config] = {
     ("published", "gram", "small"): make(64, 64, 64, 4, 4),
     ("published", "gram", "medium"): make(128, 128, 64, 8, 3),
     ("published", "gram", "large"): make(128, 128, 64, 8, 3),
@@ -90,7 +90,7 @@ def choose(design: Design, line: Line, rows: int, cols: int, batch: int, dtype: 
         return _SINGLE
     if major < 9:
         return _HALF_SMALL_MEMORY
-    return _HALF[design, line, size_class(rows, cols, batch)]
+    return HALF[design, line, size_class(rows, cols, batch)]
 
 
 @functools.cache

@@ -178,7 +178,7 @@ def symmetric_fast(
     scale: torch.Tensor | None = None,
     config: Config | None = None,
 ) -> None:
-    """``C = X Xᵀ`` or ``alpha X Xᵀ + beta X``, then ``C diag(scale)``; ``partial`` receives sums of |C| (see kernel)."""
+    """``C = X Xᵀ`` or ``alpha X Xᵀ + beta X``, then ``C diag(scale)``; ``partial`` receives sums of |C|."""
     batch, n, k = X.shape
     config = config or fast_config("square" if addend else "gram", X)
     size = triton.cdiv(n, max(config.bm, config.bn))
