@@ -122,6 +122,8 @@ def cases(runs: pd.DataFrame, headers: list[dict[str, Any]]) -> list[Case]:
         runs: as :func:`harness.record.store.read_runs` returns them.
         headers: as :func:`harness.record.store.read_headers` returns them.
     """
+    if runs.empty:
+        return []
     frame = prepare(runs, headers)
     if frame.empty:
         return []

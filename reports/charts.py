@@ -184,7 +184,8 @@ def singular_values(cases: list[Case], problem: str, device: str) -> Chart | Non
     name = plain.anchor("chart", "sigma", device, problem)
     best, worst = rows[0], rows[-1]
     sentence = (
-        f"{best['method']} keeps 96 % of the singular values within {best['p02']:.3g} to {best['p98']:.3g}; "
+        f"The output of {best['method']} keeps 96 % of the singular values within {best['p02']:.3g} to "
+        f"{best['p98']:.3g}; "
         f"{worst['method']} spreads them furthest, {worst['p02']:.3g} to {worst['p98']:.3g}. "
         "Line: smallest to largest; bar: 2 % to 98 %; dot: median."
     )

@@ -249,6 +249,7 @@ def _templates() -> jinja2.Environment:
         loader=jinja2.FunctionLoader(_asset), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.filters["svg"] = Markup
     environment.filters["raw"] = Markup
     return environment

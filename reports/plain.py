@@ -69,7 +69,7 @@ def count(amount: int, noun: str) -> str:
 def slug(text: str) -> str:
     """Lower-case letters, digits and hyphens only; a short hash keeps different texts apart."""
     short = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80]
-    if short == text:
+    if short == text and text:
         return short
     return f"{short}-{hashlib.sha256(text.encode()).hexdigest()[:6]}".lstrip("-")
 
