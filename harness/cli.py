@@ -333,10 +333,14 @@ def compare(
     from harness.judge import compare as comparing
     from harness.record import store
 
-    rows = [
-        row.model_dump(mode="json") if hasattr(row, "model_dump") else dict(row.__dict__)
-        for row in comparing.compare(store.read_runs(before), store.read_runs(after), metric)
-    ]
+    found = comparing.compare(
+        store.read_runs(before),
+        store.read_runs(after),
+        metric,
+        headers_a=store.read_headers(before),
+        headers_b=store.read_headers(after),
+    )
+    rows = [row.model_dump(mode="json") for row in found]
     if not rows:
         raise UserError(f"no case of {before} has {metric} in {after} too; choose records of the same suite.")
     if as_json:

@@ -67,16 +67,14 @@ def check(name: str, device: str = "cpu", dtype: str | None = None) -> list[Find
     opened = open_device(device, "torch" in suite.task.needs, suite.protocol.precision)
     op = registry.resolve(method.impl)
     reference = registry.resolve(method.reference) if method.reference else None
-    findings = []
+    findings: list[Finding] = []
     for case in runtime.edge_cases(device):
         if case.problem.dtype in method.dtypes and dtype in (None, case.problem.dtype):
             findings.extend(_edge(case, runtime, opened, op, reference, method.hyper))
     return findings
 
 
-def _edge(
-    case: EdgeCase, runtime: Any, device: Any, impl: Any, reference_impl: Any, hyper: Any
-) -> Iterator[Finding]:
+def _edge(case: EdgeCase, runtime: Any, device: Any, impl: Any, reference_impl: Any, hyper: Any) -> Iterator[Finding]:
     label = f"{case.name} {case.problem.dtype}"
     buffer = runtime.buffer_like(case.content)
     runtime.fill(buffer, case.content)

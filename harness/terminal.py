@@ -94,30 +94,33 @@ def plan(described: Mapping[str, Any], brief: bool = False) -> None:
 
 
 def summary(rows: Sequence[Mapping[str, Any]], header: Mapping[str, Any]) -> None:
-    """Time, speed-up with interval and floor, error and memory."""
+    """Time, speed-up with interval and floor, error and memory of what was timed; the rest by reason."""
     console = _console()
     name = header["environment"]["device_name"]
     table = Table(box=None, pad_edge=False, title=f"{name}: speed-up over the baseline", title_justify="left")
     for title in ("problem", "method", "time", "speed-up", "interval", "floor", "error", "peak memory"):
         table.add_column(title, justify="left" if title in ("problem", "method") else "right")
     last = None
+    untimed: dict[str, list[str]] = {}
     for row in rows:
+        if row["time_s"] is None:
+            where = f"{row['method']}/{row['problem']}"
+            untimed.setdefault(f"{row['status']}: {row['reason'] or 'no time'}", []).append(where)
+            continue
         problem = "" if row["problem"] == last else row["problem"]
         last = row["problem"]
         error = "" if row["error"] is None else f"{row['error']:.3g}"
         memory = "" if row["peak_bytes"] is None else units.size(row["peak_bytes"])
-        if row["time_s"] is None:
-            why = str(row["reason"] or "")
-            short = why if len(why) < 48 else why[:46] + "…"
-            table.add_row(
-                problem, row["method"], f"[dim]{row['status']}", "", f"[dim]{escape(short)}", "", error, memory
-            )
-            continue
         speed = "" if row["speedup"] is None else units.ratio(row["speedup"])
         interval = "" if row["low"] is None else f"{units.ratio(row['low'])} to {units.ratio(row['high'])}"
         floor = "" if row["floor"] is None else f"±{100 * row['floor']:.1f} %"
         table.add_row(problem, row["method"], units.seconds(row["time_s"]), speed, interval, floor, error, memory)
     console.print(table)
+    if untimed:
+        console.print("not timed:", highlight=False)
+    for reason, cells in untimed.items():
+        shown = cells[0] if len(cells) == 1 else f"{len(cells)} cells"
+        console.print(f"  {escape(shown)}: {escape(reason)}", highlight=False, style="dim")
 
 
 def claims(verdicts: Sequence[Mapping[str, Any]], brief: bool = False) -> None:
@@ -128,7 +131,7 @@ def claims(verdicts: Sequence[Mapping[str, Any]], brief: bool = False) -> None:
     for title in ("verdict", "claim", "claimed", "measured", "interval", "floor", "device", "reason"):
         table.add_column(title, overflow="fold")
     for v in shown:
-        interval = "" if v.get("low") is None else f"{v['low']:.3g} to {v['high']:.3g}"
+        interval = _interval(v.get("low"), v.get("high"))
         table.add_row(
             f"[{_STYLE.get(v['verdict'], '')}]{escape(v.get('phrase') or v['verdict'])}",
             escape(v.get("title") or v["id"]),
@@ -146,6 +149,12 @@ def claims(verdicts: Sequence[Mapping[str, Any]], brief: bool = False) -> None:
     hidden = len(verdicts) - len(shown)
     if hidden:
         console.print(f"{hidden} more claims cannot be tested here: speedclaim claims", highlight=False)
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    if low is None and high is None:
+        return ""
+    return f"{'below' if low is None else f'{low:.3g}'} to {'above' if high is None else f'{high:.3g}'}"
 
 
 def comparison(rows: Sequence[Mapping[str, Any]], markdown: bool) -> None:

@@ -53,17 +53,29 @@ GRADIENTS: Mapping[str, tuple[str, str, tuple[int, int]]] = {
 QUICK: tuple[Tier, ...] = ("quick", "standard")
 STANDARD: tuple[Tier, ...] = ("standard",)
 FULL: tuple[Tier, ...] = ("full",)
+#: Marks the problems on which the compiled methods run too: those of the claims about compiled baselines.
+COMPILED = True
 
 
 def _problems(device: Device, rows: list[tuple[Any, ...]]) -> list[Problem]:
-    """Problems from rows ``kind, shape, dtype, tiers``; a gradient's shape and source come from its card's entry."""
+    """Problems from rows ``kind, shape, dtype, tiers[, compiled]``; a gradient's shape and source are its card's."""
     made = []
-    for kind, shape, dtype, tiers in rows:
+    for kind, shape, dtype, tiers, *compiled in rows:
         params: dict[str, Any] = {}
         if kind in GRADIENTS:
             card, key, shape = GRADIENTS[kind]
             params = {"file": card, "key": key}
-        made.append(Problem(kind=kind, shape=shape, dtype=dtype, device=device, tiers=tiers, params=params))
+        made.append(
+            Problem(
+                kind=kind,
+                shape=shape,
+                dtype=dtype,
+                device=device,
+                tiers=tiers,
+                params=params,
+                compiled=bool(compiled),
+            )
+        )
     return made
 
 
@@ -71,13 +83,13 @@ def _problems(device: Device, rows: list[tuple[Any, ...]]) -> list[Problem]:
 CPU = _problems(
     "cpu",
     [
-        ("gaussian", (512, 512), "float32", QUICK),
+        ("gaussian", (512, 512), "float32", QUICK, COMPILED),
         ("gaussian", (256, 1024), "float32", QUICK),
         ("grad_text_mlp_in", None, "float32", QUICK),
         ("levy15", (512, 512), "float32", QUICK),
         ("gaussian", (128, 128), "float32", QUICK),
         ("gaussian", (100, 257), "float32", QUICK),
-        ("gaussian", (1024, 1024), "float32", STANDARD),
+        ("gaussian", (1024, 1024), "float32", STANDARD, COMPILED),
         ("grad_cnn_fc1", None, "float32", STANDARD),
         ("rowscaled", (512, 512), "float32", STANDARD),
         ("logspec3", (512, 512), "float32", STANDARD),
@@ -105,18 +117,18 @@ CPU = _problems(
 CUDA = _problems(
     "cuda",
     [
-        ("gaussian", (4096, 4096), "bfloat16", QUICK),
-        ("gaussian", (2048, 2048), "bfloat16", QUICK),
-        ("gaussian", (1024, 1024), "bfloat16", QUICK),
+        ("gaussian", (4096, 4096), "bfloat16", QUICK, COMPILED),
+        ("gaussian", (2048, 2048), "bfloat16", QUICK, COMPILED),
+        ("gaussian", (1024, 1024), "bfloat16", QUICK, COMPILED),
         ("gaussian", (768, 3072), "bfloat16", QUICK),
         ("grad_text_mlp_out", None, "bfloat16", QUICK),
         ("gaussian", (512, 512), "bfloat16", QUICK),
-        ("gaussian", (128, 512, 512), "bfloat16", STANDARD),
-        ("gaussian", (128, 1024, 1024), "bfloat16", STANDARD),
-        ("gaussian", (128, 2048, 2048), "bfloat16", STANDARD),
-        ("gaussian", (128, 4096, 4096), "bfloat16", STANDARD),
-        ("gaussian", (4096, 11008), "bfloat16", STANDARD),
-        ("gaussian", (8192, 8192), "bfloat16", STANDARD),
+        ("gaussian", (128, 512, 512), "bfloat16", STANDARD, COMPILED),
+        ("gaussian", (128, 1024, 1024), "bfloat16", STANDARD, COMPILED),
+        ("gaussian", (128, 2048, 2048), "bfloat16", STANDARD, COMPILED),
+        ("gaussian", (128, 4096, 4096), "bfloat16", STANDARD, COMPILED),
+        ("gaussian", (4096, 11008), "bfloat16", STANDARD, COMPILED),
+        ("gaussian", (8192, 8192), "bfloat16", STANDARD, COMPILED),
         ("gaussian", (32, 1024, 1024), "bfloat16", STANDARD),
         ("levy15", (2048, 2048), "bfloat16", STANDARD),
         ("rowscaled", (1024, 1024), "bfloat16", STANDARD),

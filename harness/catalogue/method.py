@@ -46,7 +46,9 @@ class Method:
         devices: device kinds that the method runs on.
         origin: who designed what runs: ``library`` (called as installed), ``published design``
             (our code, their algorithm and kernel design), ``own design``, ``third party``.
-        tags: free labels; ``compile`` marks a method that pays a long first call (left out by QUICK).
+        tags: free labels; ``compile`` marks a method that pays a long first call for every shape (it runs on the
+            problems that ask for it, never in tier ``quick``), ``slow-cpu`` one that emulates its dtype on a CPU
+            (never in ``quick`` there).
     """
 
     name: str

@@ -28,6 +28,7 @@ class Problem:
         device: ``cpu`` or ``cuda``.
         tiers: tiers that contain the problem; ``full`` contains every one.
         params: whatever else the generator needs.
+        compiled: methods tagged ``compile`` run here too, which costs many seconds a shape (tier ``full``: always).
         seed: base seed; block and gate seeds are derived from it.
     """
 
@@ -37,6 +38,7 @@ class Problem:
     device: Literal["cpu", "cuda"] = "cpu"
     tiers: tuple[Tier, ...] = ("standard",)
     params: Mapping[str, Any] = field(default_factory=dict)
+    compiled: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -58,6 +60,7 @@ class Problem:
             "device": self.device,
             "tiers": list(self.tiers),
             "params": dict(self.params),
+            "compiled": self.compiled,
             "seed": self.seed,
         }
 

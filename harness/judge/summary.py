@@ -35,8 +35,9 @@ def rows(frame: pd.DataFrame, header: Mapping[str, Any], metric: str = "op_s") -
 
 def _problem(runs: pd.DataFrame, suite: Mapping[str, Any], problem: str, metric: str) -> list[dict[str, Any]]:
     timed = runs[(runs["phase"] == "block") & (runs["metric"] == metric) & runs["discarded"].isna()]
-    by_arm = {
-        arm: dict(zip(group["block"].astype(int), group["value"], strict=True)) for arm, group in timed.groupby("arm")
+    by_arm: dict[str, dict[int, float]] = {
+        str(arm): dict(zip(group["block"].astype(int), group["value"].astype(float), strict=True))
+        for arm, group in timed.groupby("arm")
     }
     baseline = by_arm.get(suite["baseline"], {})
     alias = by_arm.get(suite["baseline"] + AA, {})

@@ -236,25 +236,29 @@ class _Executor:
         total = sum(len(part.cases()) for part in self.plan.suites)
         self.progress.phase("gate", total, len(self.state.gates))
         for part in self.plan.suites:
-            for method in part.methods:
-                pending = [p for p in part.of_method(method.name) if f"{method.name}/{p.id}" not in self.state.gates]
-                while pending:
-                    self._check(part, method.name, pending)
+            while pending := self._ungated(part):
+                self._check(part, pending)
 
-    def _check(self, part: SuitePlan, method: str, pending: list[Problem]) -> None:
-        """One check worker; returns after it ended, with at least one problem taken off ``pending``."""
-        job = self._job(part, "check", method=method, problems=[p.describe() for p in pending])
-        with Worker(job, part.protocol.case_timeout_s) as worker:
+    def _ungated(self, part: SuitePlan) -> dict[str, list[Problem]]:
+        pending = {
+            method.name: [p for p in part.of_method(method.name) if f"{method.name}/{p.id}" not in self.state.gates]
+            for method in part.methods
+        }
+        return {name: problems for name, problems in pending.items() if problems}
+
+    def _check(self, part: SuitePlan, pending: Mapping[str, list[Problem]]) -> None:
+        """One check worker over all pending methods; a method that dies is taken up again at its next problem."""
+        jobs = [{"method": name, "problems": [p.describe() for p in problems]} for name, problems in pending.items()]
+        first = next(iter(pending))
+        current = (first, pending[first][0].id)
+        with Worker(self._job(part, "check", methods=jobs), part.protocol.case_timeout_s) as worker:
             for message in worker.messages():
                 if isinstance(message, Ended):
-                    problem = pending.pop(0)
-                    self._gate_record(part, method, problem.id, message.status, message.reason, {}, {})
-                    return
-                if message["event"] == "result":
-                    pending.pop(0)
-                    self._gate_result(part, method, message)
-        if pending and pending[0].id not in {c.partition("/")[2] for c in self.state.gates}:
-            return
+                    self._gate_record(part, *current, message.status, message.reason, {}, {})
+                elif message["event"] == "start":
+                    current = (message["method"], message["problem"])
+                else:
+                    self._gate_result(part, message["method"], message)
 
     def _gate_result(self, part: SuitePlan, method: str, message: Mapping[str, Any]) -> None:
         found = message["gate"]

@@ -75,7 +75,10 @@ class Worker:
         self._process.wait()
 
     def messages(self) -> Iterator[dict[str, Any] | Ended]:
-        """Messages until ``done``; at most one :class:`Ended`, always last."""
+        """Messages until ``done``; :class:`Ended` says that the case begun last is lost.
+
+        It is the last message, unless the process that died was one of several that a check worker forks.
+        """
         selector = selectors.DefaultSelector()
         selector.register(self._read, selectors.EVENT_READ)
         pending = b""
@@ -96,12 +99,14 @@ class Worker:
                 message: dict[str, Any] = json.loads(line)
                 if message["event"] == "done":
                     return
-                yield message
+                yield self._died(message["code"]) if message["event"] == "died" else message
             deadline = time.monotonic() + self._deadline_s
 
     def _ended(self) -> Ended:
         assert self._process is not None
-        code = self._process.wait()
+        return self._died(self._process.wait())
+
+    def _died(self, code: int) -> Ended:
         tail = self._tail()
         if code == -signal.SIGKILL:
             return Ended(

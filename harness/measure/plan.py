@@ -16,7 +16,10 @@ from harness.errors import UnknownName, UserError
 from harness.measure import availability
 
 BUDGET_REASON = "left out by the time budget"
-QUICK_REASON = "left out by the quick tier: compiling takes too long"
+COMPILE_REASON = "left out: every shape is compiled anew, which only chosen problems and tier full pay for"
+SLOW_REASON = "left out by the quick tier: it emulates its dtype on a CPU"
+#: Seconds that one compiled shape costs at the gate, and again (from the compiler's cache) in each block's process.
+_COMPILE_S, _CACHED_COMPILE_S = 20.0, 2.5
 #: CPU time of a half-precision or float64 product relative to float32 without native units (only an estimate).
 _DTYPE_FACTOR = {"bfloat16": 4.0, "float16": 6.0, "float64": 2.0}
 #: Calls that the gate makes besides the oracle: one per seed, the float64 reference (twice the work), memory, repeat.
@@ -185,12 +188,22 @@ def _suite(suite: Suite, request: Request, device: str, wanted: set[str] | None)
     part = SuitePlan(suite=suite, problems=problems, methods=methods, protocol=protocol)
     part.broken = registry.broken_methods(task) if wanted is None else {}
     for method in methods:
-        quick = request.tier == "quick" and "compile" in method.tags and method.name not in (wanted or ())
         for problem in problems:
-            why = availability.reason(method, device, problem.dtype) or (QUICK_REASON if quick else None)
+            why = availability.reason(method, device, problem.dtype)
+            if why is None and method.name not in (wanted or ()):
+                why = _too_long(method, problem, request.tier)
             if why:
                 part.skipped[Case(method=method.name, problem=problem).id] = why
     return part
+
+
+def _too_long(method: Method, problem: Problem, tier: str) -> str | None:
+    """Why a method that was not asked for by name would cost more than it tells."""
+    if "compile" in method.tags and (tier == "quick" or not (problem.compiled or tier == "full")):
+        return COMPILE_REASON
+    if tier == "quick" and "slow-cpu" in method.tags and problem.device == "cpu":
+        return SLOW_REASON
+    return None
 
 
 def estimate(plan: Plan, flops: Mapping[str, float], flops_per_s: float, start_s: float) -> float:
@@ -203,7 +216,7 @@ def estimate(plan: Plan, flops: Mapping[str, float], flops_per_s: float, start_s
 
 def part_seconds(part: SuitePlan, plan: Plan, flops: Mapping[str, float], flops_per_s: float, start_s: float) -> float:
     """Seconds of one suite."""
-    workers = sum(1 for m in part.methods if part.of_method(m.name)) + plan.blocks
+    workers = plan.blocks + 1
     return workers * start_s + sum(
         problem_seconds(part, problem, plan, flops, flops_per_s) for problem in part.problems
     )
@@ -220,8 +233,13 @@ def problem_seconds(
     call = flops.get(problem.id, 0.0) * factor / flops_per_s
     sampled = part.protocol.gpu_arm_s * 3 if problem.device == "cuda" else part.protocol.inner_s
     warm = part.protocol.gpu_warmup_s if problem.device == "cuda" else 0.0
-    gate = arms * _GATE_CALLS * call
-    block = warm + (arms + 1) * (_BLOCK_CALLS * call + max(sampled, call) + 0.01) + 4 * call
+    compiled = sum(
+        "compile" in m.tags and Case(method=m.name, problem=problem).id not in part.skipped for m in part.methods
+    )
+    gate = arms * (_GATE_CALLS * call + 0.1) + compiled * _COMPILE_S
+    block = (
+        compiled * _CACHED_COMPILE_S + warm + (arms + 1) * (_BLOCK_CALLS * call + max(sampled, call) + 0.01) + 4 * call
+    )
     return gate + plan.blocks * block
 
 

@@ -1,7 +1,8 @@
 """A worker process: ``python -m harness.measure.worker FD`` reads one job (JSON) and answers in JSON lines on FD.
 
-Standard output and standard error belong to the method and never carry results. A *check* job gates one method on
-its problems; a *block* job walks the problems and runs every arm in shuffled order; a *probe* job measures the machine.
+Standard output and standard error belong to the method and never carry results. A *check* job gates methods, each in
+a process of its own; a *block* job walks the problems and runs every arm in shuffled order; a *probe* job measures the
+machine.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import random
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,12 +78,38 @@ def _floor(method: Method, problem: Problem, job: Mapping[str, Any], itemsize: i
 _ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "uint8": 1}
 
 
+def _checks(job: Mapping[str, Any], pipe: Pipe) -> None:
+    """One process per method, forked after the imports that all of them share; CUDA is opened only in the child."""
+    registry.resolve(registry.suite(job["suite"]).task.runtime)
+    for item in job["methods"]:
+        child = os.fork()
+        if child == 0:
+            _child(job, item, pipe)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code != 0:
+            pipe.send(event="died", code=code)
+
+
+def _child(job: Mapping[str, Any], item: Mapping[str, Any], pipe: Pipe) -> None:
+    code = 1
+    try:
+        _check({**job, **item}, pipe)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
 def _check(job: Mapping[str, Any], pipe: Pipe) -> None:
     _, runtime, device, protocol = _open(job)
     method = registry.method(job["method"])
     for fields in job["problems"]:
         problem = _problem(fields)
-        pipe.send(event="start", problem=problem.id)
+        pipe.send(event="start", method=method.name, problem=problem.id)
         outcome = gate.check(method=method, runtime=runtime, problem=problem, device=device, seeds=protocol.gate_seeds)
         bound = _floor(method, problem, job, _ITEMSIZE.get(problem.dtype, 4))
         if bound is not None:
@@ -89,7 +117,7 @@ def _check(job: Mapping[str, Any], pipe: Pipe) -> None:
         memory: dict[str, Any] = {}
         if outcome.status == "passed":
             memory = _memory(method, runtime, problem, device, outcome, protocol)
-        pipe.send(event="result", problem=problem.id, gate=outcome.to_json(), memory=memory)
+        pipe.send(event="result", method=method.name, problem=problem.id, gate=outcome.to_json(), memory=memory)
 
 
 def _memory(
@@ -217,7 +245,7 @@ def _probe(job: Mapping[str, Any], pipe: Pipe) -> None:
     pipe.send(event="result", facts=facts)
 
 
-_JOBS = {"check": _check, "block": _block, "probe": _probe}
+_JOBS = {"check": _checks, "block": _block, "probe": _probe}
 
 if __name__ == "__main__":
     main()

@@ -198,6 +198,7 @@ TORCH_MUON = Method(
     formula=f"X = G / max(|G|_F, 1e-7) in bfloat16; 5 x {_STEP}; (a, b, c) = (3.4445, -4.7750, 2.0315)",
     needs=("torch",),
     cost=f"{_HERE}.cost:plain5",
+    tags=("slow-cpu",),
     origin="library",
 )
 

@@ -1,5 +1,6 @@
 """A killed run resumes where it was, and a finished one is never appended to."""
 
+import contextlib
 import json
 import os
 import signal
@@ -68,10 +69,8 @@ def test_after_a_finished_file_a_new_one_starts(toy, tmp_path):
 
 def test_another_plan_does_not_resume_the_file(toy, tmp_path):
     toy("added")
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         executor.execute(build(request()), tmp_path, "test", Killer(2))
-    except KeyboardInterrupt:
-        pass
     other = executor.execute(build(request(methods=("toy.added",))), tmp_path, "test")
     assert not other.resumed
 

