@@ -6,6 +6,7 @@ Every function takes three-dimensional tensors [batch, ., .] and starts kernels 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from typing import Any
 
@@ -38,7 +39,7 @@ def check(G: torch.Tensor) -> None:
 
 def wide_view(G: torch.Tensor) -> torch.Tensor:
     """G as [batch, n, m] with n <= m; tall matrices become transposed views, nothing is copied when batches merge."""
-    X = G if G.ndim == 3 else G.reshape(-1, *G.shape[-2:])
+    X = G if G.ndim == 3 else G.reshape(math.prod(G.shape[:-2]), *G.shape[-2:])
     return X.mT if X.shape[-2] > X.shape[-1] else X
 
 

@@ -149,7 +149,7 @@ def candidates(dry: bool) -> list[checks.Candidate]:
         return [checks.Candidate(d, line, c) for d in ("published", "fast") for line in configs.LINES for c in small]
     published = [
         make(128, 128, 64, 8, 3), make(128, 128, 64, 4, 3), make(128, 128, 64, 4, 4), make(128, 256, 64, 8, 3),
-        make(64, 256, 64, 4, 3), make(64, 128, 64, 4, 3), make(64, 128, 128, 8, 3), make(64, 64, 64, 4, 4),
+        make(64, 256, 64, 8, 3), make(64, 128, 64, 4, 3), make(64, 128, 128, 8, 3), make(64, 64, 64, 4, 4),
         make(64, 64, 128, 4, 3), make(128, 128, 32, 8, 4),
     ]  # fmt: skip
     symmetric = [

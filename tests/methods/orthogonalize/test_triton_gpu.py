@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+if not torch.cuda.is_available():
+    pytest.skip("needs CUDA: no NVIDIA device", allow_module_level=True)
+
+from methods.orthogonalize import _tune_checks as checks  # noqa: E402
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("job", checks.jobs(dry=False), ids=lambda job: job.label)
+def test_on_the_device(job):
+    """bfloat16, float16 and float32 on odd and normal shapes; CUDA-graph capture; more than 2^31 elements."""
+    passed, text = checks.perform(job)
+    assert passed, text
+
+
+def test_new_coefficients_do_not_recompile():
+    from methods.orthogonalize import _kernels_published as kernels
+    from methods.orthogonalize import _triton_launch as launch
+
+    A = torch.eye(256, device="cuda", dtype=torch.bfloat16).unsqueeze(0)
+    C = torch.empty_like(A)
+    compiled = []
+    for alpha in (1.0, 2.0, -0.25):
+        launch.line_2(A, C, alpha, 0.5)
+        assert torch.equal(C, (A * (alpha + 0.5)))
+        compiled.append(sum(len(cache[0]) for cache in kernels.symmetric_product_kernel.device_caches.values()))
+    assert compiled[0] == compiled[-1]
