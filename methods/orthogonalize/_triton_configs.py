@@ -62,13 +62,13 @@ HALF: dict[tuple[Design, Line, SizeClass], Config] = {
     ("published", "apply", "large"): make(128, 256, 64, 8, 3),
     ("fast", "gram", "small"): make(64, 64, 64, 4, 4),
     ("fast", "gram", "medium"): make(128, 128, 64, 8, 3),
-    ("fast", "gram", "large"): make(128, 128, 64, 8, 3, tma=True),
+    ("fast", "gram", "large"): make(128, 128, 64, 8, 3, tma=True, registers=128),
     ("fast", "square", "small"): make(64, 64, 64, 4, 4),
     ("fast", "square", "medium"): make(128, 128, 64, 8, 3),
-    ("fast", "square", "large"): make(128, 128, 64, 8, 3, tma=True),
+    ("fast", "square", "large"): make(128, 128, 64, 8, 3, tma=True, registers=128),
     ("fast", "apply", "small"): make(64, 64, 64, 4, 4),
     ("fast", "apply", "medium"): make(128, 128, 64, 8, 3),
-    ("fast", "apply", "large"): make(128, 256, 64, 8, 3, tma=True),
+    ("fast", "apply", "large"): make(128, 256, 64, 8, 4, tma=True),
 }
 #: Half precision where a block has about 100 KiB of shared memory (compute capability 8.6, 8.9, 12.0) or less.
 _HALF_SMALL_MEMORY = make(64, 64, 32, 4, 3)
