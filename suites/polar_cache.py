@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 VARIABLE = "SPEEDCLAIM_CACHE"
-#: Larger oracles are not kept: reading and hashing them costs as much as a GPU needs to compute them.
-ENTRY_BYTES = 64 * 2**20
-#: The oldest entries go when the folder grows beyond this: about sixty oracles of a 1024 x 1024 input.
-FOLDER_BYTES = 2**30
+#: Larger oracles are not kept: reading them costs as much as a GPU needs to compute them.
+ENTRY_BYTES = 128 * 2**20
+#: The oldest entries go when the folder grows beyond this: about sixty oracles of a 2048 x 2048 input.
+FOLDER_BYTES = 4 * 2**30
 
 
 def folder() -> Path:

@@ -28,6 +28,8 @@ FLOOR_LIMIT = 1024
 #: Members of a batch that are judged. A batch is one kernel launch over equal members: four of them, drawn anew for
 #: every content, catch a wrong index while the check stays far cheaper than the call.
 MEMBERS = 4
+#: Above this smaller side one member is judged, drawn anew for every content: its oracle costs as much as the call.
+MANY_LIMIT = 1024
 #: Singular directions that an iteration of five steps is expected to resolve: sigma >= 0.02 ||G||_F. Three rows of
 #: the usual five-row quintic table (4.0848 ..., 3.9505 ..., 3.7418 ...) carry 0.02 to 1.02 in exact arithmetic.
 RESOLVED = 0.02
@@ -78,13 +80,14 @@ def solve(content: torch.Tensor) -> PolarOracle:
 
 
 def sampled(content: torch.Tensor) -> tuple[int, ...]:
-    """Judged members: all up to ``MEMBERS``, else that many drawn by a hash of the content's first row."""
+    """Judged members: all up to ``MEMBERS`` (one, if large), else drawn by a hash of the content's first row."""
     count = math.prod(content.shape[:-2])
-    if count <= MEMBERS:
+    wanted = MEMBERS if min(content.shape[-2:]) <= MANY_LIMIT else 1
+    if count <= wanted:
         return tuple(range(count))
     first = content.reshape(-1, content.shape[-1])[0].double().cpu().numpy().tobytes()
     draw = np.random.default_rng(int.from_bytes(hashlib.sha256(first).digest()[:8], "big"))
-    return tuple(sorted(int(index) for index in draw.choice(count, MEMBERS, replace=False)))
+    return tuple(sorted(int(index) for index in draw.choice(count, wanted, replace=False)))
 
 
 def wide(matrix: torch.Tensor) -> torch.Tensor:
@@ -220,6 +223,19 @@ def errors_of(
     return errors
 
 
+def glance_at(output: torch.Tensor, part: PolarPart) -> dict[str, float]:
+    """The cheap errors of one output matrix: ``polar_error``, ``orthogonality_error`` and ``cosine`` as above."""
+    x = wide(output)
+    gram = x @ x.mT
+    gram.diagonal().sub_(1.0)
+    norm = float(torch.linalg.matrix_norm(x))
+    return {
+        "polar_error": float(torch.linalg.matrix_norm(_determined(x, part) - part.polar)) / math.sqrt(part.rank),
+        "orthogonality_error": float(torch.linalg.matrix_norm(gram)) / math.sqrt(x.shape[0]),
+        "cosine": float((x * part.polar).sum()) / (norm * math.sqrt(part.rank)) if norm > 0.0 else 0.0,
+    }
+
+
 def _determined(x: torch.Tensor, part: PolarPart) -> torch.Tensor:
     """X without (I - U U^T) X (I - V V^T), which a rank-deficient input leaves open; X itself at full rank."""
     if part.rank == x.shape[0]:
@@ -235,10 +251,10 @@ def _against(x: torch.Tensor, polar: torch.Tensor, basis: torch.Tensor) -> torch
 
 
 def _stored(matrix: torch.Tensor, index: int) -> PolarPart:
-    """The oracle of one matrix from the disk cache, or computed and put there (CPU contents only)."""
+    """The oracle of one matrix from the disk cache, or computed and put there (decompositions only)."""
     small = min(matrix.shape)
     too_large = 8 * (matrix.numel() + small * small) > polar_cache.ENTRY_BYTES
-    if matrix.device.type != "cpu" or too_large or small > SVD_LIMIT:
+    if too_large or small > SVD_LIMIT:
         return solve_one(matrix, index)
     key = _key(matrix)
     kept = polar_cache.load(key)
@@ -250,7 +266,7 @@ def _stored(matrix: torch.Tensor, index: int) -> PolarPart:
 
 
 def _key(matrix: torch.Tensor) -> str:
-    raw = matrix.contiguous().flatten().view(torch.uint8).numpy()
+    raw = matrix.contiguous().flatten().view(torch.uint8).cpu().numpy()
     label = f"polar/{VERSION}/{tuple(matrix.shape)}/{matrix.dtype}/"
     return hashlib.sha256(label.encode() + raw.tobytes()).hexdigest()
 
@@ -259,9 +275,9 @@ def _pack(part: PolarPart) -> Mapping[str, np.ndarray]:
     assert part.sigma is not None
     floor = math.nan if part.bias_floor is None else part.bias_floor
     return {
-        "polar": part.polar.numpy(),
-        "basis": part.basis.numpy(),
-        "sigma": part.sigma.numpy(),
+        "polar": part.polar.cpu().numpy(),
+        "basis": part.basis.cpu().numpy(),
+        "sigma": part.sigma.cpu().numpy(),
         "numbers": np.array([part.rank, part.nuclear, floor]),
     }
 
@@ -276,11 +292,11 @@ def _unpack(kept: Mapping[str, np.ndarray], matrix: torch.Tensor, index: int) ->
         return None
     return PolarPart(
         index=index,
-        polar=torch.from_numpy(polar),
-        basis=torch.from_numpy(basis),
+        polar=torch.from_numpy(polar).to(matrix.device),
+        basis=torch.from_numpy(basis).to(matrix.device),
         count=basis.shape[1],
         rank=int(numbers[0]),
         nuclear=float(numbers[1]),
-        sigma=torch.from_numpy(sigma),
+        sigma=torch.from_numpy(sigma).to(matrix.device),
         bias_floor=None if math.isnan(numbers[2]) else float(numbers[2]),
     )

@@ -142,6 +142,14 @@ class PolarRuntime:
         errors = {metric: WORST.get(metric, max)(one[metric] for one in found) for metric in found[0]}
         return _judgement(errors, problem)
 
+    def glance(
+        self, output: torch.Tensor, content: torch.Tensor, oracle: polar_oracle.PolarOracle, problem: Problem
+    ) -> Mapping[str, float]:
+        """Polar error, orthogonality error and cosine, the worst of the judged members; no decomposition."""
+        outputs = _flat(output)
+        found = [polar_oracle.glance_at(outputs[part.index], part) for part in oracle.parts]
+        return {metric: WORST.get(metric, max)(one[metric] for one in found) for metric in found[0]}
+
     def edge_cases(self, device: str) -> Iterator[EdgeCase]:
         """Inputs that conformance tries and no tier times."""
         return edge_cases(device)

@@ -49,6 +49,7 @@ class Method:
         tags: free labels; ``compile`` marks a method that pays a long first call for every shape (it runs on the
             problems that ask for it, never in tier ``quick``), ``slow-cpu`` one that emulates its dtype on a CPU
             (never in ``quick`` there).
+        largest: most elements of an input that it is measured on; beyond, one call would take minutes.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Method:
     devices: tuple[str, ...] = ("cpu", "cuda")
     origin: Origin = "third party"
     tags: tuple[str, ...] = ()
+    largest: int | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.match(self.name):

@@ -23,9 +23,10 @@ class Protocol:
         gate_seeds: seeds of realistic inputs that every method must pass before it is timed.
         inner_s: inner samples fill this many seconds (at least ``min_inner`` calls after one warm-up).
         gpu_warmup_s: device warm-up, once per block and problem.
-        gpu_arm_s: device time per arm, or ten calls, whichever is more.
+        gpu_arm_s: device time per arm and clock, or ``gpu_min_calls`` calls, whichever comes first.
         case_timeout_s: a case that takes longer is recorded as ``timeout``.
         graph_below_s: on a GPU, calls shorter than this are also replayed as a CUDA graph.
+        hot_below_s: calls longer than this are not timed a second time with a hot cache.
         precision: the precision mode, equal for all arms.
     """
 
@@ -40,7 +41,8 @@ class Protocol:
     gpu_arm_s: float = 0.05
     gpu_min_calls: int = 10
     case_timeout_s: float = 120.0
-    graph_below_s: float = 5e-4
+    graph_below_s: float = 1e-3
+    hot_below_s: float = 1e-2
     precision: Precision = "ieee"
 
     def describe(self) -> dict[str, Any]:

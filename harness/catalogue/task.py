@@ -93,6 +93,9 @@ class TaskRuntime(Protocol):
         The reference is passed, not its output, so that of a large batch only the judged members need it.
         """
 
+    def glance(self, output: Any, content: Any, oracle: Any, problem: Problem) -> Mapping[str, float]:
+        """Errors that are cheap to compute, the primary one among them: every block's checked output is held to it."""
+
     def work_bytes(self, problem: Problem) -> int:
         """Bytes of one input, for planning."""
 

@@ -55,6 +55,10 @@ def time_arm(
     device.synchronize()
     feed = _Feed(runtime, content, buffers, offset)
     for metric, clock in device.clocks().items():
+        slow = timing.samples and min(timing.samples["op_s"][1]) > protocol.hot_below_s
+        if slow:
+            timing.notes[metric] = f"not taken: a call of more than {protocol.hot_below_s:g} s outlives any cache"
+            continue
         timing.samples[metric] = (clock.name, _sample(op, feed, clock, device, protocol))
     typical = sorted(timing.samples["op_s"][1])[len(timing.samples["op_s"][1]) // 2]
     if device.kind == "cuda" and typical < protocol.graph_below_s:
@@ -83,21 +87,22 @@ class _Feed:
 
 
 def _sample(op: Callable[[Any], Any], feed: _Feed, clock: Clock, device: Device, protocol: Protocol) -> list[float]:
-    cuda = device.kind == "cuda"
-    wanted, least = (protocol.gpu_arm_s, 1) if cuda else (protocol.inner_s, protocol.min_inner)
-    enough = protocol.gpu_min_calls if cuda else protocol.max_inner
     samples: list[float] = []
     total = 0.0
-    while True:
+    while not _enough(len(samples), total, device.kind, protocol):
         buffer = feed.next()
         device.synchronize()
         elapsed = clock.time(functools.partial(op, buffer))
         samples.append(elapsed)
         total += elapsed
-        if len(samples) >= least and total >= wanted:
-            return samples
-        if len(samples) >= protocol.max_inner or (cuda and len(samples) >= enough and total >= wanted / 5):
-            return samples
+    return samples
+
+
+def _enough(count: int, total_s: float, kind: str, protocol: Protocol) -> bool:
+    """A GPU: ten calls or 50 ms. A CPU: as many as fit in 100 ms, at least one and at most ``max_inner``."""
+    if kind == "cuda":
+        return count >= protocol.gpu_min_calls or (count > 0 and total_s >= protocol.gpu_arm_s)
+    return count >= protocol.max_inner or (count >= protocol.min_inner and total_s >= protocol.inner_s)
 
 
 def _sample_graph(timing: Timing, op: Callable[[Any], Any], feed: _Feed, device: Device, protocol: Protocol) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -201,6 +202,8 @@ def _too_long(method: Method, problem: Problem, tier: str) -> str | None:
     """Why a method that was not asked for by name would cost more than it tells."""
     if "compile" in method.tags and (tier == "quick" or not (problem.compiled or tier == "full")):
         return COMPILE_REASON
+    if method.largest is not None and math.prod(problem.shape) > method.largest:
+        return f"left out: above {method.largest} elements one call takes minutes"
     if tier == "quick" and "slow-cpu" in method.tags and problem.device == "cpu":
         return SLOW_REASON
     return None

@@ -222,7 +222,7 @@ def _judge_block(
         return "error", f"in a block: {why}", {}
     if why := runtime.nonfinite(output):
         return "nonfinite", f"in a block: {why}", {}
-    errors = {k: float(v) for k, v in runtime.judge(output, content, oracle, problem, None).errors.items()}
+    errors = {k: float(v) for k, v in runtime.glance(output, content, oracle, problem).items()}
     found = errors.get(task.primary_error)
     if found is not None and limit is not None:
         allowed = BLOCK_ERROR_FACTOR * limit + BLOCK_ERROR_SLACK

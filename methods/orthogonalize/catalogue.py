@@ -20,6 +20,7 @@ SVD = Method(
     needs=("torch",),
     cost=f"{_HERE}.cost:svd",
     origin="library",
+    largest=2**23,
 )
 
 NS_TORCH = Method(
