@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from reports import effects
@@ -28,7 +29,7 @@ class Case:
     """One method on one problem on one device, as the newest deciding file tells it.
 
     Attributes:
-        anchor: permanent id of the row.
+        anchor: permanent id of the row on the page of its device and task.
         status: the gate's status, or the status that ended the timing.
         reason: why there is no time; None when there is one.
         note: what a reader should know although there is a time.
@@ -131,7 +132,9 @@ def cases(runs: pd.DataFrame, headers: list[dict[str, Any]]) -> list[Case]:
     baselines = {key: plan.baseline for key, plan in known.items()}
     chosen = _deciding(frame)
     timed = effects.timed_blocks(frame)
-    measured = effects.per_problem(timed, baselines)
+    names = ("file", "task", "problem", "method")
+    wanted: list[effects.Arm] = list(zip(*(chosen[name] for name in names), strict=True))
+    measured = effects.per_problem(timed, baselines, wanted)
     parts = _Parts(frame.merge(chosen, on=[*KEY, "file"]), timed.merge(chosen, on=[*KEY, "file"]))
     return [_case(key, parts, known, measured) for key in parts.first]
 
@@ -213,12 +216,12 @@ def _case(
     gate = parts.gate.get(key, {}).get("detail") or {}
     memory = parts.memory.get(key, {}).get("detail") or {}
     peak = next((name for name in PEAKS if name in metrics), "")
-    values = pd.Series([v[0] for v in blocks.values()], dtype=float)
+    values = np.array([block[0] for block in blocks.values()])
     arm = effects.ALIAS.format(plan.baseline if plan else "")
     alias = measured.get((row["file"], task, problem, arm))
     is_baseline = bool(plan and plan.baseline == method)
     return Case(
-        anchor=anchor("case", device, f"{method}/{problem}"),
+        anchor=anchor("case", f"{method}/{problem}"),
         device=device,
         kind=str(row["device_kind"]),
         file=row["file"],
@@ -229,9 +232,9 @@ def _case(
         reason=reason,
         note=note,
         clock="host" if row["device_kind"] == "cpu" else "op, cold L2",
-        time_s=float(values.median()) if blocks else None,
-        low_s=float(values.quantile(0.1)) if blocks else None,
-        high_s=float(values.quantile(0.9)) if blocks else None,
+        time_s=float(np.median(values)) if blocks else None,
+        low_s=float(np.quantile(values, 0.1)) if blocks else None,
+        high_s=float(np.quantile(values, 0.9)) if blocks else None,
         times={name: metrics[name][0] for name in EXTRA_TIMES if name in metrics},
         blocks=blocks,
         effect=measured.get((row["file"], task, problem, method)),

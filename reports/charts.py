@@ -11,8 +11,14 @@ from reports.figures import Chart
 from reports.tables import describe_problem
 
 Row = dict[str, Any]
+#: Heading, note and charts.
+Section = tuple[str, str, list[Chart]]
 SIGMAS = ("min", "p02", "p50", "p98", "max")
 STRIP_LIMIT = 8
+#: Sizes that one figure shows, problems that the floor's figure shows, families of problems drawn on a page.
+SIZES = 16
+FLOOR_PROBLEMS = 24
+FAMILIES = 5
 #: Share of the best-covered problem's methods that a problem needs to stand for its device.
 MOST = 0.8
 
@@ -56,8 +62,16 @@ def families(cases: list[Case], problems: Mapping[str, Row]) -> list[tuple[str, 
             continue
         shape = "square" if aspect == 1 else f"aspect {aspect:g}"
         label = " ".join([kind, shape, *([f"batch {'×'.join(map(str, batch))}"] if batch else []), dtype])
-        named.append((label, sorted(found.values(), key=lambda r: r["elements"])))
+        named.append((label, _thinned(sorted(found.values(), key=lambda r: r["elements"]))))
     return sorted(named, key=lambda item: (-len(item[1]), item[0]))
+
+
+def _thinned(members: list[Row]) -> list[Row]:
+    """At most ``SIZES`` members, evenly spaced, both ends kept."""
+    if len(members) <= SIZES:
+        return members
+    step = (len(members) - 1) / (SIZES - 1)
+    return [members[round(place * step)] for place in range(SIZES)]
 
 
 def time_against_size(cases: list[Case], label: str, members: list[Row], device: str) -> Chart:
@@ -194,10 +208,11 @@ def singular_values(cases: list[Case], problem: str, device: str) -> Chart | Non
 
 def floor_fractions(cases: list[Case], device: str) -> Chart | None:
     """Share of the physical floor in each measured time."""
+    shown = set(representative(cases)[:FLOOR_PROBLEMS])
     rows: list[Row] = [
         {"method": case.method, "problem": case.problem, "fraction": case.floor_fraction, "basis": case.floor_basis}
         for case in cases
-        if case.floor_fraction is not None
+        if case.floor_fraction is not None and case.problem in shown
     ]
     if not rows:
         return None
@@ -219,18 +234,18 @@ def _listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def sections(
-    cases: list[Case], errors: list[str], problems: Mapping[str, Row], device: str
-) -> list[tuple[str, str, list[Chart]]]:
+def sections(cases: list[Case], errors: list[str], problems: Mapping[str, Row], device: str) -> list[Section]:
     """Heading, note and charts of a task's page; a section without a figure says why."""
     first = representative(cases)
-    sizes = [time_against_size(cases, label, members, device) for label, members in families(cases, problems)]
+    sizes = [
+        time_against_size(cases, label, members, device) for label, members in families(cases, problems)[:FAMILIES]
+    ]
     fronts = [pareto(cases, problem, metric, device) for problem in first[:2] for metric in errors[:1]]
     sigmas = [singular_values(cases, problem, device) for problem in first[:2]]
     blocks = [strips(cases, problem, device) for problem in first[:STRIP_LIMIT]]
     rest = f" Shown: {STRIP_LIMIT} of {len(first)} problems." if len(first) > STRIP_LIMIT else ""
     found: list[tuple[str, str, list[Chart | None]]] = [
-        ("Time against size", "", list(sizes[:6])),
+        ("Time against size", "", list(sizes)),
         ("Error against time", "", list(fronts)),
         ("Singular values of the outputs", "", list(sigmas)),
         ("Blocks", "Each dot is one block: baseline time ÷ method time in the same process." + rest, list(blocks)),
@@ -241,5 +256,5 @@ def sections(
     ]
 
 
-def _section(heading: str, text: str, charts: list[Chart]) -> tuple[str, str, list[Chart]]:
+def _section(heading: str, text: str, charts: list[Chart]) -> Section:
     return (heading, text, charts) if charts else (heading, "These records hold nothing to draw here.", [])

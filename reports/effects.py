@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -12,6 +12,9 @@ from reports.plain import number
 
 ALIAS = "{}#aa"
 TIME = "op_s"
+
+#: (file, task, problem, arm).
+Arm = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,45 +54,52 @@ def timed_blocks(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def per_problem(
-    timed: pd.DataFrame, baselines: Mapping[tuple[str, str], str | None]
-) -> dict[tuple[str, str, str, str], Effect]:
-    """(file, task, problem, arm) -> effect over the file's baseline of that task."""
-    found: dict[tuple[str, str, str, str], Effect] = {}
-    wide = timed.pivot_table(index=["file", "task", "problem", "block"], columns="arm", values="value", sort=False)
-    for key, group in wide.groupby(level=[0, 1, 2], sort=False):
-        file, task, problem = map(str, key)  # type: ignore[arg-type]
+    timed: pd.DataFrame, baselines: Mapping[tuple[str, str], str | None], wanted: Collection[Arm]
+) -> dict[Arm, Effect]:
+    """(file, task, problem, arm) -> effect over the file's baseline of that task, for the ``wanted`` arms.
+
+    The alias of a baseline is always included where the problem is wanted at all.
+    """
+    blocks: dict[Arm, dict[int, float]] = {}
+    columns = ("file", "task", "problem", "arm", "block", "value")
+    for file, task, problem, arm, block, value in zip(*(timed[name] for name in columns), strict=True):
+        blocks.setdefault((file, task, problem, arm), {})[int(block)] = float(value)
+    found: dict[Arm, Effect] = {}
+    noises: dict[tuple[str, str, str], float | None] = {}
+    for file, task, problem, arm in wanted:
         baseline = baselines.get((file, task))
-        if baseline is None or baseline not in group:
+        if baseline is None:
             continue
-        grid = group.droplevel([0, 1, 2])
-        noise = _noise(grid, baseline)
-        for arm in grid.columns:
-            effect = None if arm == baseline else _effect(grid, baseline, arm, noise)
-            if effect is not None:
-                found[file, task, problem, arm] = effect
+        base = blocks.get((file, task, problem, baseline), {})
+        alias = (file, task, problem, ALIAS.format(baseline))
+        if alias[:3] not in noises:
+            noises[alias[:3]] = _noise(base, blocks.get(alias, {}))
+            _add(found, alias, base, blocks, noises[alias[:3]])
+        if arm != baseline:
+            _add(found, (file, task, problem, arm), base, blocks, noises[alias[:3]])
     return found
 
 
-def _noise(grid: pd.DataFrame, baseline: str) -> float | None:
-    alias = ALIAS.format(baseline)
-    if alias not in grid:
-        return None
-    pairs = grid[[baseline, alias]].dropna()
-    return number(stats.noise_floor(pairs[baseline].to_dict(), pairs[alias].to_dict())) if len(pairs) else None
+def _noise(base: Mapping[int, float], alias: Mapping[int, float]) -> float | None:
+    return number(stats.noise_floor(base, alias)) if base.keys() & alias.keys() else None
 
 
-def _effect(grid: pd.DataFrame, baseline: str, arm: str, noise: float | None) -> Effect | None:
-    pairs = grid[[baseline, arm]].dropna()
-    if pairs.empty:
-        return None
-    found = stats.paired_ratio(pairs[baseline].to_dict(), pairs[arm].to_dict())
-    return Effect(
-        ratio=found.ratio,
-        low=found.low,
-        high=found.high,
-        level=found.level,
-        enough=found.enough,
-        n=found.n,
+def _add(
+    found: dict[Arm, Effect], key: Arm, base: Mapping[int, float], blocks: Mapping[Arm, dict[int, float]],
+    noise: float | None,
+) -> None:  # fmt: skip
+    own = blocks.get(key, {})
+    shared = [block for block in base if block in own]
+    if not shared:
+        return
+    estimate = stats.paired_ratio(base, own)
+    found[key] = Effect(
+        ratio=estimate.ratio,
+        low=estimate.low,
+        high=estimate.high,
+        level=estimate.level,
+        enough=estimate.enough,
+        n=estimate.n,
         noise=noise,
-        per_block=dict(zip(map(int, pairs.index), map(float, pairs[baseline] / pairs[arm]), strict=True)),
+        per_block={block: base[block] / own[block] for block in shared},
     )

@@ -21,9 +21,9 @@ from reports.cases import Case, cases, devices
 
 Row = dict[str, Any]
 Header = dict[str, Any]
-#: Keeps a page under 2 MB: a matrix of 24 methods × 24 problems × 12 readings is about 1 MB.
-MATRIX_PROBLEMS = 24
-MATRIX_ENTRIES = 6000
+#: Keeps the front page under 2 MB: what all matrices together may weigh, and what a cell and one reading weigh.
+MATRIX_BYTES, CELL_BYTES, ENTRY_BYTES = 1_100_000, 210, 120
+MATRIX_PROBLEMS = 30
 CASES_PER_PAGE = 600
 ROWS_ON_FRONT = 60
 ROWS_ON_AUDIT = 1500
@@ -79,11 +79,12 @@ class _Site:
         self.discarded = tables.discarded(runs, headers)
         self.parts = _task_parts(self.cases)
         self.side_files: dict[str, bytes] = {}
-        self.nav = [("index.html", "Overview"), ("claims.html", "Claims"), *self._task_links()]
-        self.nav += [("methods.html", "Methods"), ("audit.html", "Audit")]
-
-    def _task_links(self) -> list[tuple[str, str]]:
-        return [(f"{slug}.html", f"{task} on {device}") for (device, task), (slug, _) in self.parts.items()]
+        self.drawn: dict[tuple[str, str], list[charts.Section]] = {}
+        self.nav = {
+            "before": [("index.html", "Overview"), ("claims.html", "Claims")],
+            "tasks": [(f"{slug}.html", f"{task} on {device}") for (device, task), (slug, _) in self.parts.items()],
+            "after": [("methods.html", "Methods"), ("audit.html", "Audit")],
+        }
 
     def pages(self) -> dict[str, str]:
         """File name -> text of every page."""
@@ -124,8 +125,8 @@ class _Site:
             mine = [case for case in own if case.task == task]
             slug = self.parts[device, task][0]
             errors = tables.error_names(mine, self.headers, task)
-            families = charts.families(mine, self.problems)
-            grid = tables.matrix(mine, errors, self.problems, self._pager(device, task), _width(mine, errors))
+            width = _width(mine, errors, len(self.parts))
+            grid = tables.matrix(mine, errors, self.problems, self._pager(device, task), width)
             rows.append(
                 {
                     "name": task,
@@ -135,7 +136,7 @@ class _Site:
                     "errors": errors,
                     "matrix": grid,
                     "matrix_id": plain.anchor("matrix", task, device),
-                    "size_chart": charts.time_against_size(mine, *families[0], device) if families else None,
+                    "size_chart": next(iter(self._sections(device, task)[0][2]), None),
                 }
             )
         return rows
@@ -172,7 +173,7 @@ class _Site:
         found = {}
         for place, (name, _) in enumerate(parts):
             chunk = own[place * CASES_PER_PAGE : (place + 1) * CASES_PER_PAGE]
-            sections = self._sections(device, own, errors) if place == 0 else []
+            sections = self._sections(device, task) if place == 0 else []
             first, last = place * CASES_PER_PAGE + 1, place * CASES_PER_PAGE + len(chunk)
             note = f"Cases {first} to {last} of {len(own)}; time is the median over blocks, clock: {own[0].clock}."
             found[name] = self._page(
@@ -182,8 +183,12 @@ class _Site:
             )  # fmt: skip
         return found
 
-    def _sections(self, device: str, own: list[Case], errors: Mapping[str, str]) -> list[tuple[str, str, list[Any]]]:
-        return charts.sections(own, list(errors), self.problems, device)
+    def _sections(self, device: str, task: str) -> list[charts.Section]:
+        if (device, task) not in self.drawn:
+            own = self.parts[device, task][1]
+            errors = list(tables.error_names(own, self.headers, task))
+            self.drawn[device, task] = charts.sections(own, errors, self.problems, device)
+        return self.drawn[device, task]
 
     def _audit(self) -> str:
         links, self.side_files = downloads.downloads(self.runs, self.cases, self.ledger, self.headers)
@@ -207,9 +212,10 @@ class _Site:
         ]
 
 
-def _width(own: list[Case], errors: Mapping[str, str]) -> int:
-    methods = len({case.method for case in own}) or 1
-    return max(1, min(MATRIX_PROBLEMS, MATRIX_ENTRIES // (methods * (len(errors) + 5))))
+def _width(own: list[Case], errors: Mapping[str, str], matrices: int) -> int:
+    """How many problems one of several matrices may show."""
+    column = len({case.method for case in own}) * (CELL_BYTES + ENTRY_BYTES * (len(errors) + 6))
+    return max(1, min(MATRIX_PROBLEMS, MATRIX_BYTES // max(1, matrices * column)))
 
 
 def _drawn(rows: list[Row]) -> list[Row]:

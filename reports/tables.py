@@ -37,6 +37,13 @@ class Entry:
     tone: str = ""
     title: str = ""
     sort: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridCell:
+    """One cell of the matrix: its readings and where its full row stands."""
+
+    entries: list[Entry]
     link: str = ""
 
 
@@ -46,7 +53,7 @@ class Matrix:
 
     views: list[View]
     problems: list[Row]
-    rows: list[tuple[str, list[list[Entry]]]]
+    rows: list[tuple[str, list[GridCell]]]
     hidden: int
 
 
@@ -242,27 +249,27 @@ def _views(cases: list[Case], errors: Mapping[str, str]) -> list[View]:
     return views + [View(key=f"error:{name}", label=plain.spoken(name), better="less is better") for name in errors]
 
 
-def _cell(case: Case | None, views: list[View], pages: Mapping[str, str]) -> list[Entry]:
+def _cell(case: Case | None, views: list[View], pages: Mapping[str, str]) -> GridCell:
     if case is None:
         everywhere = tuple(range(len(views)))
-        return [Entry(views=everywhere, text="– not planned", sub=("no record names this case",), tone="open")]
-    entries = []
+        nothing = Entry(views=everywhere, text="– not planned", sub=("no record names this case",), tone="open")
+        return GridCell(entries=[nothing])
+    entries: list[Entry] = []
     missing: list[int] = []
-    link = f"{pages.get(case.anchor, '')}#{case.anchor}"
     for index, view in enumerate(views):
-        entry = _entry(case, view, index, link)
+        entry = _entry(case, view, index)
         if entry is None:
             missing.append(index)
         else:
             entries.append(entry)
     if missing:
-        entries.append(_missing(case, tuple(missing), link))
-    return entries
+        entries.append(_missing(case, tuple(missing)))
+    return GridCell(entries=entries, link=f"{pages.get(case.anchor, '')}#{case.anchor}")
 
 
-def _entry(case: Case, view: View, index: int, link: str) -> Entry | None:
+def _entry(case: Case, view: View, index: int) -> Entry | None:
     if view.key == "speedup":
-        return _speedup(case, index, link)
+        return _speedup(case, index)
     lines: tuple[str, ...] = ()
     if view.key == "time":
         value, text = case.time_s, plain.seconds(case.time_s)
@@ -280,31 +287,31 @@ def _entry(case: Case, view: View, index: int, link: str) -> Entry | None:
         lines = () if case.status == "passed" else (case.status.replace("_", " "),)
     if value is None:
         return None
-    return Entry(views=(index,), text=text, sub=lines, sort=value, link=link, title=case.note)
+    return Entry(views=(index,), text=text, sub=lines, sort=value, title=case.note)
 
 
-def _speedup(case: Case, index: int, link: str) -> Entry | None:
+def _speedup(case: Case, index: int) -> Entry | None:
     floor = f"floor {plain.percent(case.noise)}" if case.noise is not None else "no A/A floor"
     if case.is_baseline and case.time_s is not None:
-        return Entry(views=(index,), text="baseline", sub=(f"A/A {floor}",), sort=1.0, link=link, title=case.note)
+        return Entry(views=(index,), text="baseline", sub=(f"A/A {floor}",), sort=1.0, title=case.note)
     effect = case.effect
     if effect is None:
         return None
     glyph, tone = SIDES[effect.side]
     sub = (plain.interval(effect.low, effect.high), floor, *([case.note] if case.note else []))
     text = f"{glyph} {plain.times(effect.ratio)}"
-    return Entry(views=(index,), text=text, sub=sub, tone=tone, sort=effect.ratio, link=link, title=case.note)
+    return Entry(views=(index,), text=text, sub=sub, tone=tone, sort=effect.ratio, title=case.note)
 
 
-def _missing(case: Case, views: tuple[int, ...], link: str) -> Entry:
+def _missing(case: Case, views: tuple[int, ...]) -> Entry:
     if case.status == "passed":
         reason = case.energy_reason or "passed, but this was not recorded"
         sub = (plain.shorten(reason),)
-        return Entry(views=views, text="– not recorded", sub=sub, title=reason, tone="open", link=link)
+        return Entry(views=views, text="– not recorded", sub=sub, title=reason, tone="open")
     sign = theme.STATUSES.get(case.status, theme.UNKNOWN)
     reason = case.reason or sign.meaning
     text = f"{sign.glyph} {case.status.replace('_', ' ')}"
-    return Entry(views=views, text=text, sub=(plain.shorten(reason),), title=reason, tone=sign.tone, link=link)
+    return Entry(views=views, text=text, sub=(plain.shorten(reason),), title=reason, tone=sign.tone)
 
 
 # ---------------------------------------------------------------- case table

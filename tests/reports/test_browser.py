@@ -250,12 +250,18 @@ def axe() -> str:
     return script.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(opened: Any, site: Path, axe: str, scheme: str) -> None:
-    told = []
-    for name in names(site):
-        page = opened(name, 1280, scheme, bypass_csp=True)
-        page.evaluate(axe)
-        found = page.evaluate("axe.run({resultTypes: ['violations']})")
-        told += [(name, v["id"], len(v["nodes"]), v["nodes"][0]["html"][:160]) for v in found["violations"]]
-    assert told == []
+def violations(page: Any, axe: str, options: str) -> list[tuple[str, int, str]]:
+    page.evaluate(axe)
+    found = page.evaluate(f"axe.run({options})")["violations"]
+    return [(v["id"], len(v["nodes"]), v["nodes"][0]["html"][:160]) for v in found]
+
+
+def test_axe_finds_nothing(opened: Any, site: Path, axe: str) -> None:
+    one_of_each = [name for name in names(site) if "nvidia" not in name]
+    told = {name: violations(opened(name, bypass_csp=True), axe, "{}") for name in one_of_each}
+    assert told == dict.fromkeys(one_of_each, [])
+
+
+def test_axe_finds_enough_contrast_in_the_dark(opened: Any, axe: str) -> None:
+    page = opened(scheme="dark", bypass_csp=True)
+    assert violations(page, axe, "{runOnly: ['color-contrast']}") == []

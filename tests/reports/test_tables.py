@@ -24,15 +24,16 @@ def grid(found: list[Case], record: Any) -> tables.Matrix:
 
 def test_every_cell_answers_every_view_exactly_once(grid: tables.Matrix) -> None:
     for _, cells in grid.rows:
-        for entries in cells:
+        for cell in cells:
+            entries = cell.entries
             assert sorted(v for entry in entries for v in entry.views) == list(range(len(grid.views)))
             assert all(entry.text for entry in entries)
 
 
 def test_an_empty_cell_says_why(grid: tables.Matrix) -> None:
     row = dict(grid.rows)["polar.aol-triton"]
-    for entries in row:
-        (entry,) = entries
+    for cell in row:
+        (entry,) = cell.entries
         assert "unsupported" in entry.text
         assert entry.title == "needs CUDA: no NVIDIA device"
         assert entry.sort is None
@@ -40,7 +41,7 @@ def test_an_empty_cell_says_why(grid: tables.Matrix) -> None:
 
 def test_a_wrong_answer_keeps_its_error_and_loses_its_time(grid: tables.Matrix) -> None:
     keys = [view.key for view in grid.views]
-    entries = dict(grid.rows)["polar.frobenius-only"][0]
+    entries = dict(grid.rows)["polar.frobenius-only"][0].entries
     at = {view: entry for entry in entries for view in entry.views}
     assert "inaccurate" in at[keys.index("time")].text
     error = at[keys.index("error:polar_error")]
@@ -49,11 +50,11 @@ def test_a_wrong_answer_keeps_its_error_and_loses_its_time(grid: tables.Matrix) 
 
 
 def test_the_speedup_stands_beside_its_interval_and_floor(grid: tables.Matrix) -> None:
-    entry = next(e for e in dict(grid.rows)["polar.aol-torch"][2] if 0 in e.views)
+    entry = next(e for e in dict(grid.rows)["polar.aol-torch"][2].entries if 0 in e.views)
     assert entry.text.startswith("▲ 1.")
     assert entry.sub[0].startswith("[1.")
     assert entry.sub[1].startswith("floor ")
-    baseline = next(e for e in dict(grid.rows)["polar.ns-torch"][2] if 0 in e.views)
+    baseline = next(e for e in dict(grid.rows)["polar.ns-torch"][2].entries if 0 in e.views)
     assert baseline.text == "baseline"
 
 
@@ -67,7 +68,7 @@ def test_a_wide_matrix_is_cut_and_says_so(found: list[Case], record: Any) -> Non
 def test_a_case_that_no_record_names_is_not_planned(found: list[Case], record: Any) -> None:
     own = [case for case in found if case.kind == "cpu"][1:]
     grid = tables.matrix(own, {}, tables.problem_index(record.headers), {}, 24)
-    texts = {entry.text for _, cells in grid.rows for entries in cells for entry in entries}
+    texts = {entry.text for _, cells in grid.rows for cell in cells for entry in cell.entries}
     assert "– not planned" in texts
 
 
