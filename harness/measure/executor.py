@@ -129,6 +129,8 @@ class _Executor:
         self.count = 0
         self.start = time.monotonic()
         self.start_s = 3.0
+        self.flops: dict[str, float] = {}
+        self.rate = 1e10
         self.writer: store.Writer
 
     def run(self) -> Result:
@@ -179,8 +181,6 @@ class _Executor:
 
     def _probe(self) -> None:
         """Start-up time, product rate and device facts from one throw-away worker; then fit the plan to the budget."""
-        flops: dict[str, float] = {}
-        rate = 1e10
         for part in self.plan.suites:
             begin = time.monotonic()
             job = self._job(part, "probe", problems=[p.describe() for p in part.problems])
@@ -189,14 +189,14 @@ class _Executor:
                     if isinstance(message, Ended):
                         raise UserError(f"the measuring process cannot start: {message.reason}")
                     facts = message["facts"]
-                    flops |= facts.pop("work_flops")
+                    self.flops |= facts.pop("work_flops")
                     probe_s = facts.pop("probe_s", 0.0)
-                    rate = facts.get("flops_per_s") or rate
+                    self.rate = facts.get("flops_per_s") or self.rate
                     self.start_s = max(0.2, time.monotonic() - begin - probe_s)
-                    self.environment["probe"] = {"flops_per_s": rate, "start_s": round(self.start_s, 2)}
+                    self.environment["probe"] = {"flops_per_s": self.rate, "start_s": round(self.start_s, 2)}
                     if self.environment.get("gpu"):
                         self.environment["gpu"] |= {k: v for k, v in facts.items() if k in ("sm_count", "l2_bytes")}
-        planning.fit(self.plan, flops, rate, self.start_s)
+        planning.fit(self.plan, self.flops, self.rate, self.start_s)
         self.progress.note(
             f"plan: {sum(len(p.cases()) for p in self.plan.suites)} cases, {self.plan.blocks} blocks, "
             f"about {self.plan.estimate_s:.0f} s"
@@ -236,15 +236,39 @@ class _Executor:
         total = sum(len(part.cases()) for part in self.plan.suites)
         self.progress.phase("gate", total, len(self.state.gates))
         for part in self.plan.suites:
-            while pending := self._ungated(part):
+            fresh = not self.state.gates
+            begin = time.monotonic()
+            while pending := self._ungated(part, part.problems[:1]):
+                self._check(part, pending)
+            if fresh and self.flops:
+                self._rescale(part, time.monotonic() - begin)
+            while pending := self._ungated(part, part.problems):
                 self._check(part, pending)
 
-    def _ungated(self, part: SuitePlan) -> dict[str, list[Problem]]:
+    def _rescale(self, part: SuitePlan, elapsed_s: float) -> None:
+        """The first problem's gate tells how slow this machine is today; the plan is fitted to the budget again."""
+        expected = planning.gate_seconds(part, part.problems[0], self.flops, self.rate) + self.start_s
+        slower = max(1.0, elapsed_s / expected)
+        kept = list(part.problems)
+        planning.fit(self.plan, self.flops, self.rate / slower, self.start_s * min(slower, 3.0))
+        for problem in kept:
+            if problem not in part.problems:
+                for method in part.methods:
+                    self._skip(part, f"{method.name}/{problem.id}", BUDGET_REASON)
+        dropped = len(kept) - len(part.problems)
+        if dropped:
+            self.progress.note(f"{slower:.1f} times slower than estimated: {dropped} problems {BUDGET_REASON}")
+
+    def _ungated(self, part: SuitePlan, problems: list[Problem]) -> dict[str, list[Problem]]:
         pending = {
-            method.name: [p for p in part.of_method(method.name) if f"{method.name}/{p.id}" not in self.state.gates]
+            method.name: [
+                p
+                for p in part.of_method(method.name)
+                if p in problems and f"{method.name}/{p.id}" not in self.state.gates
+            ]
             for method in part.methods
         }
-        return {name: problems for name, problems in pending.items() if problems}
+        return {name: wanted for name, wanted in pending.items() if wanted}
 
     def _check(self, part: SuitePlan, pending: Mapping[str, list[Problem]]) -> None:
         """One check worker over all pending methods; a method that dies is taken up again at its next problem."""

@@ -229,21 +229,28 @@ def problem_seconds(
     part: SuitePlan, problem: Problem, plan: Plan, flops: Mapping[str, float], flops_per_s: float
 ) -> float:
     """Seconds of gate and blocks of one problem over all its methods."""
-    arms = sum(1 for case in part.cases() if case.problem is problem)
+    arms, compiled, call = _work(part, problem, flops, flops_per_s)
     if arms == 0:
         return 0.0
+    cuda = problem.device == "cuda"
+    sampled = part.protocol.gpu_arm_s * 3 if cuda else part.protocol.inner_s
+    block = compiled * _CACHED_COMPILE_S + (part.protocol.gpu_warmup_s if cuda else 0.0)
+    block += (arms + 1) * (_BLOCK_CALLS * call + max(sampled, call) + 0.01) + 4 * call
+    return gate_seconds(part, problem, flops, flops_per_s) + plan.blocks * block
+
+
+def gate_seconds(part: SuitePlan, problem: Problem, flops: Mapping[str, float], flops_per_s: float) -> float:
+    """Seconds of one problem's gate over all its methods."""
+    arms, compiled, call = _work(part, problem, flops, flops_per_s)
+    return arms * (_GATE_CALLS * call + 0.1) + compiled * _COMPILE_S
+
+
+def _work(part: SuitePlan, problem: Problem, flops: Mapping[str, float], flops_per_s: float) -> tuple[int, int, float]:
+    """Arms, those that compile themselves, and the seconds of one call."""
+    arms = [m for m in part.methods if Case(method=m.name, problem=problem).id not in part.skipped]
     factor = _DTYPE_FACTOR.get(problem.dtype, 1.0) if problem.device == "cpu" else 1.0
     call = flops.get(problem.id, 0.0) * factor / flops_per_s
-    sampled = part.protocol.gpu_arm_s * 3 if problem.device == "cuda" else part.protocol.inner_s
-    warm = part.protocol.gpu_warmup_s if problem.device == "cuda" else 0.0
-    compiled = sum(
-        "compile" in m.tags and Case(method=m.name, problem=problem).id not in part.skipped for m in part.methods
-    )
-    gate = arms * (_GATE_CALLS * call + 0.1) + compiled * _COMPILE_S
-    block = (
-        compiled * _CACHED_COMPILE_S + warm + (arms + 1) * (_BLOCK_CALLS * call + max(sampled, call) + 0.01) + 4 * call
-    )
-    return gate + plan.blocks * block
+    return len(arms), sum("compile" in m.tags for m in arms), call
 
 
 def fit(plan: Plan, flops: Mapping[str, float], flops_per_s: float, start_s: float) -> None:

@@ -96,3 +96,17 @@ def test_copying_new_content_is_outside_the_clock(plugin):
         protocol=Protocol(inner_s=0.1),
     )
     assert timing.samples["op_s"][1] == pytest.approx([0.2])
+
+
+def test_host_memory_sees_what_one_call_needs():
+    from harness.measure.device import HostMemory
+
+    memory = HostMemory()
+    for _ in range(2):
+        block = bytearray(b"x" * (24 << 20))  # a warm-up call leaves free heap behind
+        del block
+    memory.start()
+    block = bytearray(b"x" * (24 << 20))
+    peak = memory.peak()
+    assert len(block) == 24 << 20
+    assert 20 << 20 <= peak <= 100 << 20
