@@ -1,6 +1,7 @@
 """Launching the Triton kernels on tensors: shapes, strides, grids and configurations; no mathematics.
 
 Every function takes three-dimensional tensors [batch, ., .] and starts kernels on the current stream without waiting.
+All but pointers and coefficients is worked out once for each form of the operands and kept: see ``_triton_direct``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from methods.orthogonalize import _kernels_elementwise as elementwise
 from methods.orthogonalize import _kernels_fast as fast
 from methods.orthogonalize import _kernels_published as published
 from methods.orthogonalize._triton_configs import Config, choose, memory_class
+from methods.orthogonalize._triton_direct import Launch, form, get
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -61,9 +63,10 @@ def precision(dtype: torch.dtype) -> str:
     return "ieee" if dtype == torch.float32 else "tf32"
 
 
-def _config(design: Any, line: Any, X: torch.Tensor, cols: int) -> Config:
+def _config(design: Any, line: Any, X: torch.Tensor) -> Config:
+    batch, n, m = X.shape
     major = memory_class(X.device.index) if X.is_cuda else 9
-    return choose(design, line, X.shape[1], cols, X.shape[0], X.dtype, major)
+    return choose(design, line, n, m if line == "apply" else n, batch, m if line == "gram" else n, X.dtype, major)
 
 
 # --- published design ------------------------------------------------------------------------------------------------
@@ -71,29 +74,36 @@ def _config(design: Any, line: Any, X: torch.Tensor, cols: int) -> Config:
 
 def line_1(A: torch.Tensor, C: torch.Tensor, config: Config | None = None) -> None:
     """``C = A Aᵀ``."""
-    _symmetric(A, C, 1.0, 0.0, False, config or _config("published", "gram", A, A.shape[1]))
+    _symmetric(A, C, 1.0, 0.0, "gram", config)
 
 
 def line_2(A: torch.Tensor, C: torch.Tensor, alpha: float, beta: float, config: Config | None = None) -> None:
     """``C = alpha A Aᵀ + beta A`` for symmetric A."""
-    _symmetric(A, C, alpha, beta, True, config or _config("published", "square", A, A.shape[1]))
+    _symmetric(A, C, alpha, beta, "square", config)
 
 
-def _symmetric(A: torch.Tensor, C: torch.Tensor, alpha: float, beta: float, addend: bool, config: Config) -> None:
-    batch, n, k = A.shape
-    published.symmetric_product_kernel[(batch * triton.cdiv(n, config.bm) * triton.cdiv(n, config.bn),)](
-        A, C, n, k, *A.stride(), *C.stride(), alpha, beta,
-        ADDEND=addend, PRECISION=precision(A.dtype), **_options(config),
-    )  # fmt: skip
+def _symmetric(A: torch.Tensor, C: torch.Tensor, alpha: float, beta: float, line: str, config: Config | None) -> None:
+    def build() -> Launch:
+        chosen = config or _config("published", line, A)
+        batch, n, k = A.shape
+        programs = batch * triton.cdiv(n, chosen.bm) * triton.cdiv(n, chosen.bn)
+        meta = {"ADDEND": line == "square", "PRECISION": precision(A.dtype)} | _options(chosen)
+        return Launch(published.symmetric_product_kernel, programs, (n, k, *A.stride(), *C.stride()), meta)
+
+    get((line, form(A), form(C), config), build)((A, C), (float(alpha), float(beta)))
 
 
 def line_3(B: torch.Tensor, X: torch.Tensor, Y: torch.Tensor, a: float, config: Config | None = None) -> None:
     """``Y = a X + B X``; Y must not overlap X."""
-    batch, n, m = X.shape
-    config = config or _config("published", "apply", X, m)
-    published.apply_kernel[(batch * triton.cdiv(n, config.bm) * triton.cdiv(m, config.bn),)](
-        B, X, Y, n, m, *B.stride(), *X.stride(), *Y.stride(), a, PRECISION=precision(X.dtype), **_options(config)
-    )
+
+    def build() -> Launch:
+        chosen = config or _config("published", "apply", X)
+        batch, n, m = X.shape
+        programs = batch * triton.cdiv(n, chosen.bm) * triton.cdiv(m, chosen.bn)
+        integers = (n, m, *B.stride(), *X.stride(), *Y.stride())
+        return Launch(published.apply_kernel, programs, integers, {"PRECISION": precision(X.dtype)} | _options(chosen))
+
+    get(("apply", form(B), form(X), form(Y), config), build)((B, X, Y), (float(a),))
 
 
 def _options(config: Config) -> dict[str, Any]:
@@ -113,20 +123,27 @@ def _options(config: Config) -> dict[str, Any]:
 
 def rescale(X: torch.Tensor, Y: torch.Tensor, S: torch.Tensor, mode: str) -> None:
     """``Y = diag(S) X`` ("rows"), ``diag(S) X diag(S)`` ("both"), ``X / S`` ("divide"); S [batch, n] or [batch, 1]."""
-    batch, rows, cols = X.shape
-    bm, bn = (16, 256) if X.stride(2) == 1 else (256, 16)
-    step = 0 if S.shape[1] == 1 else S.stride(1)
-    elementwise.rescale_kernel[(batch * triton.cdiv(rows, bm) * triton.cdiv(cols, bn),)](
-        X, Y, S, rows, cols, *X.stride(), *Y.stride(), S.stride(0), step, FLOOR[torch.float32],
-        MODE=mode, BM=bm, BN=bn, num_warps=8,
-    )  # fmt: skip
+
+    def build() -> Launch:
+        batch, rows, cols = X.shape
+        bm, bn = (16, 256) if X.stride(2) == 1 else (256, 16)
+        programs = batch * triton.cdiv(rows, bm) * triton.cdiv(cols, bn)
+        integers = (rows, cols, *X.stride(), *Y.stride(), S.stride(0), 0 if S.shape[1] == 1 else S.stride(1))
+        return Launch(
+            elementwise.rescale_kernel, programs, integers, {"MODE": mode, "BM": bm, "BN": bn, "num_warps": 8}
+        )
+
+    get(("rescale", mode, form(X), form(Y), form(S)), build)((X, Y, S), (FLOOR[torch.float32],))
 
 
 def aol_scale(A: torch.Tensor) -> torch.Tensor:
     """AOL's ``s_i = (sum_j |A_ij|)^(-1/2)`` from a contiguous Gram matrix, float32 [batch, n]."""
     batch, n, _ = A.shape
     S = torch.empty(batch, n, dtype=torch.float32, device=A.device)
-    elementwise.aol_scale_kernel[(batch * triton.cdiv(n, 4),)](A, S, n, FLOOR[A.dtype], BM=4, BN=1024, num_warps=4)
+    meta = {"BM": 4, "BN": 1024, "num_warps": 4}
+    get(("aol", form(A), form(S)), lambda: Launch(elementwise.aol_scale_kernel, batch * triton.cdiv(n, 4), (n,), meta))(
+        (A, S), (FLOOR[A.dtype],)
+    )
     return S
 
 
@@ -135,8 +152,15 @@ def schatten4_scale(A: torch.Tensor) -> torch.Tensor:
     batch, n, _ = A.shape
     parts, tops = (torch.empty(batch, n, dtype=torch.float32, device=A.device) for _ in range(2))
     S = torch.empty(batch, 1, dtype=torch.float32, device=A.device)
-    elementwise.squares_kernel[(batch * triton.cdiv(n, 4),)](A, parts, tops, n, BM=4, BN=1024, num_warps=4)
-    elementwise.schatten4_scale_kernel[(batch,)](parts, tops, S, n, FLOOR[A.dtype], BN=1024, num_warps=4)
+    meta = {"BN": 1024, "num_warps": 4}
+    key = (form(A), form(parts), form(tops))
+    get(
+        ("squares", key),
+        lambda: Launch(elementwise.squares_kernel, batch * triton.cdiv(n, 4), (n,), {"BM": 4} | meta),
+    )((A, parts, tops))
+    get(("schatten4", key, form(S)), lambda: Launch(elementwise.schatten4_scale_kernel, batch, (n,), meta))(
+        (parts, tops, S), (FLOOR[A.dtype],)
+    )
     return S
 
 
@@ -180,18 +204,27 @@ def symmetric_fast(
     config: Config | None = None,
 ) -> None:
     """``C = X Xᵀ`` or ``alpha X Xᵀ + beta X``, then ``C diag(scale)``; ``partial`` receives sums of |C|."""
-    batch, n, k = X.shape
-    config = config or fast_config("square" if addend else "gram", X)
-    size = triton.cdiv(n, max(config.bm, config.bn))
-    tma = config.tma and takes_descriptor(X)
-    left = _descriptor(X, config.bm, config.bk) if tma else X
-    right = left if config.bm == config.bn else _descriptor(X, config.bn, config.bk) if tma else X
-    fast.symmetric_fast_kernel[(batch * size * (size + 1) // 2 * parts(config),)](
-        left, right, X, C, C if partial is None else partial, C if scale is None else scale,
-        n, k, size, *X.stride(), alpha, beta,
-        TMA=tma, ROWS_CONTIGUOUS=rows_contiguous(X), ADDEND=addend, SUMS=partial is not None,
-        SCALE_COLUMNS=scale is not None, PRECISION=precision(X.dtype), **_options(config),
-    )  # fmt: skip
+
+    def build() -> Launch:
+        chosen = config or fast_config("square" if addend else "gram", X)
+        batch, n, k = X.shape
+        size = triton.cdiv(n, max(chosen.bm, chosen.bn))
+        tma = chosen.tma and takes_descriptor(X)
+        meta = {
+            "TMA": tma, "ROWS_CONTIGUOUS": rows_contiguous(X), "ADDEND": addend, "SUMS": partial is not None,
+            "SCALE_COLUMNS": scale is not None, "PRECISION": precision(X.dtype),
+        } | _options(chosen)  # fmt: skip
+        programs = batch * size * (size + 1) // 2 * parts(chosen)
+        return Launch(fast.symmetric_fast_kernel, programs, (n, k, size, *X.stride()), meta, chosen if tma else None)
+
+    launch = get(("fast symmetric", addend, form(X), form(C), form(partial), form(scale), config), build)
+    left = right = X
+    if launch.extra is not None:
+        tile = launch.extra
+        left = _descriptor(X, tile.bm, tile.bk)
+        right = left if tile.bm == tile.bn else _descriptor(X, tile.bn, tile.bk)
+    pointers = (left, right, X, C, C if partial is None else partial, C if scale is None else scale)
+    launch(pointers, (float(alpha), float(beta)))
 
 
 def parts(config: Config) -> int:
@@ -201,21 +234,25 @@ def parts(config: Config) -> int:
 
 def fast_config(line: Any, X: torch.Tensor) -> Config:
     """The configuration of the fast design for one product of X."""
-    return _config("fast", line, X, X.shape[2] if line == "apply" else X.shape[1])
+    return _config("fast", line, X)
 
 
 def gram_with_scale(X: torch.Tensor, A: torch.Tensor, config: Config | None = None) -> torch.Tensor:
     """``A = X Xᵀ``, and from its row sums AOL's scale, float32 [batch, n]; the sums run in a fixed order."""
     batch, n, _ = X.shape
-    config = config or fast_config("gram", X)
-    slots = triton.cdiv(n, max(config.bm, config.bn)) * parts(config)
-    partial = torch.empty(batch, slots, n, dtype=torch.float32, device=X.device)
+
+    def build() -> Launch:
+        chosen = config or fast_config("gram", X)
+        side, each = max(chosen.bm, chosen.bn), parts(chosen)
+        slots = triton.cdiv(n, side) * each
+        meta = {"SIDE": side, "PARTS": each, "WIDE": chosen.bn > chosen.bm, "BM": 32, "num_warps": 1}
+        return Launch(fast.aol_reduce_kernel, batch * triton.cdiv(n, 32), (n, slots), meta, slots)
+
+    reduce = get(("sums", form(X), config), build)
+    partial = torch.empty(batch, reduce.extra, n, dtype=torch.float32, device=X.device)
     scale = torch.empty(batch, n, dtype=torch.float32, device=X.device)
     symmetric_fast(X, A, partial=partial, config=config)
-    fast.aol_reduce_kernel[(batch * triton.cdiv(n, 32),)](
-        partial, scale, n, slots, FLOOR[X.dtype],
-        SIDE=max(config.bm, config.bn), PARTS=parts(config), WIDE=config.bn > config.bm, BM=32, num_warps=1,
-    )  # fmt: skip
+    reduce((partial, scale), (FLOOR[X.dtype],))
     return scale
 
 
@@ -228,13 +265,22 @@ def apply_fast(
     config: Config | None = None,
 ) -> None:
     """``Y = a X + B X``, or ``a diag(scale) X + B X``; B contiguous, Y must not overlap X."""
-    batch, n, m = X.shape
-    config = config or fast_config("apply", X)
-    tma = config.tma and takes_descriptor(X) and takes_descriptor(B)
-    left = _descriptor(B, config.bm, config.bk) if tma else B
-    right = _descriptor(X, config.bk, config.bn) if tma else X
-    fast.apply_fast_kernel[(batch * triton.cdiv(n, config.bm) * triton.cdiv(m, config.bn),)](
-        left, right, B, X, Y, X if scale is None else scale, n, m, B.stride(0), *X.stride(), *Y.stride(), a,
-        TMA=tma, ROWS_CONTIGUOUS=rows_contiguous(X), SCALE_ROWS=scale is not None,
-        PRECISION=precision(X.dtype), **_options(config),
-    )  # fmt: skip
+
+    def build() -> Launch:
+        chosen = config or fast_config("apply", X)
+        batch, n, m = X.shape
+        tma = chosen.tma and takes_descriptor(X) and takes_descriptor(B)
+        meta = {
+            "TMA": tma, "ROWS_CONTIGUOUS": rows_contiguous(X), "SCALE_ROWS": scale is not None,
+            "PRECISION": precision(X.dtype),
+        } | _options(chosen)  # fmt: skip
+        programs = batch * triton.cdiv(n, chosen.bm) * triton.cdiv(m, chosen.bn)
+        integers = (n, m, B.stride(0), *X.stride(), *Y.stride())
+        return Launch(fast.apply_fast_kernel, programs, integers, meta, chosen if tma else None)
+
+    launch = get(("fast apply", form(B), form(X), form(Y), form(scale), config), build)
+    left, right = B, X
+    if launch.extra is not None:
+        tile = launch.extra
+        left, right = _descriptor(B, tile.bm, tile.bk), _descriptor(X, tile.bk, tile.bn)
+    launch((left, right, B, X, Y, X if scale is None else scale), (float(a),))

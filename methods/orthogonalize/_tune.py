@@ -27,7 +27,9 @@ if "--dry-run" in sys.argv:
 
 import torch
 
+from harness.errors import Unsupported
 from methods.orthogonalize import _triton_configs as configs
+from methods.orthogonalize import _triton_direct as direct
 from methods.orthogonalize import _tune_checks as checks
 from methods.orthogonalize._triton_configs import Config
 
@@ -42,7 +44,8 @@ SHAPES: tuple[tuple[int, int, int], ...] = (
 )
 UNFINISHED = "not finished within 60 % of the budget"
 FLUSH_BYTES = 256 * 2**20  # several times the largest L2 cache
-BASELINES = ("polar.ns-torch", "polar.turbo-torch", "polar.ns-compiled", "polar.turbo-compiled")
+UNCOMPILED = ("polar.ns-torch", "polar.turbo-torch")
+BASELINES = (*UNCOMPILED, "polar.ns-compiled", "polar.turbo-compiled")
 
 
 class Clock:
@@ -69,7 +72,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=min(14, os.cpu_count() or 1))
     parser.add_argument("--dry-run", action="store_true", help="CPU, interpreter, tiny shapes, no times")
     parser.add_argument("--skip-checks", action="store_true")
-    parser.add_argument("--skip-configs", action="store_true", help="time the engines only")
+    parser.add_argument("--skip-configs", action="store_true", help="checks, then Triton engines only: under a minute")
     options = parser.parse_args()
     clock = Clock(options.budget_s)
     if not options.dry_run and not torch.cuda.is_available():
@@ -83,11 +86,13 @@ def main() -> int:
     usable = run_jobs(jobs, lines, options, clock, result)
     failed = [check for check in result["checks"] if not check["passed"] and check["text"] != UNFINISHED]
     if not options.dry_run:
-        time_engines("default configurations", clock, result, baselines=True)
+        time_engines("default configurations", clock, result, BASELINES if lines else UNCOMPILED)
         if lines:
             time_kernels(usable, clock, result)
             time_best(clock, result)
+    result["launch"] = direct.state()
     report(result)
+    print(f"launch: {result['launch']}", flush=True)
     if options.out:
         options.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
     print(f"{len(result['checks']) - len(failed)} checks passed, {len(failed)} failed", flush=True)
@@ -232,12 +237,11 @@ def time_kernels(usable: list[checks.Candidate], clock: Clock, result: Any) -> N
         clock.note(f"kernels at {shape}")
 
 
-def time_engines(label: str, clock: Clock, result: Any, baselines: bool = False) -> None:
+def time_engines(label: str, clock: Clock, result: Any, baselines: tuple[str, ...]) -> None:
     """Whole engines on gaussian bfloat16 inputs: cold events, and a graph replay."""
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
     calls = dict(checks.engines())
-    if baselines:
-        calls |= dict(_baselines())
+    calls |= dict(_baselines(baselines))
     for shape in SHAPES:
         G = torch.randn(shape if shape[0] > 1 else shape[1:], device="cuda").bfloat16()
         for name, engine in calls.items():
@@ -246,8 +250,10 @@ def time_engines(label: str, clock: Clock, result: Any, baselines: bool = False)
             row: dict[str, Any] = {"set": label, "engine": name, "shape": shape}
             try:
                 row["seconds"] = cold_s(lambda e=engine, g=G: e(g), flush)  # type: ignore[misc]
-                if "compiled" not in name:
+                if "compiled" not in name and name not in checks.GRAPHS:
                     row["graph_seconds"] = graph_s(lambda e=engine, g=G: e(g), flush)  # type: ignore[misc]
+            except Unsupported as error:
+                row["error"] = f"Unsupported: {error}"
             except Exception as error:
                 row["error"] = f"{type(error).__name__}: {str(error)[:200]}"
                 print(f"SKIP {name} {shape}: {row['error']}", flush=True)
@@ -255,10 +261,10 @@ def time_engines(label: str, clock: Clock, result: Any, baselines: bool = False)
         clock.note(f"engines at {shape}, {label}")
 
 
-def _baselines() -> Iterator[tuple[str, Any]]:
+def _baselines(names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     from harness.catalogue import registry
 
-    for name in BASELINES:
+    for name in names:
         try:
             yield name, registry.load(name)
         except Exception as error:
@@ -276,15 +282,20 @@ def time_best(clock: Clock, result: Any) -> None:
             for line in configs.LINES:
                 found = best(result, shape, design, line)
                 if found:
-                    size = configs.size_class(shape[1], shape[2] if line == "apply" else shape[1], shape[0])
+                    cols, depth = (shape[2], shape[1]) if line == "apply" else (shape[1], shape[2])
+                    size = configs.size_class(line, shape[1], cols, shape[0], depth)
                     configs.HALF[design, line, size] = Config(**found["config"])  # type: ignore[index]
+        direct.forget()  # kept launches would go on with the table's configurations
         G = torch.randn(shape if shape[0] > 1 else shape[1:], device="cuda").bfloat16()
         for name, engine in checks.engines():
+            if name in checks.GRAPHS:
+                continue
             row: dict[str, Any] = {"set": "best configurations", "engine": name, "shape": shape}
             row["seconds"] = cold_s(lambda e=engine, g=G: e(g), flush)  # type: ignore[misc]
             row["graph_seconds"] = graph_s(lambda e=engine, g=G: e(g), flush)  # type: ignore[misc]
             result["engines"].append(row)
     configs.HALF.update(known)
+    direct.forget()
     clock.note("engines with the best configurations")
 
 

@@ -100,3 +100,13 @@ TURBO_FAST_TRITON = _method(
     formula=f"{_AOL}, never formed: B = (b A' + c A'²) D, X1 = a D X + B X; then {_STEP}",
     origin="own design",
 )
+TURBO_GRAPH_TRITON = _method(
+    "turbo-graph-triton",
+    "methods.orthogonalize.triton_graph:turbo_graph",
+    "turbo",
+    "symmetric4",
+    summary="turbo-fast-triton captured into one CUDA graph a shape and replayed; up to 2^24 elements",
+    source=f"iteration: {_TURBO}; kernels and capture: ours",
+    formula=f"{_AOL}, never formed: B = (b A' + c A'²) D, X1 = a D X + B X; then {_STEP}",
+    origin="own design",
+)

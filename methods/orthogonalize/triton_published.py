@@ -110,7 +110,7 @@ def _gram_engine(G: torch.Tensor, table: Table, normaliser: str) -> torch.Tensor
         else:
             scale = launch.schatten4_scale(A)
             launch.rescale(X, current, scale, "rows")
-            launch.rescale(A, A, scale.square(), "rows")
+            launch.rescale(A, A, scale, "both")  # both factors are the one scalar
         _iterate(current, other, table, launch.line_3, first_gram=A)
     return out
 

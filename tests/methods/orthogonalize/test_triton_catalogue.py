@@ -36,8 +36,9 @@ def test_descriptor_is_complete(name):
     assert cost.bytes > 0
 
 
-def test_seven_methods_are_registered():
-    assert len(METHODS) == 7
+def test_eight_methods_are_registered():
+    assert len(METHODS) == 8
+    assert "polar.turbo-graph-triton" in METHODS
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -53,11 +54,12 @@ def test_configuration_can_be_recorded():
     from methods.orthogonalize._triton_configs import configuration
 
     chosen = configuration((4096, 11008), torch.bfloat16)
-    assert set(chosen) == {"gram", "square", "apply"}
+    assert set(chosen) == {"gram", "square", "apply", "launch"}
+    assert set(chosen["launch"]) == {"direct", "reason"}
     assert all(isinstance(value, int) for value in chosen["gram"].values())
     assert configuration((64, 64), torch.bfloat16) != chosen
     single = configuration((4096, 4096), torch.float32, "published")
-    assert not any(config["tma"] for config in single.values())
+    assert not any(single[line]["tma"] for line in ("gram", "square", "apply"))
 
 
 def test_configurations_fit_in_shared_memory():
@@ -67,6 +69,29 @@ def test_configurations_fit_in_shared_memory():
 
     for config in HALF.values():
         assert (config.bm + config.bn) * config.bk * 2 * config.stages < 227 * 1024
+
+
+def test_every_size_class_has_a_configuration():
+    pytest.importorskip("torch")
+    from methods.orthogonalize._triton_configs import HALF, LINES, size_class
+
+    sizes = {
+        (line, size_class(line, n, n, batch, depth))
+        for line in LINES
+        for n, batch, depth in [(1024, 1, 1024), (1025, 1, 9000), (2049, 1, 8191), (4096, 1, 8192), (1024, 32, 1024)]
+    }
+    assert {size for _, size in sizes} == {"small", "medium", "large", "deep"}
+    assert set(HALF) == {(design, line, size) for design in ("published", "fast") for line, size in sizes}
+
+
+def test_a_deep_gram_product_has_its_own_configuration():
+    torch = pytest.importorskip("torch")
+    from methods.orthogonalize._triton_configs import configuration
+
+    square = configuration((4096, 4096), torch.bfloat16, "published")
+    deep = configuration((11008, 4096), torch.bfloat16, "published")
+    assert square["gram"]["stages"] < deep["gram"]["stages"]
+    assert square["square"] == deep["square"]
 
 
 def test_bad_inputs_are_named(monkeypatch):
