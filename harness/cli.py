@@ -223,13 +223,13 @@ def _summary(frame: pd.DataFrame, header: dict[str, Any]) -> list[dict[str, Any]
     return summary.rows(frame, header)
 
 
-def _sources(given: list[Path] | None) -> list[Path]:
+def _sources(given: list[Path] | None, results: Path = Path("results")) -> list[Path]:
     """``--from``, or the default folders that exist, this machine's results first."""
     if given:
         return given
     from harness.catalogue.registry import ROOT
 
-    return [path for path in (Path("results"), ROOT / "reports" / "records") if path.is_dir()]
+    return [path for path in (results, ROOT / "reports" / "records") if path.is_dir()]
 
 
 def _read(given: list[Path] | None) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
@@ -316,7 +316,7 @@ def bench(
     terminal.claims(
         [i.model_dump(mode="json") for k in claim.load_claims() for i in verdict.judge(k, frame, headers)], brief=True
     )
-    page = _report(None, html)
+    page = _report(_sources(None, out), html)
     print(f"report: {page.resolve()}")
 
 

@@ -130,7 +130,10 @@ def compiler() -> str | None:
 
 
 def git(root: Path = ROOT) -> dict[str, str]:
-    """Commit and hash of the uncommitted difference; both empty outside a git checkout."""
+    """Commit and hash of the uncommitted difference.
+
+    Outside a git checkout (an exported tree on a GPU box) the commit is ``$SPEEDCLAIM_COMMIT``, else empty.
+    """
 
     def call(*arguments: str) -> bytes:
         return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=True, timeout=20).stdout
@@ -140,7 +143,7 @@ def git(root: Path = ROOT) -> dict[str, str]:
         difference = call("diff", "HEAD")
         untracked = call("ls-files", "--others", "--exclude-standard", "-z")
     except (OSError, subprocess.SubprocessError):
-        return {"commit": "", "diff": ""}
+        return {"commit": os.environ.get("SPEEDCLAIM_COMMIT", ""), "diff": ""}
     for name in sorted(filter(None, untracked.split(b"\0"))):
         path = root / os.fsdecode(name)
         difference += name + (path.read_bytes() if path.is_file() and path.stat().st_size < 2**20 else b"")
