@@ -136,7 +136,29 @@ def cases(runs: pd.DataFrame, headers: list[dict[str, Any]]) -> list[Case]:
     wanted: list[effects.Arm] = list(zip(*(chosen[name] for name in names), strict=True))
     measured = effects.per_problem(timed, baselines, wanted)
     parts = _Parts(frame.merge(chosen, on=[*KEY, "file"]), timed.merge(chosen, on=[*KEY, "file"]))
-    return [_case(key, parts, known, measured) for key in parts.first]
+    return _ordered([_case(key, parts, known, measured) for key in parts.first], headers)
+
+
+def _ordered(found: list[Case], headers: list[dict[str, Any]]) -> list[Case]:
+    """Problems in the plan's order; methods in the header's, those with a time before those without any."""
+    plan: dict[str, int] = {}
+    for header in headers:
+        for suite in header.get("plan", {}).get("suites", []):
+            for described in suite.get("problems", []):
+                plan.setdefault(described["id"], len(plan))
+    named = dict.fromkeys(method["name"] for header in headers for method in header.get("methods") or [])
+    methods = {name: place for place, name in enumerate(named)}
+    devices = {name: place for place, name in enumerate(dict.fromkeys(case.device for case in found))}
+    timed = {(case.device, case.method) for case in found if case.time_s is not None}
+    tried = {(case.device, case.method) for case in found if case.status != "unsupported"}
+
+    def place(case: Case) -> tuple[int, str, int, str, bool, bool, int, str]:
+        who = (case.device, case.method)
+        problem = (plan.get(case.problem, len(plan)), case.problem)
+        rank = (who not in timed, who not in tried, methods.get(case.method, len(methods)), case.method)
+        return devices[case.device], case.task, *problem, *rank
+
+    return sorted(found, key=place)
 
 
 def _deciding(frame: pd.DataFrame) -> pd.DataFrame:
@@ -255,8 +277,9 @@ def _case(
 def _outcome(key: tuple[str, ...], parts: _Parts, timed: bool) -> tuple[str, str | None, str]:
     gate, broken = parts.gate.get(key), parts.broken.get(key)
     lost = parts.discarded.get(key, 0)
-    if gate is None and not timed:
-        plan = parts.plan.get(key) or parts.first[key]
+    plan = parts.plan.get(key)
+    if not timed and (gate is None or (gate["status"] == "passed" and plan is not None)):
+        plan = plan or parts.first[key]
         return str(plan["status"]), _text(plan["reason"]) or "no reason was recorded", ""
     if gate is not None and gate["status"] != "passed":
         return str(gate["status"]), _text(gate["reason"]) or "no reason was recorded", ""
@@ -279,8 +302,8 @@ def _text(value: Any) -> str | None:
 def command(plan: Plan | None, method: str) -> str:
     """The command that measures this row again."""
     if plan is None:
-        return f"python -m harness run --method {shlex.quote(method)}"
-    return f"python -m harness run --suite {shlex.quote(plan.suite)} --tier {plan.tier} --method {shlex.quote(method)}"
+        return f"speedclaim run --method {shlex.quote(method)}"
+    return f"speedclaim run --suite {shlex.quote(plan.suite)} --tier {plan.tier} --method {shlex.quote(method)}"
 
 
 def devices(found: list[Case]) -> Iterator[tuple[str, list[Case]]]:

@@ -34,8 +34,8 @@ def claims(rows: list[Row], device: str) -> Chart | None:
     above = sum(bool(row["low"] and row["low"] > 1 + (row["floor"] or 0)) for row in gains)
     reached = sum(bool(row["low"] and row["low"] >= row["claimed"]) for row in gains)
     sentence = (
-        f"Of {plain.count(len(gains), 'claimed speed-up')} measured on {device}, {above} clear the noise floor with "
-        f"the whole interval and {reached} reach the claimed number in full."
+        f"Of {plain.count(len(gains), 'claimed speed-up')} measured on {device}, {above or 'none'} clear the noise "
+        f"floor with the whole interval and {reached or 'none'} reach the claimed number in full."
     )
     data = [
         {key: row[key] for key in ("id", "title", "verdict", "claimed", "ratio", "low", "high", "floor", "n")}
@@ -244,17 +244,17 @@ def sections(cases: list[Case], errors: list[str], problems: Mapping[str, Row], 
     sigmas = [singular_values(cases, problem, device) for problem in first[:2]]
     blocks = [strips(cases, problem, device) for problem in first[:STRIP_LIMIT]]
     rest = f" Shown: {STRIP_LIMIT} of {len(first)} problems." if len(first) > STRIP_LIMIT else ""
-    found: list[tuple[str, str, list[Chart | None]]] = [
-        ("Time against size", "", list(sizes)),
-        ("Error against time", "", list(fronts)),
-        ("Singular values of the outputs", "", list(sigmas)),
-        ("Blocks", "Each dot is one block: baseline time ÷ method time in the same process." + rest, list(blocks)),
-        ("Physical floor", "", [floor_fractions(cases, device)]),
+    note = "Each dot is one block: baseline time ÷ method time in the same process."
+    found: list[tuple[str, str, str, list[Chart | None]]] = [
+        ("Time against size", "", "No two timed problems differ in size alone.", list(sizes)),
+        ("Error against time", "", "No problem has two timed methods with an error.", list(fronts)),
+        ("Singular values of the outputs", "", "No singular values were recorded.", list(sigmas)),
+        ("Blocks", note + rest, "No method was timed beside the baseline.", list(blocks)),
+        ("Physical floor", "", "No physical floor was recorded.", [floor_fractions(cases, device)]),
     ]
-    return [
-        _section(heading, text, [chart for chart in charts if chart is not None]) for heading, text, charts in found
-    ]
+    return [_section(heading, text, nothing, drawn) for heading, text, nothing, drawn in found]
 
 
-def _section(heading: str, text: str, charts: list[Chart]) -> Section:
-    return (heading, text, charts) if charts else (heading, "These records hold nothing to draw here.", [])
+def _section(heading: str, text: str, nothing: str, drawn: list[Chart | None]) -> Section:
+    kept = [chart for chart in drawn if chart is not None]
+    return (heading, text, kept) if kept else (heading, nothing, [])

@@ -158,7 +158,7 @@ def _time_axis(axes: Axes, which: str) -> None:
 
     axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-    axis.set_major_locator(LogLocator(numticks=8))
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: _short_time(value)))
     axis.set_minor_formatter(NullFormatter())
 
@@ -202,7 +202,7 @@ def intervals(name: str, title: str, rows: list[Row]) -> str:
                 ends.append(row["claimed"])
         axes.axvline(1.0, color=MUTED, linewidth=1)
         labels = [
-            f"{row['sign'].glyph} {plain.shorten(row['title'], 40)}{' ≤' if row['kind'] == 'at-most' else ''}"
+            f"{row['sign'].glyph} {plain.shorten(row['title'], 52)}{' ≤' if row['kind'] == 'at-most' else ''}"
             for row in rows
         ]
         axes.set_yticks(range(len(rows)), labels)
@@ -332,7 +332,9 @@ def singular_values(name: str, title: str, rows: list[Row]) -> str:
         colour = theme.STAND_IN["s0"]
         for place, row in enumerate(rows):
             axes.plot([row["min"], row["max"]], [place, place], color=colour, linewidth=1.3)
-            axes.plot([row["p02"], row["p98"]], [place, place], color=colour, linewidth=6, alpha=0.5)
+            axes.plot(
+                [row["p02"], row["p98"]], [place, place], color=colour, linewidth=6, alpha=0.5, solid_capstyle="butt"
+            )
             axes.plot([row["p50"]], [place], "o", color=INK, markersize=4.5)
         axes.set_yticks(range(len(rows)), [short(row["method"]) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)

@@ -112,7 +112,7 @@ class _Site:
         return self._page(
             "index.j2", "index.html", "Overview",
             where=sentences.where(self.files), lead=sentences.front(self.ledger, self.cases, self.files),
-            claims=[{**row, "detail_anchor": row["anchor"]} for row in self.ledger],
+            claims=[{**row, "detail_anchor": row["anchor"]} for row in tables.by_verdict(self.ledger)],
             counts=tables.verdict_counts(self.ledger), claim_charts=self.claim_charts,
             headlines=sentences.headlines(self.ledger, self.cases), devices=shown,
             files=self.files[-ROWS_ON_FRONT:], environments=self._environments(FILES_ON_FRONT),

@@ -70,6 +70,12 @@ def ledger(verdicts: Iterable[Mapping[str, Any]]) -> list[Row]:
     return [_ledger_row(verdict) for verdict in verdicts]
 
 
+def by_verdict(rows: list[Row]) -> list[Row]:
+    """Ledger rows in the order of the legend: what was tested first, what could not be tested last."""
+    order = {word: place for place, word in enumerate(theme.VERDICTS)}
+    return sorted(rows, key=lambda row: order.get(row["verdict"], len(order)))
+
+
 TEXTS = (
     *("id", "phrase", "reason", "command", "group", "title", "words", "source", "kind", "metric", "candidate"),
     *("baseline", "likeness", "note", "hardware"),
@@ -101,6 +107,8 @@ def _ledger_row(verdict: Mapping[str, Any]) -> Row:
         "floor_text": plain.percent(numbers["floor"]),
         "blocks_text": f"{blocks:.0f}" if blocks else plain.DASH,
         "level_text": f"{100 * numbers['level']:.1f} %" if numbers["level"] is not None else "",
+        "phrase": _phrase(word, texts["phrase"]),
+        "likeness": "likeness unknown" if texts["likeness"] == "unknown" else texts["likeness"],
         "why": _beyond(texts["phrase"], texts["reason"]),
         "problems": [_claim_cell(cell) for cell in verdict.get("problems") or []],
     }
@@ -108,8 +116,16 @@ def _ledger_row(verdict: Mapping[str, Any]) -> Row:
 
 def _authors(authors: Any) -> str:
     if isinstance(authors, Mapping):
+        if len(authors) > 1 and len(set(authors.values())) == 1:
+            return f"both: {next(iter(authors.values()))}"
         return "; ".join(f"{side}: {who}" for side, who in authors.items())
     return str(authors or "")
+
+
+def _phrase(word: str, phrase: str) -> str:
+    """The phrase without the verdict word that already stands beside it."""
+    rest = phrase.removeprefix(word).removeprefix(":").strip()
+    return rest[1:-1] if rest.startswith("(") and rest.endswith(")") else rest
 
 
 def _beyond(phrase: str, reason: str) -> str:
@@ -134,7 +150,7 @@ def _claim_interval(kind: str, low: float | None, high: float | None) -> str:
 
 def claimed_text(kind: str, claimed: float | None) -> str:
     """A claimed number in the sense of its kind: a limit, an exponent, a ratio, or only a direction."""
-    if claimed is None:
+    if claimed is None or (kind == "on-par" and claimed == 1):
         return {"on-par": "on par", "metric-better": "better"}.get(kind, plain.DASH)
     prefix = {"at-most": "≤ ", "speedup-up-to": "up to "}.get(kind, "")
     return f"exponent ≤ {claimed:.3g}" if kind == "growth" else prefix + plain.times(claimed)

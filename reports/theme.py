@@ -75,8 +75,8 @@ VERDICTS: dict[str, Sign] = {
         glyph="✗", tone="bad", meaning="no gain beyond the noise floor, or the candidate gives a wrong answer"
     ),
     "inconclusive": Sign(glyph="?", tone="open", meaning="the interval or the noise leaves the question open"),
-    "not testable here": Sign(glyph="–", tone="open", meaning="this machine lacks something that the claim needs"),
     "invalid": Sign(glyph="!", tone="void", meaning="the measurement itself is broken"),
+    "not testable here": Sign(glyph="–", tone="open", meaning="this machine lacks something that the claim needs"),
 }
 STATUSES: dict[str, Sign] = {
     "passed": Sign(glyph="✓", tone="good", meaning="correct; may be timed"),

@@ -295,7 +295,7 @@ def _verdict(number: int, **fields: Any) -> dict[str, Any]:
         "floor": 0.012,
         "claimed": 1.6,
         "reason": None,
-        "command": "python -m harness run --suite polar --tier standard --method polar.aol-torch",
+        "command": "speedclaim run --suite polar --tier standard --method polar.aol-torch",
         "authors": {"candidate": "re-implementation of the published design", "baseline": "library"},
         "counter": False,
         "hardware": "NVIDIA L40S",

@@ -175,7 +175,7 @@ def test_copying_a_command_and_a_table(opened: Any) -> None:
     page = opened(permissions=["clipboard-read", "clipboard-write"])
     page.locator("#claims-table .copy").first.click()
     page.wait_for_function("document.getElementById('said').textContent === 'copied'")
-    command = "python -m harness run --suite polar --tier standard --method polar.aol-torch"
+    command = "speedclaim run --suite polar --tier standard --method polar.aol-torch"
     assert page.evaluate("navigator.clipboard.readText()") == command
     page.locator("[data-markdown=claims-table]").click()
     page.wait_for_function("navigator.clipboard.readText().then(t => t.startsWith('| verdict'))")

@@ -128,7 +128,7 @@ def test_the_front_page_holds_what_a_reader_needs(pages: dict[str, Page]) -> Non
     for wanted in (
         *("reproduced", "partly", "not reproduced", "inconclusive", "not testable here", "invalid"),
         *("Claim number 1", "1.60×", "1.90×", "[1.82, 1.97]", "own implementation", "needs CUDA: no NVIDIA device"),
-        *("python -m harness run --suite polar", "noise floor", "left out by the time budget", "thermal slowdown"),
+        *("speedclaim run --suite polar", "noise floor", "left out by the time budget", "thermal slowdown"),
         *("AMD EPYC 7B13", "NVIDIA H100 80GB HBM3", "load average 2.7 on 2 cores", "torch", "precision", "Legend"),
         *("out of memory", "no answer within 120 s", "unfinished", "the input was changed in place"),
     ):
