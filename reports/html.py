@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 
 import harness
 from harness.errors import UserError
-from reports import charts, downloads, figures, plain, sentences, tables, theme
+from reports import audit, charts, downloads, figures, ledger, plain, sentences, tables, theme
 from reports.cases import Case, cases, devices
 
 Row = dict[str, Any]
@@ -71,14 +71,14 @@ class _Site:
         self.runs, self.headers = runs, headers
         self.cases = cases(runs, headers)
         self.problems = tables.problem_index(headers)
-        self.ledger = _drawn(tables.ledger(verdicts))
+        self.ledger = _drawn(ledger.rows(verdicts))
         self.claim_charts = [
             chart for device in dict.fromkeys(row["device"] for row in self.ledger)
             if (chart := charts.claims(self.ledger, device)) is not None
         ]  # fmt: skip
-        self.files = tables.files(headers, self.cases)
-        self.left_out = tables.left_out(headers)
-        self.discarded = tables.discarded(runs, headers)
+        self.files = audit.files(headers, self.cases)
+        self.left_out = audit.left_out(headers)
+        self.discarded = audit.discarded(runs, headers)
         self.parts = _task_parts(self.cases)
         self.side_files: dict[str, bytes] = {}
         self.drawn: dict[tuple[str, str], list[charts.Section]] = {}
@@ -112,8 +112,8 @@ class _Site:
         return self._page(
             "index.j2", "index.html", "Overview",
             where=sentences.where(self.files), lead=sentences.front(self.ledger, self.cases, self.files),
-            claims=[{**row, "detail_anchor": row["anchor"]} for row in tables.by_verdict(self.ledger)],
-            counts=tables.verdict_counts(self.ledger), claim_charts=self.claim_charts,
+            claims=[{**row, "detail_anchor": row["anchor"]} for row in ledger.by_verdict(self.ledger)],
+            counts=ledger.counts(self.ledger), claim_charts=self.claim_charts,
             headlines=sentences.headlines(self.ledger, self.cases), devices=shown,
             files=self.files[-ROWS_ON_FRONT:], environments=self._environments(FILES_ON_FRONT),
             more_files=max(0, len(self.headers) - FILES_ON_FRONT),
@@ -160,7 +160,7 @@ class _Site:
         return self._page("claims.j2", "claims.html", "Claims", groups=named, lead=lead, claim_charts=self.claim_charts)
 
     def _methods(self) -> str:
-        cards = tables.method_cards(self.headers, self.cases)
+        cards = audit.method_cards(self.headers, self.cases)
         return self._page("methods.j2", "methods.html", "Methods", cards=cards, lead=sentences.methods(cards))
 
     def _task(self, device: str, task: str, slug: str, own: list[Case]) -> dict[str, str]:
@@ -206,9 +206,9 @@ class _Site:
     def _environments(self, limit: int) -> list[Row]:
         return [
             {
-                "file": tables.base(header["file"]),
-                "environment": tables.environment(header),
-                "protocol": tables.protocol(header),
+                "file": plain.base(header["file"]),
+                "environment": audit.environment(header),
+                "protocol": audit.protocol(header),
             }
             for header in self.headers[-limit:]
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from pathlib import PurePath
 from typing import Any
 
 from harness import units
@@ -90,3 +91,8 @@ def shorten(text: str, limit: int = 44) -> str:
     if len(text) <= limit:
         return text
     return text[: limit - 1].rsplit(" ", 1)[0] + "…"
+
+
+def base(file: str | None) -> str:
+    """A record file's name without its folder."""
+    return PurePath(str(file)).name if file else DASH

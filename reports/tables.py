@@ -1,17 +1,13 @@
-"""Stored runs, headers and verdicts as plain rows: what a page shows, without a word of HTML."""
+"""Cases as plain rows: the method × problem matrix, the long table and the downloads, without a word of HTML."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
-from statistics import median
 from typing import Any
 
-import pandas as pd
-
 from reports import plain, theme
-from reports.cases import Case, prepare
+from reports.cases import Case
 
 Row = dict[str, Any]
 #: Where the interval lies against the noise floor -> glyph and tone.
@@ -55,135 +51,6 @@ class Matrix:
     problems: list[Row]
     rows: list[tuple[str, list[GridCell]]]
     hidden: int
-
-
-def base(file: str | None) -> str:
-    """A record file's name without its folder."""
-    return PurePath(str(file)).name if file else plain.DASH
-
-
-# ---------------------------------------------------------------- claims
-
-
-def ledger(verdicts: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """One row per claim and device, numbers as numbers and as text."""
-    return [_ledger_row(verdict) for verdict in verdicts]
-
-
-def by_verdict(rows: list[Row]) -> list[Row]:
-    """Ledger rows in the order of the legend: what was tested first, what could not be tested last."""
-    order = {word: place for place, word in enumerate(theme.VERDICTS)}
-    return sorted(rows, key=lambda row: order.get(row["verdict"], len(order)))
-
-
-TEXTS = (
-    *("id", "phrase", "reason", "command", "group", "title", "words", "source", "kind", "metric", "candidate"),
-    *("baseline", "likeness", "note", "hardware"),
-)
-
-
-def _ledger_row(verdict: Mapping[str, Any]) -> Row:
-    word = str(verdict.get("verdict", "inconclusive"))
-    numbers = {name: plain.number(verdict.get(name)) for name in ("claimed", "ratio", "low", "high", "floor", "level")}
-    texts = {name: str(verdict.get(name) or "") for name in TEXTS}
-    device = str(verdict.get("device") or "")
-    ratio, kind, blocks = numbers["ratio"], texts["kind"], plain.number(verdict.get("n")) or None
-    return {
-        **texts,
-        **numbers,
-        "anchor": plain.anchor("claim", texts["id"], device),
-        "title": texts["title"] or texts["words"] or texts["id"],
-        "verdict": word,
-        "sign": theme.VERDICTS.get(word, theme.UNKNOWN),
-        "device": device or "no device",
-        "authors": _authors(verdict.get("authors")),
-        "file": base(verdict.get("file")),
-        "counter": bool(verdict.get("counter")),
-        "n": blocks,
-        "quantity": {"growth": "exponent", "often": "rate", "only-reaches": "rate"}.get(kind, "ratio"),
-        "claimed_text": claimed_text(kind, numbers["claimed"]),
-        "ratio_text": quantity(kind, ratio),
-        "interval_text": _claim_interval(kind, numbers["low"], numbers["high"]) if ratio is not None else "",
-        "floor_text": plain.percent(numbers["floor"]),
-        "blocks_text": f"{blocks:.0f}" if blocks else plain.DASH,
-        "level_text": f"{100 * numbers['level']:.1f} %" if numbers["level"] is not None else "",
-        "phrase": _phrase(word, texts["phrase"]),
-        "likeness": "likeness unknown" if texts["likeness"] == "unknown" else texts["likeness"],
-        "why": _beyond(texts["phrase"], texts["reason"]),
-        "problems": [_claim_cell(cell) for cell in verdict.get("problems") or []],
-    }
-
-
-def _authors(authors: Any) -> str:
-    if isinstance(authors, Mapping):
-        if len(authors) > 1 and len(set(authors.values())) == 1:
-            return f"both: {next(iter(authors.values()))}"
-        return "; ".join(f"{side}: {who}" for side, who in authors.items())
-    return str(authors or "")
-
-
-def _phrase(word: str, phrase: str) -> str:
-    """The phrase without the verdict word that already stands beside it."""
-    rest = phrase.removeprefix(word).removeprefix(":").strip()
-    return rest[1:-1] if rest.startswith("(") and rest.endswith(")") else rest
-
-
-def _beyond(phrase: str, reason: str) -> str:
-    """What the reason says that the phrase does not."""
-    return "; ".join(part for part in reason.split("; ") if part and part not in phrase)
-
-
-def quantity(kind: str, value: float | None) -> str:
-    """A claim's measured number in the sense of its kind: a ratio, an exponent or a rate."""
-    if value is None:
-        return plain.DASH
-    if kind == "growth":
-        return f"{value:.3g}"
-    return plain.percent(value) if kind in ("often", "only-reaches") else plain.times(value)
-
-
-def _claim_interval(kind: str, low: float | None, high: float | None) -> str:
-    if kind in ("often", "only-reaches"):
-        return f"[{plain.percent(low)}, {plain.percent(high)}]"
-    return plain.interval(low, high)
-
-
-def claimed_text(kind: str, claimed: float | None) -> str:
-    """A claimed number in the sense of its kind: a limit, an exponent, a ratio, or only a direction."""
-    if claimed is None or (kind == "on-par" and claimed == 1):
-        return {"on-par": "on par", "metric-better": "better"}.get(kind, plain.DASH)
-    prefix = {"at-most": "≤ ", "speedup-up-to": "up to "}.get(kind, "")
-    return f"exponent ≤ {claimed:.3g}" if kind == "growth" else prefix + plain.times(claimed)
-
-
-def _claim_cell(cell: Mapping[str, Any]) -> Row:
-    ratio, low, high, floor = (plain.number(cell.get(name)) for name in ("ratio", "low", "high", "floor"))
-    return {
-        "problem": str(cell.get("problem", "")),
-        "ratio": ratio,
-        "low": low,
-        "high": high,
-        "floor": floor,
-        "ratio_text": plain.times(ratio),
-        "interval_text": plain.interval(low, high),
-        "floor_text": plain.percent(floor),
-    }
-
-
-def verdict_counts(rows: list[Row]) -> list[Row]:
-    """Every verdict word with its count, in the order of the legend."""
-    words = [*theme.VERDICTS, *sorted({row["verdict"] for row in rows} - set(theme.VERDICTS))]
-    return [
-        {
-            "word": word,
-            "sign": theme.VERDICTS.get(word, theme.UNKNOWN),
-            "count": sum(row["verdict"] == word for row in rows),
-        }
-        for word in words
-    ]
-
-
-# ---------------------------------------------------------------- matrix
 
 
 def problem_index(headers: list[dict[str, Any]]) -> dict[str, Row]:
@@ -330,9 +197,6 @@ def _missing(case: Case, views: tuple[int, ...]) -> Entry:
     return Entry(views=views, text=text, sub=(plain.shorten(reason),), title=reason, tone=sign.tone)
 
 
-# ---------------------------------------------------------------- case table
-
-
 def case_row(case: Case, metrics: Iterable[str]) -> Row:
     """One case as flat text and numbers, for the long table and for its CSV."""
     effect = case.effect
@@ -363,7 +227,7 @@ def case_row(case: Case, metrics: Iterable[str]) -> Row:
         "floor_text": plain.percent(case.floor_fraction),
         "floor_basis": case.floor_basis,
         "errors": [(name, case.errors.get(name), plain.plain(case.errors.get(name))) for name in metrics],
-        "file": base(case.file),
+        "file": plain.base(case.file),
         "command": case.command,
     }
 
@@ -397,155 +261,8 @@ def flat(cases: list[Case]) -> list[Row]:
                 "floor_s": case.floor_s,
                 **case.times,
                 **case.errors,
-                "file": base(case.file),
+                "file": plain.base(case.file),
                 "command": case.command,
             }
         )
     return rows
-
-
-# ---------------------------------------------------------------- audit
-
-
-def files(headers: list[dict[str, Any]], cases: list[Case]) -> list[Row]:
-    """One row per record file: what it is, whether it is whole, how quiet its machine was."""
-    rows = []
-    for header in headers:
-        own = [case for case in cases if case.file == header["file"]]
-        floors = {(case.task, case.problem): case.noise for case in own if case.noise is not None}
-        environment, project = header.get("environment", {}), header.get("project", {})
-        noisy = list(floors.values())
-        spread = f"{plain.percent(median(noisy))} (worst {plain.percent(max(noisy))})" if noisy else plain.DASH
-        rows.append(
-            {
-                "anchor": plain.anchor("file", base(header["file"])),
-                "file": base(header["file"]),
-                "utc": str(header.get("utc", "")),
-                "device": environment.get("device_name") or plain.DASH,
-                "command": str(header.get("command", "")),
-                "complete": bool(header.get("complete", True)),
-                "dirty": bool(project.get("diff")),
-                "commit": str(project.get("commit") or "")[:12] or plain.DASH,
-                "warnings": [str(w) for w in environment.get("warnings") or []],
-                "noise_text": spread,
-                "noise": max(noisy, default=None),
-                "speaks_for": len(own),
-                "hash": str(header.get("plan", {}).get("hash", ""))[:12],
-            }
-        )
-    return rows
-
-
-def environment(header: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The hardware and software of one file as label and text."""
-    env = header.get("environment", {})
-    gpu = env.get("gpu") or {}
-    rows = [
-        ("device", env.get("device_name")),
-        ("kind", env.get("device")),
-        ("CPU", env.get("cpu")),
-        ("SIMD", ", ".join(env.get("simd") or [])),
-        ("cores", _cores(env)),
-        ("threads used", env.get("threads")),
-        ("load average at start", env.get("load1")),
-        ("memory", plain.size(plain.number(env.get("memory_bytes")))),
-        ("GPU", gpu.get("name")),
-        ("GPU driver", gpu.get("driver")),
-        ("GPU memory", plain.size(plain.number(gpu.get("memory_bytes"))) if gpu else None),
-        ("multiprocessors", gpu.get("sm_count")),
-        ("compute capability", ".".join(map(str, gpu.get("capability") or []))),
-        ("top SM clock", f"{gpu['max_sm_mhz']} MHz" if gpu.get("max_sm_mhz") else None),
-        *((name, env.get(name)) for name in ("python", "torch", "triton", "numpy", "os", "host")),
-    ]
-    return [(label, str(value)) for label, value in rows if value not in (None, "", [])]
-
-
-def _cores(env: Mapping[str, Any]) -> str:
-    physical, logical = env.get("cores_physical"), env.get("cores_logical")
-    return f"{physical} physical, {logical} logical" if physical else ""
-
-
-def protocol(header: Mapping[str, Any]) -> list[Row]:
-    """Each suite of a file with the protocol it ran under."""
-    plan = header.get("plan", {})
-    rows = []
-    for suite in plan.get("suites", []):
-        described = {
-            "tier": plan.get("tier"),
-            "blocks": plan.get("blocks"),
-            "budget": plain.seconds(plain.number(plan.get("budget_s"))) if plan.get("budget_s") else "none",
-            "estimate": plain.seconds(plain.number(plan.get("estimate_s"))),
-            "baseline": suite.get("baseline"),
-            "base seeds": ", ".join(sorted({str(p.get("seed", 0)) for p in suite.get("problems", [])})),
-        }
-        rules = {plain.spoken(k): v for k, v in (suite.get("protocol") or {}).items() if k != "blocks"}
-        fields = {**described, **rules}
-        rows.append({"suite": suite["name"], "fields": [(k, str(v)) for k, v in fields.items() if v is not None]})
-    return rows
-
-
-def left_out(headers: list[dict[str, Any]]) -> list[Row]:
-    """Cells that a plan dropped, with its reason."""
-    return [
-        {"file": base(header["file"]), "case": str(cell.get("case", "")), "reason": str(cell.get("reason", ""))}
-        for header in headers
-        for cell in header.get("plan", {}).get("left_out") or []
-    ]
-
-
-def discarded(runs: pd.DataFrame, headers: list[dict[str, Any]]) -> list[Row]:
-    """Blocks that do not count, one row per file, problem and block, with the number of arms lost."""
-    if runs.empty or not runs["discarded"].notna().any():
-        return []
-    frame = prepare(runs, headers)
-    frame = frame[frame["discarded"].notna() & (frame["phase"] == "block")]
-    lost: dict[tuple[str, str, str, int], tuple[set[str], dict[str, None]]] = {}
-    columns = ("file", "device", "problem", "block", "arm", "discarded")
-    for file, device, problem, block, arm, reason in zip(*(frame[name] for name in columns), strict=True):
-        arms, reasons = lost.setdefault((file, device, problem, int(block)), (set(), {}))
-        arms.add(arm)
-        reasons[str(reason)] = None
-    return [
-        {
-            "file": base(file),
-            "device": device,
-            "problem": problem,
-            "block": block,
-            "arms": len(arms),
-            "reason": "; ".join(reasons),
-        }
-        for (file, device, problem, block), (arms, reasons) in lost.items()
-    ]
-
-
-def method_cards(headers: list[dict[str, Any]], cases: list[Case]) -> list[Row]:
-    """One card per method known to any header or run, with what happened to it on each device."""
-    described: dict[str, Row] = {}
-    for header in headers:
-        for method in header.get("methods") or []:
-            described[method["name"]] = method
-    for case in cases:
-        described.setdefault(case.method, {"name": case.method, "task": case.task})
-    return [_card(method, [case for case in cases if case.method == method["name"]]) for method in described.values()]
-
-
-def _card(method: Mapping[str, Any], cases: list[Case]) -> Row:
-    where = []
-    for device in dict.fromkeys(case.device for case in cases):
-        own = [case for case in cases if case.device == device]
-        timed = sum(case.time_s is not None for case in own)
-        why = next((case.reason for case in own if case.time_s is None and case.reason), "")
-        where.append({"device": device, "timed": timed, "of": len(own), "why": why if timed < len(own) else ""})
-    text = {name: str(method.get(name) or "") for name in ("name", "task", "impl", "summary", "source", "formula")}
-    return {
-        **text,
-        "anchor": plain.anchor("method", text["name"]),
-        "origin": str(method.get("origin") or "unknown"),
-        "needs": [str(need) for need in method.get("needs") or []],
-        "reference": str(method.get("reference") or ""),
-        "hyper": ", ".join(f"{k} = {v}" for k, v in (method.get("hyper") or {}).items()),
-        "dtypes": ", ".join(method.get("dtypes") or []),
-        "devices": ", ".join(method.get("devices") or []),
-        "tags": ", ".join(method.get("tags") or []),
-        "where": where,
-    }

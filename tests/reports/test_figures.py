@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from reports import charts, figures, tables, theme
+from reports import charts, figures, ledger, tables, theme
 from reports.cases import Case, cases
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -22,11 +22,11 @@ def own(record: Any) -> list[Case]:
 @pytest.fixture(scope="module")
 def drawn(own: list[Case], record: Any) -> dict[str, figures.Chart]:
     problems = tables.problem_index(record.headers)
-    ledger = tables.ledger(record.verdicts)
+    rows = ledger.rows(record.verdicts)
     device = own[0].device
     label, members = charts.families(own, problems)[0]
     found = {
-        "claims": charts.claims(ledger, device),
+        "claims": charts.claims(rows, device),
         "size": charts.time_against_size(own, label, members, device),
         "strips": charts.strips(own, charts.representative(own)[0], device),
         "pareto": charts.pareto(own, charts.representative(own)[0], "polar_error", device),
@@ -121,7 +121,7 @@ def test_charts_without_material_are_absent() -> None:
 
 
 def test_bar_places_its_marks_in_order(record: Any) -> None:
-    row = tables.ledger(record.verdicts)[1]
+    row = ledger.rows(record.verdicts)[1]
     text = figures.bar(row, figures.bar_scale([row]))
     centre = float(re.search(r'cx="([\d.]+)"', text).group(1))  # type: ignore[union-attr]
     claim = float(re.search(r"M([\d.]+) 7", text).group(1))  # type: ignore[union-attr]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from reports import plain, sentences, tables, theme
+from reports import audit, ledger, plain, sentences, tables, theme
 from reports.cases import Case, cases
 
 
@@ -85,11 +85,11 @@ def test_a_case_that_no_record_names_is_not_planned(found: list[Case], record: A
     ],
 )
 def test_claimed_numbers_read_as_their_kind(kind: str, claimed: float | None, text: str) -> None:
-    assert tables.claimed_text(kind, claimed) == text
+    assert ledger.claimed_text(kind, claimed) == text
 
 
 def test_ledger_takes_judged_claims_as_they_come(record: Any) -> None:
-    rows = tables.ledger(record.verdicts)
+    rows = ledger.rows(record.verdicts)
     assert [row["verdict"] for row in rows] == [v["verdict"] for v in record.verdicts]
     assert len({row["anchor"] for row in rows}) == len(rows)
     untested = next(row for row in rows if row["verdict"] == "not testable here")
@@ -106,14 +106,14 @@ def test_a_reason_that_the_phrase_holds_is_not_said_twice() -> None:
         "phrase": "inconclusive: noise hides it",
         "reason": "noise hides it; x",
     }
-    assert tables.ledger([said])[0]["why"] == "x"
+    assert ledger.rows([said])[0]["why"] == "x"
 
 
 def test_counts_cover_every_verdict_word(record: Any) -> None:
-    counts = {row["word"]: row["count"] for row in tables.verdict_counts(tables.ledger(record.verdicts))}
+    counts = {row["word"]: row["count"] for row in ledger.counts(ledger.rows(record.verdicts))}
     assert list(counts) == list(theme.VERDICTS)
     assert sum(counts.values()) == len(record.verdicts)
-    strange = tables.verdict_counts(tables.ledger([{"id": "a", "verdict": "maybe"}]))
+    strange = ledger.counts(ledger.rows([{"id": "a", "verdict": "maybe"}]))
     assert strange[-1]["word"] == "maybe"
     assert strange[-1]["count"] == 1
 
@@ -131,7 +131,7 @@ def test_every_verdict_word_of_the_rules_has_a_sign() -> None:
 
 
 def test_discarded_blocks_count_their_arms(record: Any) -> None:
-    (row,) = tables.discarded(record.runs, record.headers)
+    (row,) = audit.discarded(record.runs, record.headers)
     runs = record.runs
     hit = runs[runs["discarded"].notna()]
     assert row["block"] == 3
@@ -141,24 +141,24 @@ def test_discarded_blocks_count_their_arms(record: Any) -> None:
 
 
 def test_left_out_cells_and_files(record: Any, found: list[Case]) -> None:
-    assert {row["reason"] for row in tables.left_out(record.headers)} == {"left out by the time budget"}
-    rows = {row["file"]: row for row in tables.files(record.headers, found)}
+    assert {row["reason"] for row in audit.left_out(record.headers)} == {"left out by the time budget"}
+    rows = {row["file"]: row for row in audit.files(record.headers, found)}
     assert rows["a-cpu.jsonl"]["complete"]
     assert not rows["b-cuda.jsonl"]["complete"]
     assert rows["a-cpu.jsonl"]["warnings"] == ["load average 2.7 on 2 cores"]
 
 
 def test_environment_leaves_out_what_is_absent(record: Any) -> None:
-    cpu = dict(tables.environment(record.headers[0]))
-    gpu = dict(tables.environment(record.headers[1]))
+    cpu = dict(audit.environment(record.headers[0]))
+    gpu = dict(audit.environment(record.headers[1]))
     assert "GPU" not in cpu
     assert gpu["GPU"] == "NVIDIA H100 80GB HBM3"
     assert gpu["compute capability"] == "9.0"
-    assert dict(tables.protocol(record.headers[0])[0]["fields"])["baseline"] == "polar.ns-torch"
+    assert dict(audit.protocol(record.headers[0])[0]["fields"])["baseline"] == "polar.ns-torch"
 
 
 def test_cards_describe_every_method(record: Any, found: list[Case]) -> None:
-    cards = {card["name"]: card for card in tables.method_cards(record.headers, found)}
+    cards = {card["name"]: card for card in audit.method_cards(record.headers, found)}
     assert cards["polar.aol-triton"]["where"][0]["timed"] == 0
     assert cards["polar.aol-triton"]["where"][0]["why"] == "needs CUDA: no NVIDIA device"
     assert cards["polar.aol-torch"]["hyper"] == "steps = 5"
@@ -180,13 +180,13 @@ def test_slugs_are_safe_stable_and_distinct() -> None:
 
 
 def test_headlines_name_the_best_honest_speedup(record: Any, found: list[Case]) -> None:
-    ledger = tables.ledger(record.verdicts)
-    claims, best, noise = sentences.headlines(ledger, found)
+    rows = ledger.rows(record.verdicts)
+    claims, best, noise = sentences.headlines(rows, found)
     assert claims["figure"] == "2 of 5"
     assert "Claim number 3" in claims["text"]
     assert "polar.aol-triton" in best["text"]
     assert noise["figure"].endswith("%")
-    assert sentences.front(ledger, found, []).startswith("Of 5 testable claims, 2 hold and 1 hold in part")
+    assert sentences.front(rows, found, []).startswith("Of 5 testable claims, 2 hold and 1 hold in part")
 
 
 def test_headlines_of_nothing() -> None:
