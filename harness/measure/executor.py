@@ -236,9 +236,9 @@ class _Executor:
         total = sum(len(part.cases()) for part in self.plan.suites)
         self.progress.phase("gate", total, len(self.state.gates))
         for part in self.plan.suites:
-            fresh = not self.state.gates
+            fresh = not self.state.gates and self.plan.request.budget_s is not None
             begin = time.monotonic()
-            while pending := self._ungated(part, part.problems[:1]):
+            while fresh and (pending := self._ungated(part, part.problems[:1])):
                 self._check(part, pending)
             if fresh and self.flops:
                 self._rescale(part, time.monotonic() - begin)

@@ -188,24 +188,31 @@ def _suite(suite: Suite, request: Request, device: str, wanted: set[str] | None)
     protocol = suite.protocol if request.inner_s is None else replace(suite.protocol, inner_s=request.inner_s)
     part = SuitePlan(suite=suite, problems=problems, methods=methods, protocol=protocol)
     part.broken = registry.broken_methods(task) if wanted is None else {}
+    flagged = any(problem.compiled for problem in problems)
     for method in methods:
+        named = method.name in (wanted or ())
         for problem in problems:
             why = availability.reason(method, device, problem.dtype)
-            if why is None and method.name not in (wanted or ()):
-                why = _too_long(method, problem, request.tier)
+            why = why or _too_long(method, problem, request.tier, named, flagged)
             if why:
                 part.skipped[Case(method=method.name, problem=problem).id] = why
     return part
 
 
-def _too_long(method: Method, problem: Problem, tier: str) -> str | None:
-    """Why a method that was not asked for by name would cost more than it tells."""
-    if "compile" in method.tags and (tier == "quick" or not (problem.compiled or tier == "full")):
+def _too_long(method: Method, problem: Problem, tier: str, named: bool, flagged: bool) -> str | None:
+    """Why a cell would cost more than it tells; asking for a method by name lifts what the tier forbids.
+
+    A compiled method keeps to the flagged problems if the selection has any, even when it is named.
+    """
+    if "compile" in method.tags and not problem.compiled and (flagged or not named) and tier != "full":
         return COMPILE_REASON
     if method.largest is not None and math.prod(problem.shape) > method.largest:
         return f"left out: above {method.largest} elements one call takes minutes"
-    if tier == "quick" and "slow-cpu" in method.tags and problem.device == "cpu":
-        return SLOW_REASON
+    if tier == "quick" and not named:
+        if "compile" in method.tags:
+            return COMPILE_REASON
+        if "slow-cpu" in method.tags and problem.device == "cpu":
+            return SLOW_REASON
     return None
 
 
