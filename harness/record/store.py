@@ -52,6 +52,7 @@ COLUMNS = (
     "detail",
 )
 CLOCK_DROP = 0.90
+POWER_CAP = "software power cap"
 
 
 class TornLine(UserWarning):
@@ -240,10 +241,13 @@ def _append(columns: dict[str, list[Any]], path: Path) -> None:
 
 
 def _discard_slow_clocks(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mark every arm of a (file, problem, block) in which one arm ran under 90 % of its own median SM clock."""
+    """Mark every arm of a (file, problem, block) in which one arm ran under 90 % of its own median SM clock.
+
+    A clock lowered by the software power cap does not count: drawing that power is part of the kernel's performance.
+    """
     if frame.empty:
         return frame
-    clocks = frame["detail"].map(lambda d: d.get("sm_mhz") if isinstance(d, dict) else None)
+    clocks = frame["detail"].map(_uncapped_clock)
     if not clocks.notna().any():
         return frame
     known = frame.assign(sm_mhz=clocks.astype(float))[clocks.notna() & frame["block"].notna()]
@@ -255,6 +259,12 @@ def _discard_slow_clocks(frame: pd.DataFrame) -> pd.DataFrame:
         mask = pd_mask(frame, hit)
         frame.loc[mask, "discarded"] = f"SM clock under {CLOCK_DROP:.0%} of the same arm's median"
     return frame
+
+
+def _uncapped_clock(detail: Any) -> float | None:
+    if not isinstance(detail, dict) or POWER_CAP in (detail.get("throttle") or ()):
+        return None
+    return detail.get("sm_mhz")
 
 
 def pd_mask(frame: pd.DataFrame, hit: Iterable[bool]) -> pd.Series[bool]:

@@ -156,6 +156,8 @@ def test_slow_clocks_discard_the_whole_block(tmp_path):
         for block in range(8) for arm in ("toy.a", "toy.b")
     ]  # fmt: skip
     frame = store.read_runs(write(tmp_path / "a.jsonl", runs))
+    capped = [run.model_copy(update={"detail": run.detail | {"throttle": ["software power cap"]}}) for run in runs]
+    assert store.read_runs(write(tmp_path / "b.jsonl", capped))["discarded"].isna().all()
     gone = frame[frame["discarded"].notna()]
     assert set(gone["block"]) == {3}
     assert set(gone["arm"]) == {"toy.a", "toy.b"}
