@@ -182,15 +182,24 @@ class TorchCPU(PlainDevice):
         """Deterministic mode: ``torch.empty`` comes filled with NaN."""
         torch = self._torch
         before = torch.are_deterministic_algorithms_enabled()
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        _deterministic(torch, True)
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(before, warn_only=True)
+            _deterministic(torch, before)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """MemoryError, or the CPU allocator's RuntimeError."""
         return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
+def _deterministic(torch: Any, on: bool) -> None:
+    """Deterministic mode without the public function's import of the whole compiler (two seconds a process)."""
+    direct = getattr(torch._C, "_set_deterministic_algorithms", None)
+    if direct is None:
+        torch.use_deterministic_algorithms(on, warn_only=True)
+    else:
+        direct(on, warn_only=True)
 
 
 class TorchCUDA(TorchCPU):

@@ -1,0 +1,120 @@
+"""Cheats that need torch: memory never written, lazy tensors, negated outputs, on the real task."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from harness.catalogue import registry
+from harness.catalogue.method import Method
+from harness.catalogue.suite import Problem
+from harness.measure import gate
+from harness.measure.device import open_device
+
+PROBLEM = Problem(kind="gaussian", shape=(24, 40), dtype="float32")
+
+
+def exact(G):
+    U, _, Vh = torch.linalg.svd(G.double(), full_matrices=False)
+    return (U @ Vh).to(G.dtype)
+
+
+def uninitialised(G):
+    out = torch.empty_like(G)
+    out[:-1] = exact(G)[:-1]
+    return out
+
+
+def negated(G):
+    return -exact(G)
+
+
+class Lazy(torch.Tensor):
+    """Would compute when it is read, outside the clock."""
+
+
+def lazy(G):
+    return exact(G).as_subclass(Lazy)
+
+
+def negative_view(G):
+    return torch._neg_view(-exact(G))
+
+
+def aliases(G):
+    return G.view_as(G)
+
+
+def half(G):
+    return exact(G).half()
+
+
+def in_place(G):
+    return G.div_(G.norm())
+
+
+@pytest.fixture
+def check(monkeypatch):
+    runtime = registry.resolve(registry.suite("polar").task.runtime)
+    device = open_device("cpu", True, "ieee")
+
+    def run(function, problem=PROBLEM):
+        monkeypatch.setattr(gate, "resolve", lambda target: globals()[target.split(":")[1]])
+        method = Method(name="polar.cheat", impl=f"x:{function.__name__}", summary="x", source="tests")
+        return gate.check(method=method, runtime=runtime, problem=problem, device=device, seeds=3)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("cheat", "status", "reason"),
+    [
+        (uninitialised, "nonfinite", "NaN"),
+        (negated, "inaccurate", "cosine"),
+        (lazy, "error", "expected a torch.Tensor"),
+        (negative_view, "error", "lazily negated"),
+        (aliases, "error", "shares the input's memory"),
+        (half, "error", "dtype"),
+        (in_place, "error|impure", "input"),
+    ],
+)
+def test_a_cheat_on_tensors_is_caught(check, cheat, status, reason):
+    outcome = check(cheat)
+    assert outcome.status in status.split("|"), outcome
+    assert reason in outcome.reason
+
+
+def test_the_honest_one_passes_and_reports_its_errors(check):
+    outcome = check(exact)
+    assert outcome.status == "passed", outcome.reason
+    assert len(outcome.errors["polar_error"]) == 3
+    assert max(outcome.errors["polar_error"]) < 1e-6
+    assert outcome.first_call_s > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_work_on_another_stream_is_caught():
+    device = open_device("cuda", True, "ieee")
+    runtime = registry.resolve(registry.suite("polar").task.runtime)
+    side = torch.cuda.Stream()
+
+    def escapes(G):
+        out = torch.zeros_like(G)
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(200_000_000)
+            out.copy_(exact(G))
+        return out
+
+    output = escapes(torch.randn(64, 64, device="cuda"))
+    assert "another stream" in device.late(lambda: runtime.snapshot(output), runtime.same)
+
+
+@pytest.mark.parametrize("mode", ["ieee", "tf32", "torch-default"])
+def test_precision_modes_set_both_switches(mode):
+    from harness.measure.device import set_precision
+
+    set_precision(mode)
+    assert torch.backends.cuda.matmul.allow_tf32 == (mode == "tf32")
+    assert torch.backends.cudnn.allow_tf32 == (mode != "ieee")
+    set_precision("ieee")
