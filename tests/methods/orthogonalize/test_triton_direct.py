@@ -4,7 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from methods.orthogonalize import _triton_direct as direct  # noqa: E402
+from methods.orthogonalize import _triton_direct as direct
 
 
 def parameters(x, n, a, FLAG, BM):

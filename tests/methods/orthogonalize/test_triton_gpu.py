@@ -7,7 +7,7 @@ pytest.importorskip("triton")
 if not torch.cuda.is_available():
     pytest.skip("needs CUDA: no NVIDIA device", allow_module_level=True)
 
-from methods.orthogonalize import _tune_checks as checks  # noqa: E402
+from methods.orthogonalize import _tune_checks as checks
 
 pytestmark = pytest.mark.gpu
 

@@ -7,9 +7,9 @@ pytest.importorskip("triton")
 if not torch.cuda.is_available():
     pytest.skip("needs CUDA: no NVIDIA device", allow_module_level=True)
 
-from harness.errors import Unsupported  # noqa: E402
-from methods.orthogonalize import reference, triton_graph  # noqa: E402
-from methods.orthogonalize.triton_fast import turbo_fast  # noqa: E402
+from harness.errors import Unsupported
+from methods.orthogonalize import reference, triton_graph
+from methods.orthogonalize.triton_fast import turbo_fast
 
 pytestmark = pytest.mark.gpu
 
