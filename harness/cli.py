@@ -209,7 +209,7 @@ def _measure(request: Any, out: Path, as_json: bool) -> Path:
     header = store.read_headers(result.path)[0]
     rows = _summary(frame, header)
     if as_json:
-        _print_json({"file": str(result.path), "resumed": result.resumed, "elapsed_s": round(result.elapsed_s, 1),
+        _print_json({"file": str(result.path.resolve()), "resumed": result.resumed, "elapsed_s": round(result.elapsed_s, 1),
                      "rows": rows})  # fmt: skip
     else:
         terminal.summary(rows, header)

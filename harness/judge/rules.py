@@ -41,8 +41,10 @@ def too_few(estimate: RatioEstimate) -> Outcome | None:
     )
 
 
-def ratio_rule(estimate: RatioEstimate, claimed: float, tolerance: float, floor: float) -> Outcome:
-    """The rule for a claimed speed-up (or any claimed ratio over 1)."""
+def ratio_rule(
+    estimate: RatioEstimate, claimed: float, tolerance: float, floor: float, gain: str = "faster"
+) -> Outcome:
+    """The rule for a claimed ratio over 1; ``gain`` says what a ratio over 1 means: "faster" for a time, else "better"."""
     target, low, high = claimed ** (1 - tolerance), estimate.low, estimate.high
     if floor >= math.sqrt(claimed) - 1:
         return Outcome(word="inconclusive", why=f"noise hides the claim (floor {floor:.1%})")
@@ -52,11 +54,11 @@ def ratio_rule(estimate: RatioEstimate, claimed: float, tolerance: float, floor:
     if low > 1 + floor and low >= target:
         return Outcome(word="reproduced")
     if low > 1 + floor and high < target:
-        return Outcome(word="partly", why="faster, but by less than claimed")
+        return Outcome(word="partly", why=f"{gain}, but by less than claimed")
     if high < 1 + floor:
         return _not_better(high, floor)
     if low > 1 + floor:
-        return _open("better, how much is open", estimate, (1 + floor, target))
+        return _open(f"{gain}, how much is open", estimate, (1 + floor, target))
     return _open("direction open", estimate, (1 + floor, target))
 
 

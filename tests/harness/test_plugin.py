@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from importlib import util
+from pathlib import Path
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_an_installed_package_shows_in_the_list_the_run_and_the_report(installed
     assert set(mine["status"]) == {"passed"}
     assert mine[mine["metric"] == "op_s"]["block"].nunique() == 6
     page = json.loads(call("report", "--from", answer["file"], "--json", "--out", "html"))["index"]
-    pages = "".join(p.read_text(encoding="utf-8") for p in __import__("pathlib").Path(page).parent.glob("*.html"))
+    pages = "".join(p.read_text(encoding="utf-8") for p in Path(page).parent.glob("*.html"))
     assert "polar.mine" in pages
     assert "<script>alert(1)</script>" not in pages
 
