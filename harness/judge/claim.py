@@ -168,6 +168,11 @@ class Claim(BaseModel):
         return self.metric.endswith("_s")
 
     @property
+    def gain(self) -> str:
+        """What a ratio over 1 means: only a time gets faster; an error or a size gets better."""
+        return "faster" if self.timed else "better"
+
+    @property
     def guarded(self) -> bool:
         """Whether an error margin must stand beside the ratio: a timing of one problem against a baseline."""
         return self.timed and self.workload is None and self.baseline is not None and self.kind != "exists"

@@ -128,15 +128,10 @@ def _over_grid(claim: Claim, cells: Sequence[Cell], rule: Callable[[RatioEstimat
 NO_AA = Outcome(word="inconclusive", why="no A/A arm on these problems: the noise floor is unknown")
 
 
-def _gain(claim: Claim) -> str:
-    """What a ratio over 1 means: only a time gets faster, an error or a size gets better."""
-    return "faster" if claim.timed else "better"
-
-
 def _about(claim: Claim, group: Group, cells: Sequence[Cell]) -> Finding:
     claimed = claim.ratio
     assert claimed is not None
-    return _over_grid(claim, cells, lambda e, f: rules.ratio_rule(e, claimed, claim.tolerance, f, _gain(claim)))
+    return _over_grid(claim, cells, lambda e, f: rules.ratio_rule(e, claimed, claim.tolerance, f, claim.gain))
 
 
 def _up_to(claim: Claim, group: Group, cells: Sequence[Cell]) -> Finding:
@@ -146,7 +141,9 @@ def _up_to(claim: Claim, group: Group, cells: Sequence[Cell]) -> Finding:
     judged: list[tuple[Outcome, RatioEstimate]] = []
     for cell in cells:
         estimate, floor = _mean_ratio(claim, [cell], level), _floor(claim, [cell])
-        outcome = NO_AA if floor is None else rules.ratio_rule(estimate, claim.ratio, claim.tolerance, floor, _gain(claim))
+        outcome = (
+            NO_AA if floor is None else rules.ratio_rule(estimate, claim.ratio, claim.tolerance, floor, claim.gain)
+        )
         judged.append((outcome, estimate))
     best = rules.best_cell(judged)
     cell = cells[best]
@@ -168,7 +165,7 @@ def _better(claim: Claim, group: Group, cells: Sequence[Cell]) -> Finding:
     claimed = claim.ratio
     if claimed is None or claimed <= 1:
         return _over_grid(claim, cells, rules.direction_rule)
-    return _over_grid(claim, cells, lambda e, f: rules.ratio_rule(e, claimed, claim.tolerance, f, _gain(claim)))
+    return _over_grid(claim, cells, lambda e, f: rules.ratio_rule(e, claimed, claim.tolerance, f, claim.gain))
 
 
 def _at_most(claim: Claim, group: Group, cells: Sequence[Cell]) -> Finding:

@@ -64,7 +64,7 @@ def _ratio_outcome(claim: Claim, estimate: RatioEstimate, floor: float) -> Outco
         return rules.direction_rule(estimate, floor)
     if claim.kind == "at-most":
         return rules.at_most_rule(estimate.inverse(), claim.ratio, claim.tolerance, floor)
-    return rules.ratio_rule(estimate, claim.ratio, claim.tolerance, floor)
+    return rules.ratio_rule(estimate, claim.ratio, claim.tolerance, floor, claim.gain)
 
 
 def _only_reaches(claim: Claim, group: Group) -> Finding:

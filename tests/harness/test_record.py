@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -113,6 +114,25 @@ def test_a_torn_last_line_is_ignored_with_a_warning_and_cut_before_appending(tmp
     with store.Writer(path) as writer:
         writer.run(make(run="3"))
     assert list(store.read_runs(path)["run"]) == ["1", "3"]
+
+
+def test_headers_are_read_from_both_ends_of_a_file_only(tmp_path, monkeypatch):
+    long = make(run="2", phase="gate", status="error", reason="x" * 100_000)
+    open_ended = write(tmp_path / "a.jsonl", [make(run="1"), long], end=False)
+    write(tmp_path / "b.jsonl", [make(run="3")])
+    (tmp_path / "c.jsonl").write_text("")
+    middle = open_ended.read_text().splitlines()
+    open_ended.write_text("\n".join([middle[0], "not read", middle[2]]) + "\n\n")
+    monkeypatch.setattr(store, "read_lines", None)
+    found = store.read_headers(tmp_path)
+    assert [(Path(h["file"]).name, h["complete"]) for h in found] == [("a.jsonl", False), ("b.jsonl", True)]
+    with (tmp_path / "b.jsonl").open("a") as stream:
+        stream.write('{"record":"ru')
+    with pytest.warns(store.TornLine):
+        assert store.read_headers(tmp_path / "b.jsonl")[0]["complete"] is True
+    (tmp_path / "c.jsonl").write_text('{"record":"header","schema":1')
+    with pytest.warns(store.TornLine):
+        assert store.read_headers(tmp_path / "c.jsonl") == []
 
 
 @pytest.mark.parametrize(

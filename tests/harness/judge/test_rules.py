@@ -33,6 +33,11 @@ def test_ratio_rule(low: float, high: float, floor: float, word: str, why: str) 
     assert why in found.why
 
 
+def test_only_times_are_called_faster() -> None:
+    assert rules.ratio_rule(interval(1.1, 1.45), 1.6, 0.2, 0.02).why == "faster, but by less than claimed"
+    assert rules.ratio_rule(interval(1.1, 1.45), 1.6, 0.2, 0.02, "better").why == "better, but by less than claimed"
+
+
 def test_noise_comes_before_every_other_branch_and_few_blocks_before_the_interval() -> None:
     few = interval(1.6, 1.7, level=0.9375, n=5)
     assert "noise" in rules.ratio_rule(few, 1.6, 0.2, 0.3).why
