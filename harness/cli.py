@@ -239,6 +239,13 @@ def _read(given: list[Path] | None) -> tuple[pd.DataFrame, list[dict[str, Any]]]
     return store.read_runs(sources), store.read_headers(sources)
 
 
+def _judged(frame: pd.DataFrame, headers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every claim's verdicts as plain dictionaries."""
+    from harness.judge import claim, verdict
+
+    return [item.model_dump(mode="json") for item in verdict.judge_all(claim.load_claims(), frame, headers)]
+
+
 @app.command()
 def claims(
     source: From = None,
@@ -249,12 +256,8 @@ def claims(
 ) -> None:
     """The ledger: every published claim with its verdict, interval, noise floor, device and reproducing command."""
     from harness import terminal
-    from harness.judge import claim, verdict
 
-    frame, headers = _read(source)
-    verdicts = [
-        item.model_dump(mode="json") for known in claim.load_claims() for item in verdict.judge(known, frame, headers)
-    ]
+    verdicts = _judged(*_read(source))
     if as_json:
         _print_json(verdicts)
     else:
@@ -279,13 +282,13 @@ def report(
 
 
 def _report(source: list[Path] | None, out: Path) -> Path:
-    from harness.catalogue import registry
-    from harness.judge import claim, verdict
-
     frame, headers = _read(source)
-    verdicts = [
-        item.model_dump(mode="json") for known in claim.load_claims() for item in verdict.judge(known, frame, headers)
-    ]
+    return _render(frame, headers, _judged(frame, headers), out)
+
+
+def _render(frame: pd.DataFrame, headers: list[dict[str, Any]], verdicts: list[dict[str, Any]], out: Path) -> Path:
+    from harness.catalogue import registry
+
     renderers = registry.entries("reports")
     if "html" not in renderers:
         raise UserError("no renderer called 'html' is registered; reinstall speedclaim.")
@@ -307,17 +310,24 @@ def bench(
 ) -> None:
     """What ``make bench`` does: measure every suite, judge the claims, render the report."""
     from harness import terminal
-    from harness.judge import claim, verdict
 
     chosen = tier or ("quick" if quick else "standard")
     budget = budget_s if budget_s is not None else (100.0 if quick else 540.0)
     path = _measure(_request(None, chosen, None, None, None, budget, device), out, as_json=False)
-    frame, headers = _read([path])
-    terminal.claims(
-        [i.model_dump(mode="json") for k in claim.load_claims() for i in verdict.judge(k, frame, headers)], brief=True
-    )
-    page = _report(_sources(None, out), html)
+    frame, headers = _read(_sources(None, out))
+    verdicts = _judged(frame, headers)
+    header = next(h for h in headers if Path(h["file"]) == path)
+    terminal.claims(_here(verdicts, header["environment"]), brief=True)
+    page = _render(frame, headers, verdicts, html)
     print(f"report: {page.resolve()}")
+
+
+def _here(verdicts: list[dict[str, Any]], environment: dict[str, Any]) -> list[dict[str, Any]]:
+    """This machine's verdicts; a claim with none is counted once among those that cannot be tested here."""
+    own = [v for v in verdicts if v["device"] in (environment["device_name"], environment["cpu"], "any", "")]
+    known = {v["id"] for v in own}
+    others = {v["id"]: {**v, "verdict": "not testable here"} for v in verdicts if v["id"] not in known}
+    return [*own, *others.values()]
 
 
 @app.command()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.judge import stats
 from reports import effects
 from reports.plain import anchor, number
 
@@ -162,13 +163,25 @@ def _ordered(found: list[Case], headers: list[dict[str, Any]]) -> list[Case]:
 
 
 def _deciding(frame: pd.DataFrame) -> pd.DataFrame:
-    """The file that speaks for each case: newest among those that timed or refused it, else newest."""
+    """The file that speaks for each case, chosen as for claims.
+
+    One that timed or refused the case before one that did not; six counting blocks before fewer; then the newest.
+    """
     once = frame.drop_duplicates("run")
-    timed = (once["phase"] == "block") & (once["status"] == "passed")
+    block = (once["phase"] == "block") & (once["status"] == "passed")
     refused = (once["phase"] == "gate") & (once["status"] != "passed")
-    weight = once.assign(weight=(timed | refused).astype(int) * 2 + (once["phase"] != "plan").astype(int))
-    best = weight.groupby([*KEY, "file"], as_index=False, sort=False).agg(weight=("weight", "max"), age=("age", "max"))
-    best = best.sort_values(["weight", "age"], kind="stable").drop_duplicates(KEY, keep="last")
+    counting = block & once["discarded"].isna() & (once["arm"] == once["method"])
+    weighed = once.assign(
+        weight=(block | refused).astype(int) * 2 + (once["phase"] != "plan").astype(int),
+        counting=counting.astype(int),
+        refused=refused,
+    )
+    groups = weighed.groupby([*KEY, "file"], as_index=False, sort=False)
+    best = groups.agg(
+        weight=("weight", "max"), blocks=("counting", "sum"), refused=("refused", "any"), age=("age", "max")
+    )
+    best["enough"] = (best["blocks"] >= stats.MIN_BLOCKS) | best["refused"]
+    best = best.sort_values(["weight", "enough", "age"], kind="stable").drop_duplicates(KEY, keep="last")
     return best[[*KEY, "file"]]
 
 

@@ -81,6 +81,11 @@ def canvas(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
 
 def svg_of(figure: Figure, name: str, title: str) -> str:
     """The figure as an inline SVG whose ids are its own and whose colours follow the theme."""
+    layout = figure.get_layout_engine()
+    if layout is not None:
+        # Saving would draw everything once only to lay it out; laying out by itself needs no drawing.
+        layout.execute(figure)
+        figure.set_layout_engine("none")
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()

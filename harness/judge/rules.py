@@ -44,7 +44,7 @@ def too_few(estimate: RatioEstimate) -> Outcome | None:
 def ratio_rule(
     estimate: RatioEstimate, claimed: float, tolerance: float, floor: float, gain: str = "faster"
 ) -> Outcome:
-    """The rule for a claimed ratio over 1; ``gain`` is what a ratio over 1 means ("faster" for a time, else "better")."""
+    """The rule for a claimed ratio over 1; ``gain`` says what a ratio over 1 is: "faster" or "better"."""
     target, low, high = claimed ** (1 - tolerance), estimate.low, estimate.high
     if floor >= math.sqrt(claimed) - 1:
         return Outcome(word="inconclusive", why=f"noise hides the claim (floor {floor:.1%})")

@@ -132,6 +132,15 @@ def test_a_newer_refusal_outranks_an_older_time_but_an_unfinished_gate_does_not(
     assert pick(found, "EPYC", "polar.aol-torch", "gaussian-512x512").reason == "too far"
 
 
+def test_a_newer_file_with_too_few_blocks_does_not_speak_over_a_whole_one(record: Any) -> None:
+    runs, header = _copy(record, "new.jsonl", "2027-01-01T00:00:00Z", 3.0, ["polar.ns-torch", "polar.aol-torch"])
+    short = runs[(runs["phase"] != "block") | (runs["block"] == 0)]
+    found = cases(pd.concat([record.runs, short], ignore_index=True), [*record.headers, header])
+    kept = pick(found, "EPYC", "polar.aol-torch", "gaussian-512x512")
+    assert kept.file != "new.jsonl"
+    assert len(kept.blocks) == 10
+
+
 def test_too_few_blocks_give_no_direction(make_record: Any, tmp_path: Path) -> None:
     small = make_record(tmp_path, blocks=3, shapes=(("gaussian", (64, 64)),))
     effects = [case.effect for case in cases(small.runs, small.headers) if case.effect is not None]
