@@ -13,7 +13,7 @@ OUT ?= results
 BENCH_FLAGS := $(if $(QUICK),--quick) $(if $(TIER),--tier $(TIER)) $(if $(BUDGET),--budget-s $(BUDGET)) $(if $(DEVICE),--device $(DEVICE))
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench test check claims report doctor list clean
+.PHONY: help install bench test check claims report doctor list asv bench-pytest clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk 'BEGIN {FS = ":.*?## "} {printf "  make %-10s %s\n", $$1, $$2}'
@@ -54,6 +54,14 @@ doctor: $(READY) ## what this machine has and which methods can run here
 
 list: $(READY) ## the catalogue of methods
 	$(PY) -m harness list
+
+asv: $(READY) ## measure this clean commit with asv, save it, publish the history; CASES=regex for a part
+	$(PY) -m harness.adapters.asv $(if $(CASES),--bench '$(CASES)')
+
+bench-pytest: $(READY) ## the cases as pytest-benchmark benchmarks; CASES=expression, TIER=, FLAGS="--benchmark-autosave"
+	$(if $(TIER),SPEEDCLAIM_TIER=$(TIER)) $(PY) -m pytest suites/micro/bench_cases.py -p no:cacheprovider \
+	  -W 'ignore:Benchmark fixture was not used' \
+	  --benchmark-sort=median --benchmark-columns=median,iqr,min,rounds $(if $(CASES),-k '$(CASES)') $(FLAGS)
 
 clean: ## remove the environment, caches and rendered pages; results/ is kept
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache reports/html build *.egg-info
