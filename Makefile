@@ -61,7 +61,7 @@ asv: $(READY) ## measure this clean commit with asv, save it, publish the histor
 bench-pytest: $(READY) ## the cases as pytest-benchmark benchmarks; CASES=expression, TIER=, FLAGS="--benchmark-autosave"
 	$(if $(TIER),SPEEDCLAIM_TIER=$(TIER)) $(PY) -m pytest suites/micro/bench_cases.py -p no:cacheprovider \
 	  -W 'ignore:Benchmark fixture was not used' \
-	  --benchmark-sort=median --benchmark-columns=median,iqr,min,rounds $(if $(CASES),-k '$(CASES)') $(FLAGS)
+	  --benchmark-sort=mean --benchmark-columns=median,iqr,min,rounds $(if $(CASES),-k '$(CASES)') $(FLAGS)
 
 clean: ## remove the environment, caches and rendered pages; results/ is kept
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache reports/html build *.egg-info
