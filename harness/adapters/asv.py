@@ -1,9 +1,9 @@
-"""asv: history per commit. one ``track_`` stub per suite over our own timer, run by ``python -m harness.adapters.asv``.
+"""asv, history per commit: one ``track_`` stub per suite over our own timer (``python -m harness.adapters.asv``).
 
 A stub returns ``{"samples": [...], "number": 1}``, of which asv makes its full statistics. It has no ``setup`` (asv
 would then change ``number``), takes the case id as its only parameter, and its version is the protocol's, so that an
-edit of this file does not cut the history and a new protocol does. A case that fails raises and shows as failed; one
-that cannot run here shows as n/a, its reason on standard error.
+edit of this file does not cut the history and a new protocol does. A case that fails ends its process and shows as
+failed, one that cannot run here as n/a; both print their reason on standard error.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ def _stub(suite: str, grid: Sequence[cases.Cell]) -> Stub:
             print(f"speedclaim: {case} skipped: {skipped}", file=sys.stderr)
             # asv's own word for "not here": NaN in the store, n/a on the page.
             return float("nan")
+        except SpeedclaimError as error:
+            # One line and exit code 1, which asv files as a failure, instead of a traceback through asv.
+            raise SystemExit(f"speedclaim: {error}") from None
 
     protocol = grid[0].protocol
     attributes = {

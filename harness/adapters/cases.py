@@ -104,6 +104,12 @@ class Ready:
         """The method as ``op(buffer) -> output``."""
         return self.runtime.bind(registry.resolve(self.method.impl), self.cell.problem, self.method.hyper)
 
+    def warm_up(self) -> None:
+        """Bring a GPU to its working clock; a CPU needs only the timer's own warm-up call."""
+        if self.device.kind == "cuda":
+            cell = self.cell
+            worker._warm([cell.method], self.runtime, cell.problem, self.content, self.device, cell.protocol)
+
     def check(self, output: Any, content: Any) -> None:
         """Hold an output that was timed to what the gate saw.
 
@@ -182,8 +188,7 @@ def samples(cell: Cell) -> list[float]:
     """
     with prepare(cell) as ready:
         problem, runtime, device, content = cell.problem, ready.runtime, ready.device, ready.content
-        if device.kind == "cuda":
-            worker._warm([cell.method], runtime, problem, content, device, cell.protocol)
+        ready.warm_up()
         oracle = runtime.oracle(content, problem)
         result = worker._arm(
             cell.method, 0, ready.suite.task, runtime, problem, content, oracle, device, cell.protocol, ready.limit()

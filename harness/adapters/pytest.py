@@ -12,6 +12,7 @@ from typing import Any
 from harness.adapters import cases
 from harness.catalogue.suite import TIERS, Tier
 from harness.errors import UserError
+from harness.measure import gate
 from harness.record import environment
 
 #: Environment variable: the tier whose problems are benchmarked.
@@ -67,10 +68,26 @@ def _bench(benchmark: Any, ready: cases.Ready) -> None:
 
     benchmark.group = cell.problem.id
     benchmark.extra_info.update(_facts(ready))
-    output = benchmark.pedantic(call, setup=feed.next, rounds=_rounds(ready), warmup_rounds=1, iterations=1)
-    ready.check(output, feed.content)
+    try:
+        ready.warm_up()
+        output = benchmark.pedantic(call, setup=feed.next, rounds=_rounds(ready), warmup_rounds=1, iterations=1)
+        ready.check(output, feed.content)
+        if benchmark.stats is not None:
+            ready.check_floor(benchmark.stats.stats.min)
+    except cases.Failed:
+        _discard(benchmark)
+        raise
+    except Exception as error:
+        _discard(benchmark)
+        status, reason = gate.failure(device, error)
+        raise cases.Failed(f"{cell.id}: {status}: while timed: {reason}") from error
+
+
+def _discard(benchmark: Any) -> None:
+    """A wrong answer has no time: neither the table nor the JSON file may show the rounds that were taken."""
+    benchmark.has_error = True
     if benchmark.stats is not None:
-        ready.check_floor(benchmark.stats.stats.min)
+        benchmark.stats.stats.data.clear()
 
 
 class _Feed:

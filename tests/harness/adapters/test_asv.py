@@ -122,9 +122,9 @@ def test_a_stub_gives_samples_a_failure_or_not_here(toy, capsys):
     assert answer["number"] == 1
     assert all(isinstance(value, float) and value > 0 for value in answer["samples"])
     for name, reason in [("wrong", "inaccurate: gap"), ("raises", "no luck today"), ("late_cheat", "in a block")]:
-        with pytest.raises(cases.Failed, match=reason):
+        with pytest.raises(SystemExit, match=reason):
             stub(f"toy.{name}/{PROBLEM}")
-    with pytest.raises(cases.Failed, match="physical floor"):
+    with pytest.raises(SystemExit, match="physical floor"):
         stub(f"toy.too_fast/{PROBLEM}")
     for name, reason in [("refuses", "only even lists"), ("needs_cuda", "needs CUDA")]:
         if name == "needs_cuda" and cases.cell(f"toy.needs_cuda/{PROBLEM}").skip is None:
@@ -147,6 +147,12 @@ def test_the_door_shows_asv_nothing_but_the_stubs():
     assert configuration["benchmark_dir"] == "suites/micro"
     assert configuration["environment_type"] == "existing"
     assert configuration["launch_method"] == "spawn"
+
+
+def test_a_missing_asv_is_a_clear_mistake(repository, monkeypatch, capsys):
+    monkeypatch.setattr(asv.environment, "importable", lambda module: module != "asv")
+    assert asv.main(["--root", str(repository)]) == 2
+    assert "asv is not installed" in capsys.readouterr().err
 
 
 def test_no_checkout_is_a_clear_mistake(tmp_path):
