@@ -100,6 +100,24 @@ def left_out(headers: list[dict[str, Any]]) -> list[Row]:
     ]
 
 
+def by_reason(rows: list[Row]) -> list[Row]:
+    """Rows with a ``reason`` counted per reason, the most frequent first, with the files they come from."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row["reason"], []).append(row)
+    found = [
+        {
+            "reason": reason,
+            "count": len(own),
+            "methods": len({row["case"].split("/")[0] for row in own if "case" in row}),
+            "problems": len({row["case"].split("/")[-1] if "case" in row else row["problem"] for row in own}),
+            "files": list(dict.fromkeys(row["file"] for row in own)),
+        }
+        for reason, own in groups.items()
+    ]
+    return sorted(found, key=lambda row: -row["count"])
+
+
 def discarded(runs: pd.DataFrame, headers: list[dict[str, Any]]) -> list[Row]:
     """Blocks that do not count, one row per file, problem and block, with the number of arms lost."""
     if runs.empty or not runs["discarded"].notna().any():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from reports import figures, plain
+from reports import figures, ledger, plain
 from reports.cases import Case
 from reports.figures import Chart
 from reports.tables import describe_problem
@@ -31,11 +31,13 @@ def claims(rows: list[Row], device: str) -> Chart | None:
     title = f"Claims on {device}"
     name = plain.anchor("chart", "claims", device)
     gains = [row for row in drawn if row["kind"].startswith("speedup") and row["claimed"]]
-    above = sum(bool(row["low"] and row["low"] > 1 + (row["floor"] or 0)) for row in gains)
-    reached = sum(bool(row["low"] and row["low"] >= row["claimed"]) for row in gains)
+    settled = [row for row in gains if row["verdict"] in ledger.DECIDED]
+    above = sum(bool(row["low"] and row["low"] > 1 + (row["floor"] or 0)) for row in settled)
+    reached = sum(bool(row["low"] and row["low"] >= row["claimed"]) for row in settled)
     sentence = (
-        f"Of {plain.count(len(gains), 'claimed speed-up')} measured on {device}, {above or 'none'} clear the noise "
-        f"floor with the whole interval and {reached or 'none'} reach the claimed number in full."
+        f"Of {plain.count(len(gains), 'claimed speed-up')} measured on {device}, {len(settled) or 'none'} could be "
+        f"decided: {above or 'none'} clear the noise floor with the whole interval and {reached or 'none'} reach the "
+        f"claimed number in full. Rows marked ? are still open."
     )
     data = [
         {key: row[key] for key in ("id", "title", "verdict", "claimed", "ratio", "low", "high", "floor", "n")}

@@ -105,20 +105,20 @@ class _Site:
         )  # fmt: skip
 
     def _index(self) -> str:
+        rank = {device: place for place, device in enumerate(ledger.devices(self.ledger))}
         shown = [
             {"device": device, "slug": plain.anchor("device", device), "tasks": self._tasks(device, own)}
-            for device, own in devices(self.cases)
+            for device, own in sorted(devices(self.cases), key=lambda item: rank.get(item[0], len(rank)))
         ]
         return self._page(
             "index.j2", "index.html", "Overview",
             where=sentences.where(self.files), lead=sentences.front(self.ledger, self.cases, self.files),
             claims=[{**row, "detail_anchor": row["anchor"]} for row in ledger.by_verdict(self.ledger)],
-            counts=ledger.counts(self.ledger), claim_charts=self.claim_charts,
+            counts=ledger.counts(self.ledger), untested=ledger.untested(self.ledger),
             headlines=sentences.headlines(self.ledger, self.cases), devices=shown,
             files=self.files[-ROWS_ON_FRONT:], environments=self._environments(FILES_ON_FRONT),
             more_files=max(0, len(self.headers) - FILES_ON_FRONT),
-            left_out=self.left_out[:ROWS_ON_FRONT], left_out_more=max(0, len(self.left_out) - ROWS_ON_FRONT),
-            discarded=self.discarded[:ROWS_ON_FRONT], discarded_more=max(0, len(self.discarded) - ROWS_ON_FRONT),
+            left_out=audit.by_reason(self.left_out), discarded=audit.by_reason(self.discarded),
         )  # fmt: skip
 
     def _tasks(self, device: str, own: list[Case]) -> list[Row]:
@@ -199,7 +199,8 @@ class _Site:
         return self._page(
             "audit.j2", "audit.html", "Audit", lead=sentences.audit(self.runs, self.files, self.discarded),
             downloads=links, files=self.files, environments=self._environments(FILES_ON_AUDIT),
-            left_out=self.left_out[:ROWS_ON_AUDIT], failed=rows, failed_more=len(failed) - len(rows),
+            left_out=self.left_out[:ROWS_ON_AUDIT], left_out_groups=audit.by_reason(self.left_out),
+            failed=rows, failed_more=len(failed) - len(rows),
             discarded=self.discarded[:ROWS_ON_AUDIT],
         )  # fmt: skip
 
@@ -207,6 +208,7 @@ class _Site:
         return [
             {
                 "file": plain.base(header["file"]),
+                "device": header.get("environment", {}).get("device_name") or plain.DASH,
                 "environment": audit.environment(header),
                 "protocol": audit.protocol(header),
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,11 +17,33 @@ def rows(verdicts: Iterable[Mapping[str, Any]]) -> list[Row]:
 
 
 def by_verdict(ledger: list[Row]) -> list[Row]:
-    """Ledger rows in the order of the legend: what was tested first, what could not be tested last."""
+    """Tested rows in the order of the legend; within one word the device with most decided claims comes first."""
     order = {word: place for place, word in enumerate(theme.VERDICTS)}
-    return sorted(ledger, key=lambda row: order.get(row["verdict"], len(order)))
+    rank = {device: place for place, device in enumerate(devices(ledger))}
+    tested = [row for row in ledger if row["verdict"] != UNTESTED]
+    return sorted(tested, key=lambda row: (order.get(row["verdict"], len(order)), rank[row["device"]]))
 
 
+def devices(ledger: list[Row]) -> list[str]:
+    """Devices of the ledger, the one with most decided claims first."""
+    decided = dict.fromkeys((row["device"] for row in ledger), 0)
+    for row in ledger:
+        decided[row["device"]] += row["verdict"] in DECIDED
+    return sorted(decided, key=lambda device: -decided[device])
+
+
+def untested(ledger: list[Row]) -> list[Row]:
+    """Claims that could not be tested, grouped by the reason; the largest group first."""
+    groups: dict[str, list[Row]] = {}
+    for row in ledger:
+        if row["verdict"] == UNTESTED:
+            groups.setdefault(row["reason"] or row["phrase"] or "no reason was recorded", []).append(row)
+    found = [{"reason": reason, "rows": rows, "count": len(rows)} for reason, rows in groups.items()]
+    return sorted(found, key=lambda group: -group["count"])
+
+
+UNTESTED = "not testable here"
+DECIDED = ("reproduced", "partly", "not reproduced")
 TEXTS = (
     *("id", "phrase", "reason", "command", "group", "title", "words", "source", "kind", "metric", "candidate"),
     *("baseline", "likeness", "note", "hardware"),
@@ -53,7 +76,9 @@ def _ledger_row(verdict: Mapping[str, Any]) -> Row:
         "blocks_text": f"{blocks:.0f}" if blocks else plain.DASH,
         "level_text": f"{100 * numbers['level']:.1f} %" if numbers["level"] is not None else "",
         "phrase": _phrase(word, texts["phrase"]),
+        "brief": _brief(word, texts["phrase"], device),
         "likeness": "likeness unknown" if texts["likeness"] == "unknown" else texts["likeness"],
+        "own": texts["likeness"] if texts["likeness"] != "unknown" else "",
         "why": _beyond(texts["phrase"], texts["reason"]),
         "problems": [_claim_cell(cell) for cell in verdict.get("problems") or []],
     }
@@ -69,8 +94,18 @@ def _authors(authors: Any) -> str:
 
 def _phrase(word: str, phrase: str) -> str:
     """The phrase without the verdict word that already stands beside it."""
+    if not re.match(rf"{re.escape(word)}(:| \(|$)", phrase):
+        return phrase
     rest = phrase.removeprefix(word).removeprefix(":").strip()
     return rest[1:-1] if rest.startswith("(") and rest.endswith(")") else rest
+
+
+def _brief(word: str, phrase: str, device: str) -> str:
+    """The phrase beside a verdict word and a device: neither is said again."""
+    text = _phrase(word, phrase)
+    text = re.sub(r"^too few (\w+): (\d+) give a level of [^,]+, (\d+) are needed.*", r"too few \1: \2 of \3", text)
+    carried = re.match(rf"(?:partly )?(?:holds on|does not carry over to) {re.escape(device)} \((.*)\)$", text)
+    return carried.group(1) if carried else text
 
 
 def _beyond(phrase: str, reason: str) -> str:

@@ -42,22 +42,31 @@ def where(files: list[Row]) -> str:
     names = list(dict.fromkeys(row["device"] for row in files))
     if not names:
         return "this machine"
-    return names[0] if len(names) == 1 else f"{len(names)} devices"
+    return " and ".join(names) if len(names) <= 2 else f"{len(names)} devices"
 
 
 def front(ledger: list[Row], cases: list[Case], files: list[Row]) -> str:
-    """The first sentence of the report."""
+    """The first sentences of the report: what was claimed, what was found, how sure that is."""
     timed = sum(case.time_s is not None for case in cases)
     found, stored = plain.count(len(cases), "case"), plain.count(len(files), "record file")
     text = f"{timed} of {found} were correct and timed in {stored}."
     if not ledger:
         return text
     tested = [row for row in ledger if row["verdict"] not in UNTESTED]
-    good = sum(row["verdict"] == "reproduced" for row in tested)
-    part = sum(row["verdict"] == "partly" for row in tested)
+    counted = {word: sum(row["verdict"] == word for row in tested) for word in ("reproduced", "partly", "inconclusive")}
+    lost = sum(row["verdict"] == "not reproduced" for row in tested)
+    says = (
+        f"Published speed claims, measured again. Of {plain.count(len(tested), 'tested claim')}, "
+        f"{counted['reproduced']} hold, {counted['partly']} hold in part and {lost} "
+        f"{'does' if lost == 1 else 'do'} not."
+    )
+    if counted["inconclusive"]:
+        few = sum(row["verdict"] == "inconclusive" and "too few" in row["brief"] for row in tested)
+        why = f", {'all' if few == counted['inconclusive'] else few} for want of repetitions" if few else ""
+        says += f" {counted['inconclusive']} stay{'s' if counted['inconclusive'] == 1 else ''} open{why}."
     untested = len(ledger) - len(tested)
-    tail = f"; {untested} could not be tested" if untested else ""
-    return f"Of {plain.count(len(tested), 'testable claim')}, {good} hold and {part} hold in part{tail}. {text}"
+    says += f" {untested} more could not be tested." if untested else ""
+    return f"{says} {text}"
 
 
 def headlines(ledger: list[Row], cases: list[Case]) -> list[Row]:

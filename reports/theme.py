@@ -62,6 +62,7 @@ class Sign:
     glyph: str
     tone: str
     meaning: str
+    short: str = ""
 
 
 VERDICTS: dict[str, Sign] = {
@@ -69,14 +70,32 @@ VERDICTS: dict[str, Sign] = {
         glyph="✓",
         tone="good",
         meaning="the whole interval clears the noise floor and reaches the claim within tolerance",
+        short="beyond noise, and as much as claimed",
     ),
-    "partly": Sign(glyph="◐", tone="half", meaning="faster beyond the noise floor, but short of the claim"),
+    "partly": Sign(
+        glyph="◐",
+        tone="half",
+        meaning="a gain beyond the noise floor, but short of the claim",
+        short="a gain beyond noise, but less than claimed",
+    ),
     "not reproduced": Sign(
-        glyph="✗", tone="bad", meaning="no gain beyond the noise floor, or the candidate gives a wrong answer"
+        glyph="✗",
+        tone="bad",
+        meaning="no gain beyond the noise floor, or the candidate gives a wrong answer",
+        short="no gain beyond noise, or wrong",
     ),
-    "inconclusive": Sign(glyph="?", tone="open", meaning="the interval or the noise leaves the question open"),
-    "invalid": Sign(glyph="!", tone="void", meaning="the measurement itself is broken"),
-    "not testable here": Sign(glyph="–", tone="open", meaning="this machine lacks something that the claim needs"),
+    "inconclusive": Sign(
+        glyph="?",
+        tone="open",
+        meaning="the interval or the noise leaves the question open",
+        short="noise or too few repetitions",
+    ),
+    "invalid": Sign(
+        glyph="!", tone="void", meaning="the measurement itself is broken", short="the measurement is broken"
+    ),
+    "not testable here": Sign(
+        glyph="–", tone="open", meaning="this machine lacks something that the claim needs", short="a need is missing"
+    ),
 }
 STATUSES: dict[str, Sign] = {
     "passed": Sign(glyph="✓", tone="good", meaning="correct; may be timed"),

@@ -26,6 +26,7 @@
   }
   function plain(node) {
     var copy = node.cloneNode(true);
+    all("button[data-copy]", copy).forEach(function (x) { if (!x.parentNode.querySelector("code")) { x.replaceWith(x.dataset.copy); } });
     all(".hide, .permalink, button, svg", copy).forEach(function (x) { x.remove(); });
     all("small", copy).forEach(function (x) { x.textContent = " " + x.textContent; });
     return copy.textContent.replace(/\s+/g, " ").trim();
@@ -91,6 +92,7 @@
       tile.addEventListener("click", function () {
         word = word === tile.dataset.word ? "" : tile.dataset.word;
         all(".tile").forEach(function (other) { other.setAttribute("aria-pressed", String(other.dataset.word === word)); });
+        all("details.untested").forEach(function (fold) { fold.open = word === fold.dataset.word; });
         claims();
       });
     });
@@ -177,10 +179,12 @@
     if (list.length) { open(list[0]); }
     function reveal() {
       var target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1))), panel = target && target.closest("[role=tabpanel]");
+      for (var fold = target && target.closest("details"); fold; fold = fold.parentElement.closest("details")) { fold.open = true; }
       if (panel && panel.hidden) { open(document.getElementById(panel.getAttribute("aria-labelledby"))); target.scrollIntoView(); }
     }
     window.addEventListener("hashchange", reveal);
     reveal();
   }
   document.addEventListener("DOMContentLoaded", function () { themeButton(); all("table.sortable").forEach(sortable); filters(); exports(); views(); tabs(); });
+  window.addEventListener("beforeprint", function () { all("main details").forEach(function (fold) { fold.open = true; }); });
 })();

@@ -186,7 +186,33 @@ def test_headlines_name_the_best_honest_speedup(record: Any, found: list[Case]) 
     assert "Claim number 3" in claims["text"]
     assert "polar.aol-triton" in best["text"]
     assert noise["figure"].endswith("%")
-    assert sentences.front(rows, found, []).startswith("Of 5 testable claims, 2 hold and 1 hold in part")
+    front = sentences.front(rows, found, [])
+    assert "Of 5 tested claims, 2 hold, 1 hold in part and 1 does not. 1 stays open. 2 more could not be" in front
+
+
+def test_phrases_repeat_neither_the_verdict_nor_the_device() -> None:
+    def row(**fields: Any) -> dict[str, Any]:
+        return ledger.rows([{"id": "x", "device": "GPU", **fields}])[0]
+
+    partly = row(verdict="partly", phrase="partly holds on GPU (faster, but by less than claimed; claimed on L40S)")
+    assert partly["phrase"].startswith("partly holds on GPU")
+    assert partly["brief"] == "faster, but by less than claimed; claimed on L40S"
+    absent = row(verdict="not testable here", phrase="not testable here: needs CUDA", reason="needs CUDA")
+    assert (absent["phrase"], absent["brief"], absent["why"]) == ("needs CUDA", "needs CUDA", "")
+    few = "inconclusive: too few blocks: 1 give a level of 0.0%, 6 are needed for 95.0%"
+    assert row(verdict="inconclusive", phrase=few)["brief"] == "too few blocks: 1 of 6"
+
+
+def test_untested_claims_and_dropped_cases_are_grouped_by_reason(record: Any) -> None:
+    rows = ledger.rows(record.verdicts)
+    assert [(g["reason"], g["count"]) for g in ledger.untested(rows)] == [("needs CUDA: no NVIDIA device", 1)]
+    assert {row["verdict"] for row in ledger.by_verdict(rows)} == {row["verdict"] for row in rows} - {
+        "not testable here"
+    }
+    groups = audit.by_reason(audit.left_out(record.headers))
+    assert [(g["reason"], g["count"], g["methods"], g["problems"]) for g in groups] == [
+        ("left out by the time budget", 2, 1, 2)
+    ]
 
 
 def test_headlines_of_nothing() -> None:
