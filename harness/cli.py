@@ -337,28 +337,39 @@ def compare(
     metric: Annotated[str, typer.Option(help="Timing metric.")] = "op_s",
     as_json: Json = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="A table for a pull request.")] = False,
+    html: Annotated[bool, typer.Option("--html", help="Also write compare.html into OUT.")] = False,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the page.")] = Path("reports/html"),
 ) -> None:
     """Before against after: the ratio of every case in both, paired where blocks match. Exit 1: a case is slower."""
     from harness import terminal
     from harness.judge import compare as comparing
     from harness.record import store
 
+    headers = store.read_headers(before), store.read_headers(after)
     found = comparing.compare(
-        store.read_runs(before),
-        store.read_runs(after),
-        metric,
-        headers_a=store.read_headers(before),
-        headers_b=store.read_headers(after),
+        store.read_runs(before), store.read_runs(after), metric, headers_a=headers[0], headers_b=headers[1]
     )
     rows = [row.model_dump(mode="json") for row in found]
     if not rows:
         raise UserError(f"no case of {before} has {metric} in {after} too; choose records of the same suite.")
+    page = _compare_page(rows, headers, out, (str(before), str(after))) if html else None
     if as_json:
         _print_json(rows)
     else:
         terminal.comparison(rows, markdown)
+        if page is not None and not markdown:
+            print(f"report: {page.resolve()}")
     words = {row["word"] for row in rows}
     raise typer.Exit(1 if "slower" in words else 3 if words == {"inconclusive"} else 0)
+
+
+def _compare_page(rows: list[dict[str, Any]], headers: Any, out: Path, names: tuple[str, str]) -> Path:
+    from harness.catalogue import registry
+
+    renderers = registry.entries("reports")
+    if "compare" not in renderers:
+        raise UserError("no renderer called 'compare' is registered; reinstall speedclaim.")
+    return Path(renderers["compare"].load()(rows, *headers, out, names))
 
 
 @app.command()

@@ -64,6 +64,16 @@ def render(runs: pd.DataFrame, headers: list[Header], verdicts: list[Row], out: 
     return out / "index.html"
 
 
+def page(template: str, name: str, title: str, nav: Mapping[str, Any], home: str = "index.html", **context: Any) -> str:
+    """One page from its template, with the house's style, script and policy inside."""
+    script, css = _asset("script.js"), theme.css_variables() + _asset("style.css") + _view_rules()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return _templates().get_template(template).render(
+        page=name, title=title, nav=nav, home=home, css=css, script=script, script_hash=f"sha256-{digest}",
+        version=harness.__version__, verdict_signs=theme.VERDICTS, status_signs=theme.STATUSES, **context,
+    )  # fmt: skip
+
+
 class _Site:
     """Everything that several pages share."""
 
@@ -97,12 +107,7 @@ class _Site:
         return found
 
     def _page(self, template: str, name: str, title: str, **context: Any) -> str:
-        script, css = _asset("script.js"), theme.css_variables() + _asset("style.css") + _view_rules()
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        return _templates().get_template(template).render(
-            page=name, title=title, nav=self.nav, css=css, script=script, script_hash=f"sha256-{digest}",
-            version=harness.__version__, verdict_signs=theme.VERDICTS, status_signs=theme.STATUSES, **context,
-        )  # fmt: skip
+        return page(template, name, title, nav=self.nav, **context)
 
     def _index(self) -> str:
         rank = {device: place for place, device in enumerate(ledger.devices(self.ledger))}

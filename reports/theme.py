@@ -113,6 +113,12 @@ STATUSES: dict[str, Sign] = {
     "budget_exhausted": Sign(glyph="✗", tone="bad", meaning="training missed its target within the budget"),
     "diverged": Sign(glyph="✗", tone="bad", meaning="training diverged"),
 }
+CHANGES: dict[str, Sign] = {
+    "slower": Sign(glyph="▼", tone="bad", meaning="worse beyond the noise floor"),
+    "faster": Sign(glyph="▲", tone="good", meaning="better beyond the noise floor"),
+    "inconclusive": Sign(glyph="?", tone="open", meaning="the blocks do not decide"),
+    "no difference": Sign(glyph="≈", tone="open", meaning="the whole interval lies within 5 %"),
+}
 UNKNOWN = Sign(glyph="?", tone="open", meaning="not a word of this version")
 
 

@@ -64,14 +64,14 @@
     });
   }
 
-  function applyFilter(items, text, word, found) {
+  function applyFilter(items, text, word, found, changed) {
     var wanted = text.toLowerCase(), left = 0;
     items.forEach(function (item) {
-      var match = (!wanted || item.textContent.toLowerCase().indexOf(wanted) >= 0) && (!word || item.dataset.word === word);
+      var match = (!wanted || item.textContent.toLowerCase().indexOf(wanted) >= 0) && (!word || item.dataset.word === word) && (!changed || item.dataset.changed === "yes");
       item.hidden = !match;
       left += match ? 1 : 0;
     });
-    if (found) { found.textContent = wanted || word ? left + " of " + items.length + " shown" : ""; }
+    if (found) { found.textContent = wanted || word || changed ? left + " of " + items.length + " shown" : ""; }
   }
   function filters() {
     var word = "";
@@ -82,8 +82,16 @@
     all("input[data-filter]").forEach(function (input) {
       var table = document.getElementById(input.dataset.filter);
       input.addEventListener("input", function () {
-        if (table.id === "claims-table") { claims(); } else { applyFilter(all("tbody tr", table), input.value, "", input.closest(".tools").querySelector(".found")); }
+        if (table.id === "claims-table") { claims(); } else { rows(table, input); }
       });
+    });
+    function rows(table, input) {
+      var box = document.querySelector("[data-changed='" + table.id + "']");
+      applyFilter(all("tbody tr", table), input.value, "", input.closest(".tools").querySelector(".found"), box && box.checked);
+    }
+    all("input[data-changed]").forEach(function (box) {
+      var id = box.dataset.changed;
+      box.addEventListener("change", function () { rows(document.getElementById(id), document.querySelector("[data-filter='" + id + "']")); });
     });
     all("input[data-filter-cards]").forEach(function (input) {
       input.addEventListener("input", function () { applyFilter(all("article", document.getElementById(input.dataset.filterCards)), input.value, "", input.closest(".tools").querySelector(".found")); });
