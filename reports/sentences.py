@@ -57,8 +57,8 @@ def front(ledger: list[Row], cases: list[Case], files: list[Row]) -> str:
     lost = sum(row["verdict"] == "not reproduced" for row in tested)
     says = (
         f"Published speed claims, measured again. Of {plain.count(len(tested), 'tested claim')}, "
-        f"{counted['reproduced']} hold, {counted['partly']} hold in part and {lost} "
-        f"{'does' if lost == 1 else 'do'} not."
+        f"{counted['reproduced']} hold, {counted['partly']} hold in part and "
+        f"{'none fails' if lost == 0 else f'{lost} does not' if lost == 1 else f'{lost} do not'}."
     )
     if counted["inconclusive"]:
         few = sum(row["verdict"] == "inconclusive" and "too few" in row["brief"] for row in tested)

@@ -94,7 +94,10 @@ VERDICTS: dict[str, Sign] = {
         glyph="!", tone="void", meaning="the measurement itself is broken", short="the measurement is broken"
     ),
     "not testable here": Sign(
-        glyph="–", tone="open", meaning="this machine lacks something that the claim needs", short="a need is missing"
+        glyph="–",
+        tone="open",
+        meaning="this machine lacks something that the claim needs",
+        short="no run here, or a need is missing",
     ),
 }
 STATUSES: dict[str, Sign] = {

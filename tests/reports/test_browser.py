@@ -1,10 +1,14 @@
-"""The pages in a real browser: quiet console, no request, sorting, filtering, themes, keyboard, accessibility."""
+"""The pages in a real browser: quiet console, no request, sorting, filtering, themes, keyboard, accessibility.
+
+The README's picture of the front page is remade with ``python -m reports.screenshot``.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -263,3 +267,17 @@ def test_axe_finds_nothing(opened: Any, site: Path, axe: str) -> None:
 def test_axe_finds_enough_contrast_in_the_dark(opened: Any, axe: str) -> None:
     page = opened(scheme="dark", bypass_csp=True)
     assert violations(page, axe, "{runOnly: ['color-contrast']}") == []
+
+
+def test_the_screenshot_is_small_and_of_the_asked_size(browser: Any, site: Path, tmp_path: Path) -> None:
+    # In a process of its own: the browser fixture already runs Playwright's loop in this one.
+    code = (
+        "import pathlib, sys; from reports import screenshot;"
+        "pathlib.Path(sys.argv[2]).write_bytes(screenshot.smaller(screenshot.shoot(pathlib.Path(sys.argv[1]))))"
+    )
+    target = tmp_path / "front.png"
+    subprocess.run([sys.executable, "-c", code, str(site / "index.html"), str(target)], check=True, timeout=120)
+    png = target.read_bytes()
+    assert png.startswith(b"\x89PNG")
+    assert (int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")) == (1280, 900)
+    assert len(png) < 300_000
