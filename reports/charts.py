@@ -128,12 +128,14 @@ def strips(cases: list[Case], problem: str, device: str) -> Chart | None:
     noise = next((case.noise for case in own if case.noise is not None), None)
     title = f"Blocks of {problem}"
     name = plain.anchor("chart", "blocks", device, problem)
-    best = max(own, key=lambda c: c.effect.ratio if c.effect else 0)
+    best = max(own, key=lambda c: (c.effect.enough, c.effect.ratio) if c.effect else (False, 0.0))
     assert best.effect is not None
     clear = sum(case.effect is not None and case.effect.side == "faster" for case in own)
+    judged = sum(case.effect is not None and case.effect.enough for case in own)
+    undecided = f" {len(own) - judged} have too few blocks to be judged." if judged < len(own) else ""
     sentence = (
-        f"{plain.count(clear, 'method')} of {len(own)} beat the baseline beyond the noise floor of "
-        f"{plain.percent(noise)}; the largest speed-up is {plain.times(best.effect.ratio)} by {best.method}."
+        f"{plain.count(clear, 'method')} of {judged} judged beat the baseline beyond the noise floor of "
+        f"{plain.percent(noise)}; the largest speed-up is {plain.times(best.effect.ratio)} by {best.method}.{undecided}"
     )
     return Chart(id=name, title=title, sentence=sentence, svg=figures.strips(name, title, rows, noise), rows=rows)
 

@@ -148,14 +148,28 @@ def _ratio_axis(axes: Axes, low: float, high: float) -> None:
     low, high = min(low, 0.97), max(high, 1.03)
     axes.set_xscale("log")
     axes.set_xlim(low / 1.04, high * 1.04)
-    steps = (1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-    fine = (0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4)
-    inside = [tick for tick in steps if low / 1.04 <= tick <= high * 1.04]
-    if len(inside) < 4:
-        inside = [tick for tick in fine if low / 1.04 <= tick <= high * 1.04]
+    inside = _ratio_ticks(low / 1.04, high * 1.04)
     axes.set_xticks(inside)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
     axes.xaxis.set_minor_locator(NullLocator())
+
+
+#: Ratios that people read easily, the most welcome first.
+RATIO_TICKS = (
+    *(1, 2, 0.5, 5, 0.2, 10, 0.1, 1.5, 3, 4, 20, 50, 0.05, 0.02, 0.01, 100, 200, 500, 1000, 5e-3, 2e-3, 1e-3),
+    *(1.2, 0.8, 1.1, 0.9, 0.7, 0.6, 1.4, 1.6, 1.8, 2.5),
+)
+#: Share of the axis that one label needs.
+TICK_SHARE = 0.085
+
+
+def _ratio_ticks(low: float, high: float) -> list[float]:
+    """Ticks inside the axis whose labels do not touch."""
+    span, kept = math.log(high / low), list[float]()
+    for tick in RATIO_TICKS:
+        if low <= tick <= high and all(abs(math.log(tick / other)) >= TICK_SHARE * span for other in kept):
+            kept.append(tick)
+    return sorted(kept)
 
 
 def _time_axis(axes: Axes, which: str) -> None:

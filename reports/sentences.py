@@ -149,7 +149,9 @@ def task(cases: list[Case]) -> str:
     if not any(case.effect is not None for case in cases):
         return text + " No speed-up could be formed."
     beats = plain.count(len(faster), "method")
-    return f"{text} {beats} beat{'s' if len(faster) == 1 else ''} the baseline beyond the noise floor somewhere."
+    text += f" {beats} beat{'s' if len(faster) == 1 else ''} the baseline beyond the noise floor somewhere."
+    short = sum(case.effect is not None and not case.effect.enough for case in cases)
+    return text + (f" {short} timed cases have too few blocks to be judged (marked ?)." if short else "")
 
 
 def claim(row: Row) -> str:

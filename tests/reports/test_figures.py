@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 import xml.etree.ElementTree as ET
 from typing import Any
@@ -150,3 +152,12 @@ def test_text_and_line_colours_have_contrast(theme_index: int) -> None:
         assert contrast(colour[tone], colour[f"{tone}-tint"]) >= 4.5, tone
     for index in range(theme.SERIES):
         assert contrast(colour[f"s{index}"], colour["paper"]) >= 3, index
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.97, 1.03), (0.6, 2.9), (0.04, 3.0), (0.9, 4.2), (1e-3, 1e3)])
+def test_ratio_ticks_hold_one_and_do_not_touch(low: float, high: float) -> None:
+    ticks = figures._ratio_ticks(low, high)
+    assert 1 in ticks
+    assert all(low <= tick <= high for tick in ticks)
+    gaps = [math.log(b / a) / math.log(high / low) for a, b in itertools.pairwise(ticks)]
+    assert all(gap >= figures.TICK_SHARE for gap in gaps)
