@@ -21,6 +21,8 @@ ERRORS: Mapping[str, str] = {
     "dual_gap": "1 - <G, X> / ||G||_*: what the update loses of the steepest descent in spectral norm",
     "projected_error": "||U_k^T X V_k - I||_F / sqrt(k) over the directions with sigma >= 0.02 ||G||_F; gated at 0.30",
     "fidelity_error": "the same projection of output minus plain reference; gated by dtype",
+    "fidelity_full": "||X - X_ref||_F / sqrt(n) without the projection; gated on gaussian inputs",
+    "rescaling_error": "polar error of the best scalar multiple of the input: what doing nothing achieves",
     "bias_floor": "polar error that the AOL row rescaling leaves on this input whatever follows (an input's property)",
 }
 

@@ -213,6 +213,7 @@ def errors_of(
         "cosine": float((x * polar).sum()) / (norm * math.sqrt(part.rank)) if norm > 0.0 else 0.0,
         "dual_gap": 1.0 - float((g * x).sum()) / part.nuclear,
         "projected_error": float(torch.linalg.matrix_norm(core - basis.mT @ basis)) / math.sqrt(part.count),
+        "rescaling_error": rescaling_error(g, part),
     }
     if part.bias_floor is not None:
         errors["bias_floor"] = part.bias_floor
@@ -220,7 +221,15 @@ def errors_of(
         difference = x - wide(reference_output)
         projected = basis.mT @ _against(difference, polar, basis)
         errors["fidelity_error"] = float(torch.linalg.matrix_norm(projected)) / math.sqrt(part.count)
+        errors["fidelity_full"] = float(torch.linalg.matrix_norm(difference)) / math.sqrt(x.shape[0])
     return errors
+
+
+def rescaling_error(g: torch.Tensor, part: PolarPart) -> float:
+    """Polar error of the best scalar multiple of the input, sqrt(1 - cos^2(G, U V^T)): what doing nothing achieves."""
+    norm = float(torch.linalg.matrix_norm(g))
+    cosine = part.nuclear / (norm * math.sqrt(part.rank)) if norm > 0.0 else 0.0
+    return math.sqrt(max(0.0, 1.0 - min(1.0, cosine) ** 2))
 
 
 def glance_at(output: torch.Tensor, part: PolarPart) -> dict[str, float]:

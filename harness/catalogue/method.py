@@ -20,10 +20,12 @@ class Cost:
     Attributes:
         flops: executed floating-point operations, a multiply-add counting two.
         bytes: bytes it must touch, each operand once (a lower bound: used for the physical floor).
+        dtype: the arithmetic's dtype when it is not the input's.
     """
 
     flops: float
     bytes: float
+    dtype: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 Precision = Literal["ieee", "tf32", "torch-default", "bf16", "fp16"]
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,18 +122,20 @@ def _relevant(claim: Claim, runs: pd.DataFrame) -> pd.DataFrame:
 def choose(claim: Claim, candidates: Sequence[Group]) -> Group:
     """The invocation that speaks for a device.
 
-    One with both arms (or with a wrong answer of the candidate) before one without; a standard or full tier before
-    a quick one; six blocks before fewer; then the newest.
+    One with both arms (or with a wrong answer of the candidate) before one without; six blocks before fewer; more of
+    the claim's problems before fewer; a standard or full tier before a quick one; then the newest.
     """
 
-    def rank(group: Group) -> tuple[bool, bool, bool, str, str]:
+    def rank(group: Group) -> tuple[bool, bool, int, bool, str, str]:
         found = cells(claim, group)
         measured = any(cell.measured for cell in found) or any(row["phase"] == "training" for row in group.rows)
         if claim.baseline is None:
             measured = measured or any(cell.candidate for cell in found)
         wrong = _status_of(group, claim, claim.candidate, WRONG) is not None
         blocks = max((len(cell.candidate) for cell in found), default=0)
-        return measured or wrong, group.tier != "quick", blocks >= stats.MIN_BLOCKS or wrong, group.utc, group.file
+        enough = blocks >= stats.MIN_BLOCKS or wrong or not claim.timed
+        covered = len(found) + 1 if wrong else sum(cell.measured for cell in found)
+        return measured or wrong, enough, covered, group.tier != "quick", group.utc, group.file
 
     return max(candidates, key=rank)
 

@@ -44,6 +44,9 @@ class Device(Protocol):
     def warm_up(self, call: Callable[[], object], seconds: float) -> None:
         """Bring the device to its working clocks."""
 
+    def allocated(self) -> float:
+        """Device bytes allocated now, 0 without a device allocator."""
+
     def peak_start(self) -> None:
         """Begin a peak-memory measurement."""
 
@@ -145,6 +148,10 @@ class PlainDevice:
     def warm_up(self, call: Callable[[], object], seconds: float) -> None:
         """A CPU needs no half second at its clocks; the caller's one warm-up call is enough."""
 
+    def allocated(self) -> float:
+        """No device allocator."""
+        return 0.0
+
     def peak_start(self) -> None:
         """Reset the resident peak."""
         self._memory.start()
@@ -240,19 +247,31 @@ class TorchCUDA(TorchCPU):
         return "the output changed after the current stream was done: work was left on another stream"
 
     def clocks(self) -> dict[str, Clock]:
-        """Device events with a cold and with a hot L2 cache."""
-        return {"op_s": EventClock(self._torch, self._flush), "op_hot_s": EventClock(self._torch, None)}
+        """Device events with a cold and with a hot L2 cache, and the host's time to issue the call."""
+        return {
+            "op_s": EventClock(self._torch, self._flush),
+            "op_hot_s": EventClock(self._torch, None),
+            "launch_s": LaunchClock(self._torch),
+        }
 
     def graph_clock(self, call: Callable[[], object]) -> Clock:
         """Capture ``call`` once; each timed call is one replay."""
         return GraphClock(self._torch, call)
 
     def warm_up(self, call: Callable[[], object], seconds: float) -> None:
-        """Call until the device was busy for ``seconds``."""
+        """Call until the device was busy for ``seconds``, at least once."""
         end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
+        while True:
             call()
             self._torch.cuda.synchronize()
+            if time.perf_counter() >= end:
+                return
+
+    def allocated(self) -> float:
+        """Bytes held in the caching allocator."""
+        gc.collect()
+        self._torch.cuda.synchronize()
+        return float(self._torch.cuda.memory_allocated())
 
     def peak_start(self) -> None:
         """Reset allocator statistics and the resident peak."""
@@ -286,8 +305,36 @@ class TorchCUDA(TorchCPU):
         return isinstance(error, self._torch.cuda.OutOfMemoryError) or super().is_out_of_memory(error)
 
 
+#: About two milliseconds at 2 GHz: more than any engine of this suite needs to issue its launches.
+SLEEP_CYCLES = 4_000_000
+
+
+class LaunchClock:
+    """Host seconds to issue one call, the device idle before it: what a launch-bound loop would pay."""
+
+    name = "launch"
+
+    def __init__(self, torch: Any) -> None:
+        self._torch = torch
+
+    def time(self, call: Callable[[], object]) -> float:
+        """Host seconds from the call to its return, without waiting for the device."""
+        torch = self._torch
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        result = call()
+        elapsed = time.perf_counter() - start
+        torch.cuda.synchronize()
+        del result
+        return elapsed
+
+
 class EventClock:
-    """Device events around one call; with ``flush``, the L2 cache is overwritten before each one."""
+    """Device events around one call; with ``flush``, the L2 cache is overwritten before each one.
+
+    The device first sleeps while the host issues the call, so that the time of launching kernels from Python stays
+    out of the device time as long as it is under ``SLEEP_CYCLES``; what the host needs is recorded as ``launch_s``.
+    """
 
     def __init__(self, torch: Any, flush: Any | None) -> None:
         self.name = "op-hot" if flush is None else "op-cold"
@@ -298,9 +345,10 @@ class EventClock:
         """Device seconds between two events around ``call``."""
         torch = self._torch
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        torch.cuda._sleep(SLEEP_CYCLES)
         if self._flush is not None:
             self._flush.zero_()
-        torch.cuda.synchronize()
         start.record()
         result = call()
         end.record()
@@ -323,7 +371,7 @@ class GraphClock:
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._output = call()
+            self.output = call()
 
     def time(self, call: Callable[[], object]) -> float:
         """Device seconds of one replay; ``call`` itself is not run."""
@@ -341,6 +389,10 @@ def set_precision(mode: str) -> None:
     """Set TF32 for products and convolutions by the precision mode's name, in every arm alike."""
     import torch
 
+    if mode in ("bf16", "fp16"):
+        raise Unavailable(
+            f"precision {mode!r} is for training under autocast; a micro suite names a dtype per problem."
+        )
     product = mode == "tf32"
     convolution = mode in ("tf32", "torch-default")
     torch.backends.cuda.matmul.allow_tf32 = product

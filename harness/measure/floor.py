@@ -69,6 +69,9 @@ def _gpu_rates(size: float, dtype: str, gpu: Mapping[str, Any]) -> tuple[float, 
 
 def _cpu_rates(size: float, dtype: str, environment: Mapping[str, Any]) -> tuple[float, float, str]:
     simd = environment.get("simd") or []
+    if not {"avx2", "avx512f"} & set(simd):
+        # Matrix units of other CPUs are not listed by the kernel: no bound is better than a wrong one.
+        return float("inf"), float("inf"), "memory"
     cores = max(int(environment.get("threads") or 1), 1)
     # A boosting clock may exceed what the kernel lists, so the unknown case uses the fastest part ever sold.
     hertz = max(float(environment.get("max_mhz") or 0), _CPU_MHZ_IF_UNKNOWN) * 1e6

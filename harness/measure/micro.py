@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ from harness.measure.clock import Clock
 from harness.measure.device import Device
 
 BUFFERS = 2
+#: NVML refreshes its energy counter about every 20 to 100 ms, RAPL every millisecond.
+LONGEST_TICK_S = 2.0
 
 
 @dataclass(kw_only=True)
@@ -23,7 +26,9 @@ class Timing:
 
     samples: dict[str, tuple[str, list[float]]] = field(default_factory=dict)
     output: Any = None
+    graph_output: Any = None
     checked: Any = None
+    state: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
 
@@ -37,41 +42,65 @@ def time_arm(
     protocol: Protocol,
     offset: int = 0,
 ) -> Timing:
-    """Warm up once, take one output for checking, then sample every clock of the device.
+    """Warm up, sample every clock of the device, and keep the output of the last timed call for checking.
+
+    The call whose output is kept is like every other timed call for the method: it cannot know that it is looked at.
 
     Args:
         op: the bound method.
         runtime: the task's run-time side.
         problem: the problem.
-        content: this block's content, shared by all arms; its output is the one that is checked.
+        content: this block's content, shared by all arms; the last timed call gets it.
         device: where it runs.
         protocol: how much is sampled.
         offset: first step of ``runtime.vary``, so that arms of one block see different variations.
     """
     buffers = [runtime.buffer_like(content) for _ in range(BUFFERS)]
-    runtime.fill(buffers[0], content)
     timing = Timing(checked=content)
-    timing.output = runtime.snapshot(op(buffers[0]))
-    device.synchronize()
     feed = _Feed(runtime, content, buffers, offset)
+    buffer = feed.next()
+    op(buffer)  # the first call may compile; what follows warms up past it
+    device.synchronize()
+    device.warm_up(lambda: op(buffer), protocol.gpu_arm_s)
     for metric, clock in device.clocks().items():
         slow = timing.samples and min(timing.samples["op_s"][1]) > protocol.hot_below_s
         if slow:
             timing.notes[metric] = f"not taken: a call of more than {protocol.hot_below_s:g} s outlives any cache"
             continue
-        timing.samples[metric] = (clock.name, _sample(op, feed, clock, device, protocol))
+        samples = _sample(op, feed, clock, device, protocol)
+        if not timing.samples:
+            timing.state = device.state()
+            samples.append(_checked_sample(timing, op, feed, clock, device))
+        timing.samples[metric] = (clock.name, samples)
     typical = sorted(timing.samples["op_s"][1])[len(timing.samples["op_s"][1]) // 2]
     if device.kind == "cuda" and typical < protocol.graph_below_s:
         _sample_graph(timing, op, feed, device, protocol)
     return timing
 
 
+def _checked_sample(timing: Timing, op: Callable[[Any], Any], feed: _Feed, clock: Clock, device: Device) -> float:
+    """One more timed call, on the block's own content; its output is kept."""
+    buffer = feed.original()
+    kept: list[Any] = []
+    device.synchronize()
+    elapsed = clock.time(lambda: kept.append(op(buffer)))
+    timing.output = feed.runtime.snapshot(kept[0])
+    return elapsed
+
+
 class _Feed:
     """Rotating buffers with content that was never seen before."""
 
     def __init__(self, runtime: TaskRuntime, content: Any, buffers: list[Any], offset: int) -> None:
-        self._runtime, self._content, self._buffers = runtime, content, buffers
+        self.runtime, self.content, self._buffers = runtime, content, buffers
         self._step = offset
+
+    def original(self) -> Any:
+        """The next buffer with the content itself, unvaried."""
+        self._step += 1
+        buffer = self._buffers[self._step % len(self._buffers)]
+        self.runtime.fill(buffer, self.content)
+        return buffer
 
     def next(self) -> Any:
         """The next buffer, freshly filled."""
@@ -82,7 +111,7 @@ class _Feed:
     def refill(self, buffer: Any) -> Any:
         """New content in this very buffer (a captured graph reads one address)."""
         self._step += 1
-        self._runtime.fill(buffer, self._runtime.vary(self._content, self._step))
+        self.runtime.fill(buffer, self.runtime.vary(self.content, self._step))
         return buffer
 
 
@@ -117,7 +146,11 @@ def _sample_graph(timing: Timing, op: Callable[[Any], Any], feed: _Feed, device:
         feed.refill(buffer)
         device.synchronize()
         samples.append(clock.time(lambda: None))
+    feed.runtime.fill(buffer, feed.content)
+    samples.append(clock.time(lambda: None))
+    device.synchronize()
     timing.samples["op_graph_s"] = (clock.name, samples)
+    timing.graph_output = feed.runtime.snapshot(getattr(clock, "output", timing.output))
 
 
 def memory_pass(*, op: Callable[[Any], Any], runtime: TaskRuntime, content: Any, device: Device) -> dict[str, float]:
@@ -135,19 +168,30 @@ def memory_pass(*, op: Callable[[Any], Any], runtime: TaskRuntime, content: Any,
 
 
 def energy_pass(
-    *, op: Callable[[Any], Any], runtime: TaskRuntime, content: Any, device: Device, seconds: float, call_s: float
+    *, op: Callable[[Any], Any], runtime: TaskRuntime, content: Any, device: Device, seconds: float
 ) -> float | str:
-    """Joules per call over at least ``seconds`` of repeated calls, or the reason why there is no figure."""
-    before = device.energy_j()
-    if before is None:
+    """Joules per call from one tick of the energy counter to another, at least ``seconds`` apart; or why not."""
+    if device.energy_j() is None:
         return "no readable energy counter (NVML or RAPL)"
-    calls = max(3, int(seconds / max(call_s, 1e-6)))
     buffer = runtime.buffer_like(content)
     runtime.fill(buffer, content)
-    for _ in range(calls):
-        op(buffer)
-    device.synchronize()
-    after = device.energy_j()
-    if after is None or after <= before:
-        return f"the energy counter did not move in {calls} calls"
-    return (after - before) / calls
+
+    def until_tick(least_s: float) -> tuple[float, int]:
+        """Call until the counter has moved and ``least_s`` are over: the counter there, and the calls made."""
+        begin, last, calls = time.monotonic(), device.energy_j(), 0
+        while time.monotonic() - begin < least_s + LONGEST_TICK_S:
+            op(buffer)
+            device.synchronize()
+            calls += 1
+            now = device.energy_j()
+            if now is not None and now != last and time.monotonic() - begin >= least_s:
+                return now, calls
+            last = now
+        raise TimeoutError
+
+    try:
+        start, _ = until_tick(0.0)
+        end, calls = until_tick(seconds)
+    except TimeoutError:
+        return f"the energy counter did not move within {LONGEST_TICK_S:g} s"
+    return (end - start) / calls

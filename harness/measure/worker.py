@@ -14,7 +14,7 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.catalogue import registry
@@ -27,7 +27,7 @@ from harness.measure.device import Device, open_device, probe
 from harness.measure.floor import Floor, floor
 
 AA = "#aa"
-ENERGY_S = 0.3
+ENERGY_S = 0.4
 #: A block's checked output may be this much worse than the gate's worst before its time is refused.
 BLOCK_ERROR_FACTOR = 2.0
 BLOCK_ERROR_SLACK = 1e-3
@@ -72,7 +72,7 @@ def _floor(method: Method, problem: Problem, job: Mapping[str, Any], itemsize: i
     if method.cost is None:
         return None
     cost = registry.resolve(method.cost)(problem.shape, itemsize)
-    return floor(cost, problem.dtype, job["environment"])
+    return floor(cost, cost.dtype or problem.dtype, job["environment"])
 
 
 _ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "uint8": 1}
@@ -110,19 +110,21 @@ def _check(job: Mapping[str, Any], pipe: Pipe) -> None:
     for fields in job["problems"]:
         problem = _problem(fields)
         pipe.send(event="start", method=method.name, problem=problem.id)
+        before = device.allocated()
         outcome = gate.check(method=method, runtime=runtime, problem=problem, device=device, seeds=protocol.gate_seeds)
+        retained = device.allocated() - before
         bound = _floor(method, problem, job, _ITEMSIZE.get(problem.dtype, 4))
         if bound is not None:
             outcome.detail |= {"floor_s": bound.seconds, "floor_basis": bound.basis}
         memory: dict[str, Any] = {}
         if outcome.status == "passed":
-            memory = _memory(method, runtime, problem, device, outcome, protocol)
+            memory = _memory(method, runtime, problem, device)
+            if device.kind == "cuda" and memory["status"] == "passed":
+                memory["measurements"]["retained_device_bytes"] = [max(0.0, retained), "bytes"]
         pipe.send(event="result", method=method.name, problem=problem.id, gate=outcome.to_json(), memory=memory)
 
 
-def _memory(
-    method: Method, runtime: TaskRuntime, problem: Problem, device: Device, outcome: gate.Outcome, protocol: Protocol
-) -> dict[str, Any]:
+def _memory(method: Method, runtime: TaskRuntime, problem: Problem, device: Device) -> dict[str, Any]:
     content = runtime.content(problem, 0)
     try:
         op = runtime.bind(registry.resolve(method.impl), problem, method.hyper)
@@ -133,7 +135,6 @@ def _memory(
             content=content,
             device=device,
             seconds=ENERGY_S,
-            call_s=outcome.planning_s or outcome.first_call_s or 1.0,
         )
     except Exception as error:
         status, reason = gate.failure(device, error)
@@ -156,8 +157,7 @@ def _block(job: Mapping[str, Any], pipe: Pipe) -> None:
         # Gate seeds are 0, 1, 2, …: a block's content is one that no gate has seen.
         content = runtime.content(problem, 1000 + block)
         oracle = runtime.oracle(content, problem)
-        arms: list[str] = list(item["arms"])
-        random.Random(f"{job['seed']}/{block}/{problem.id}").shuffle(arms)
+        arms = ordered(item["arms"], f"{job['seed']}/{problem.id}", block)
         if device.kind == "cuda":
             _warm(arms, runtime, problem, content, device, protocol)
         for position, arm in enumerate(arms):
@@ -165,6 +165,19 @@ def _block(job: Mapping[str, Any], pipe: Pipe) -> None:
             limit = item["limits"].get(arm.removesuffix(AA))
             result = _arm(arm, position, task, runtime, problem, content, oracle, device, protocol, limit)
             pipe.send(event="result", problem=problem.id, arm=arm, order=position, **result)
+
+
+def ordered(arms: Sequence[str], seed: str, block: int) -> list[str]:
+    """The block's order: one random order a run and problem, rotated by block and reversed in every second turn.
+
+    Over as many blocks as there are arms each arm stands at each position once, so that what the power controller
+    carries over from the arm before does not fall on one arm alone.
+    """
+    base = sorted(arms)
+    random.Random(seed).shuffle(base)
+    turn = block % len(base)
+    rotated = base[turn:] + base[:turn]
+    return rotated[::-1] if block % 2 else rotated
 
 
 def _warm(
@@ -202,6 +215,11 @@ def _arm(
             offset=1 + 2000 * position,
         )
         status, reason, errors = _judge_block(task, runtime, problem, content, oracle, timing.output, limit)
+        if timing.graph_output is not None and status == "passed":
+            replayed = _judge_block(task, runtime, problem, content, oracle, timing.graph_output, limit)
+            if replayed[0] != "passed":
+                del timing.samples["op_graph_s"]
+                timing.notes["op_graph_s"] = f"the replayed graph is wrong: {replayed[1]}"
     except Exception as error:
         status, reason = gate.failure(device, error)
         return {"status": status, "reason": f"in a block: {reason}", "timings": {}, "errors": {}, "detail": {}}
@@ -210,7 +228,7 @@ def _arm(
         "reason": reason,
         "timings": {name: [clock, samples] for name, (clock, samples) in timing.samples.items()},
         "errors": errors,
-        "detail": {**device.state(), **({"notes": timing.notes} if timing.notes else {})},
+        "detail": {**timing.state, **({"notes": timing.notes} if timing.notes else {})},
     }
 
 

@@ -198,7 +198,7 @@ TORCH_MUON = Method(
     source="torch.optim._muon; K. Jordan et al., Muon (2024)",
     formula=f"X = G / max(|G|_F, 1e-7) in bfloat16; 5 x {_STEP}; (a, b, c) = (3.4445, -4.7750, 2.0315)",
     needs=("torch",),
-    cost=f"{_HERE}.cost:plain5",
+    cost=f"{_HERE}.cost:plain5_bfloat16",
     tags=("slow-cpu",),
     origin="library",
 )
@@ -210,7 +210,7 @@ GNS = Method(
     source="Dao-AILab/gram-newton-schulz (PyPI: gram-newton-schulz)",
     formula="Gram iteration, 5 steps of Polar Express at 1.05, restart before step 3",
     needs=("torch", "cxx", "package:gram_newton_schulz"),
-    cost=f"{_HERE}.cost:gram5_symmetric",
+    cost=f"{_HERE}.cost:gram5_float16",
     origin="library",
     tags=("compile",),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from harness.catalogue.method import Cost
 from harness.errors import UserError
@@ -49,6 +50,16 @@ def svd(shape: Sequence[int], itemsize: int) -> Cost:
 def plain5(shape: Sequence[int], itemsize: int) -> Cost:
     """Five plain steps."""
     return plain(shape, itemsize, 5)
+
+
+def plain5_bfloat16(shape: Sequence[int], itemsize: int) -> Cost:
+    """Five plain steps in bfloat16, whatever the input's dtype (torch.optim.Muon)."""
+    return replace(plain5(shape, itemsize), dtype="bfloat16")
+
+
+def gram5_float16(shape: Sequence[int], itemsize: int) -> Cost:
+    """Five Gram steps on triangles in float16, whatever the input's dtype (gram-newton-schulz)."""
+    return replace(gram5_symmetric(shape, itemsize), dtype="float16")
 
 
 def plain4(shape: Sequence[int], itemsize: int) -> Cost:

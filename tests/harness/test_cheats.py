@@ -82,6 +82,15 @@ def test_wrong_only_when_timed_is_refused_a_time(toy, tmp_path):
     assert frame[(frame["method"] == "toy.added") & (frame["metric"] == "op_s")]["block"].nunique() == 6
 
 
+def test_an_output_that_goes_stale_after_the_first_calls_is_refused_a_time(toy, tmp_path):
+    toy("goes_stale")
+    frame = measure(tmp_path, "goes_stale")
+    assert gate_of(frame, "goes_stale")[0] == {"passed"}
+    blocks = frame[(frame["method"] == "toy.goes_stale") & (frame["phase"] == "block")]
+    assert set(blocks["status"]) <= {"inaccurate", "error"}, "the second problem has another length"
+    assert "op_s" not in set(blocks["metric"])
+
+
 def test_a_crash_in_a_block_costs_that_case_alone(toy, tmp_path):
     toy("dies_in_blocks", "added")
     frame = measure(tmp_path, "dies_in_blocks", "added")

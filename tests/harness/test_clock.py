@@ -69,9 +69,9 @@ def test_samples_fill_the_window(plugin, cost, samples):
     )
     clock, values = timing.samples["op_s"]
     assert clock == "host"
-    assert len(values) == samples
-    assert values == pytest.approx([cost] * samples)
-    assert len(seen) == samples + 1, "one warm-up call"
+    assert values == pytest.approx([cost] * (samples + 1)), "the last timed call is the checked one"
+    assert len(seen) == samples + 2, "one warm-up call"
+    assert timing.output == [2 * x for x in timing.checked]
     assert len(set(seen)) == len(seen), "every timed call saw new content"
 
 
@@ -95,7 +95,7 @@ def test_copying_new_content_is_outside_the_clock(plugin):
         device=FakeDevice(fake),
         protocol=Protocol(inner_s=0.1),
     )
-    assert timing.samples["op_s"][1] == pytest.approx([0.2])
+    assert timing.samples["op_s"][1] == pytest.approx([0.2, 0.2])
 
 
 def test_host_memory_sees_what_one_call_needs():
@@ -110,3 +110,15 @@ def test_host_memory_sees_what_one_call_needs():
     peak = memory.peak()
     assert len(block) == 24 << 20
     assert 20 << 20 <= peak <= 100 << 20
+
+
+def test_every_arm_stands_at_every_position_once():
+    from harness.measure.worker import ordered
+
+    arms = [f"toy.{letter}" for letter in "abcdef"]
+    orders = [ordered(arms, "run/problem", block) for block in range(6)]
+    assert all(sorted(order) == arms for order in orders)
+    assert orders != [ordered(arms, "another run/problem", block) for block in range(6)]
+    rotations = [ordered(arms, "run/problem", block)[:: -1 if block % 2 else 1] for block in range(6)]
+    for position in range(6):
+        assert {order[position] for order in rotations} == set(arms)

@@ -83,6 +83,34 @@ def test_a_cheat_on_tensors_is_caught(check, cheat, status, reason):
     assert reason in outcome.reason
 
 
+def rescaled(G):
+    return G / G.norm() * (0.76 * min(G.shape) ** 0.5)
+
+
+def test_a_rescaled_input_is_no_polar_factor(check):
+    """At 1024 a gaussian divided by a constant lies within the projected gate; it must still be refused."""
+    outcome = check(rescaled, Problem(kind="gaussian", shape=(1024, 1024), dtype="float32"))
+    assert outcome.status == "inaccurate"
+    assert "polar_error" in outcome.reason
+
+
+def test_another_coefficient_table_is_not_faithful(monkeypatch):
+    """Four steps of one table in the place of five of another: inside the projection they look alike."""
+    from methods.orthogonalize.newton_schulz import tail4_torch
+
+    runtime = registry.resolve(registry.suite("polar").task.runtime)
+    problem = Problem(kind="gaussian", shape=(512, 512), dtype="bfloat16")
+    content = runtime.content(problem, 0)
+    reference = registry.resolve(registry.method("polar.ns-torch").reference)
+    oracle = runtime.oracle(content, problem)
+    swapped = runtime.judge(tail4_torch(content), content, oracle, problem, reference)
+    assert swapped.status == "unfaithful"
+    assert "fidelity_full" in swapped.reason
+    honest = runtime.judge(registry.load("polar.ns-torch")(content), content, oracle, problem, reference)
+    assert honest.status == "passed", honest.reason
+    assert honest.errors["fidelity_full"] < 0.06
+
+
 def test_the_honest_one_passes_and_reports_its_errors(check):
     outcome = check(exact)
     assert outcome.status == "passed", outcome.reason

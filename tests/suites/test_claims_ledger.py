@@ -12,7 +12,7 @@ from harness.judge.claim import Claim, load_claims
 from harness.judge.verdict import judge
 
 LEDGER = load_claims()
-ANCHORED = {"polar.aol-triton", "polar.ns-symmetric-triton"}
+ANCHORED = {"polar.aol-triton", "polar.ns-symmetric-triton", "polar.ns-torch", "polar.ns-compiled"}
 
 
 def named(identity: str) -> Claim:

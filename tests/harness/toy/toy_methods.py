@@ -126,9 +126,20 @@ def _method(name, **fields):
 
 
 PLAIN = _method("plain")
+_STALE = []
+
+
+def goes_stale(values):
+    """Right at the gate and on its first calls, then the same old answer: only the last timed output shows it."""
+    if "gate.py" in {os.path.basename(f.f_code.co_filename) for f in _frames()} or len(_STALE) < 2:
+        _STALE.append(plain(values))
+        return list(_STALE[-1])
+    return list(_STALE[0])
+
+
 NAMES = """
 added mutates by_address by_content static_output nan negated wrong short raises refuses hangs segfaults
-out_of_memory killed garbage late_cheat dies_in_blocks
+out_of_memory killed garbage late_cheat goes_stale dies_in_blocks
 """.split()  # noqa: SIM905
 globals().update({name.upper(): _method(name) for name in NAMES})
 UNFAITHFUL = Method(
