@@ -132,11 +132,15 @@ def strips(cases: list[Case], problem: str, device: str) -> Chart | None:
     assert best.effect is not None
     clear = sum(case.effect is not None and case.effect.side == "faster" for case in own)
     judged = sum(case.effect is not None and case.effect.enough for case in own)
-    undecided = f" {len(own) - judged} have too few blocks to be judged." if judged < len(own) else ""
+    largest = f"the largest speed-up is {plain.times(best.effect.ratio)} by {best.method}"
     sentence = (
         f"{plain.count(clear, 'method')} of {judged} judged beat the baseline beyond the noise floor of "
-        f"{plain.percent(noise)}; the largest speed-up is {plain.times(best.effect.ratio)} by {best.method}.{undecided}"
+        f"{plain.percent(noise)}; {largest}."
     )
+    if not judged:
+        sentence = f"No method has blocks enough to be judged here; {largest}, which proves nothing yet."
+    elif judged < len(own):
+        sentence += f" {len(own) - judged} have too few blocks to be judged."
     return Chart(id=name, title=title, sentence=sentence, svg=figures.strips(name, title, rows, noise), rows=rows)
 
 
