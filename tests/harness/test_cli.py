@@ -137,3 +137,18 @@ def test_the_baseline_always_runs(cli, toy):
     toy("added")
     one = json.loads(cli("plan", "--suite", "toy", "--method", "toy.added", "--tier", "quick", "--json").stdout)
     assert {c.split("/")[0] for c in one["cases"]} == {"toy.added", "toy.plain"}, "the baseline always runs"
+
+
+def test_bench_shows_this_machine_and_counts_the_rest_once():
+    from harness.cli import _here
+
+    verdicts = [
+        {"id": "a", "device": "CPU", "verdict": "partly"},
+        {"id": "a", "device": "GPU", "verdict": "reproduced"},
+        {"id": "b", "device": "GPU", "verdict": "reproduced"},
+        {"id": "c", "device": "", "verdict": "not testable here"},
+    ]
+    shown = _here(verdicts, {"device_name": "CPU", "cpu": "CPU"})
+    assert [(v["id"], v["verdict"]) for v in shown] == [
+        ("a", "partly"), ("c", "not testable here"), ("b", "not testable here"),
+    ]  # fmt: skip
