@@ -209,8 +209,8 @@ def _measure(request: Any, out: Path, as_json: bool) -> Path:
     header = store.read_headers(result.path)[0]
     rows = _summary(frame, header)
     if as_json:
-        _print_json({"file": str(result.path.resolve()), "resumed": result.resumed, "elapsed_s": round(result.elapsed_s, 1),
-                     "rows": rows})  # fmt: skip
+        _print_json({"file": str(result.path.resolve()), "resumed": result.resumed,
+                     "elapsed_s": round(result.elapsed_s, 1), "rows": rows})  # fmt: skip
     else:
         terminal.summary(rows, header)
         print(f"{result.runs} runs in {result.elapsed_s:.0f} s: {result.path}")
