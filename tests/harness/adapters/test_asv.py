@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.adapters import asv, cases
+from harness.catalogue.protocol import PROTOCOL_VERSION
 from harness.catalogue.registry import ROOT
 from harness.errors import UserError
 
@@ -62,7 +63,7 @@ def results(root, commit):
     stored = json.loads(path.read_text())
     assert stored["commit_hash"] == commit
     row = dict(zip(stored["result_columns"], stored["results"]["speed.track_toy"], strict=False))
-    assert row["version"] == "protocol-1"
+    assert row["version"] == f"protocol-{PROTOCOL_VERSION}"
     ids = [name.strip("'") for name in row["params"][0]]
     return dict(zip(ids, row["result"], strict=True))
 
@@ -109,7 +110,7 @@ def test_the_grid_is_the_registry_with_the_same_ids(toy):
     stub = asv.stubs()["track_toy"]
     assert stub.params == [[cell.id for cell in cases.cells() if cell.suite == "toy"]]
     assert f"toy.added/{PROBLEM}" in stub.params[0]
-    assert stub.version == "protocol-1"
+    assert stub.version == f"protocol-{PROTOCOL_VERSION}"
     assert stub.unit == "seconds"
     assert not hasattr(stub, "setup")
 

@@ -10,6 +10,7 @@ import pytest
 
 from harness.adapters import cases
 from harness.adapters import pytest as front
+from harness.catalogue.protocol import PROTOCOL_VERSION
 from harness.catalogue.registry import ROOT
 from harness.errors import UnknownName, UserError
 
@@ -47,7 +48,7 @@ def test_plugged_in_cases_are_timed_failed_or_skipped_with_a_reason(tmp_path, to
         assert info["errors"] == {"gap": [0.0, 0.0, 0.0]}
         assert info["threads"] >= 1
         assert info["device"]
-        assert info["protocol"] == 1
+        assert info["protocol"] == PROTOCOL_VERSION
         assert "torch" in info
         assert timed[f"toy.{name}"]["group"] == PROBLEM
         assert timed[f"toy.{name}"]["stats"]["rounds"] >= front.MIN_ROUNDS
