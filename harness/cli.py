@@ -5,7 +5,9 @@ Exit codes: 0 done, 1 a checked expectation failed, 2 the user's mistake, 3 inco
 
 from __future__ import annotations
 
+import io
 import json
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -45,6 +47,10 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder of the record fil
 def main() -> NoReturn:
     """Entry of the console script: one clear line and exit code 2 for a user's mistake, never a traceback."""
     warnings.simplefilter("default", UserWarning)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    signal.signal(signal.SIGTERM, _terminated)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)  # type: ignore[assignment]
     try:
         app(standalone_mode=True)
@@ -64,6 +70,11 @@ def main() -> NoReturn:
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}. Nothing that was recorded is lost.", 2)
     sys.exit(0)
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    """SIGTERM ends like Ctrl-C: workers are killed, the store stays valid."""
+    raise KeyboardInterrupt
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -72,6 +73,14 @@ class Method:
     def __post_init__(self) -> None:
         if not _NAME.match(self.name):
             raise ValueError(f"a method's name is 'task.method' in lower case; got {self.name!r}")
+        lists = {"needs": self.needs, "dtypes": self.dtypes, "devices": self.devices, "tags": self.tags}
+        for label, names in lists.items():
+            if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+                raise ValueError(f"{self.name}: {label} must be a tuple of strings, got {names!r}")
+        try:
+            json.dumps(dict(self.hyper))
+        except TypeError as error:
+            raise ValueError(f"{self.name}: hyper must be plain JSON values ({error})") from error
         for label, target in (("impl", self.impl), ("reference", self.reference), ("cost", self.cost)):
             if target is not None and not _TARGET.match(target):
                 raise ValueError(f"{self.name}: {label} must be 'module:attr', got {target!r}")

@@ -39,10 +39,11 @@ class Entry:
         """Import the target. A missing third-party module becomes :class:`Unavailable`; ours propagates."""
         module, _, attribute = self.target.partition(":")
         try:
-            loaded: Any = importlib.import_module(module)
-            for part in attribute.split(".") if attribute else ():
-                loaded = getattr(loaded, part)
-        except Exception as error:
+            with contextlib.redirect_stdout(sys.stderr):
+                loaded: Any = importlib.import_module(module)
+                for part in attribute.split(".") if attribute else ():
+                    loaded = getattr(loaded, part)
+        except (Exception, SystemExit) as error:
             if self.owner == OURS:
                 raise
             raise Unavailable(

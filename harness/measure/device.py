@@ -44,6 +44,12 @@ class Device(Protocol):
     def warm_up(self, call: Callable[[], object], seconds: float) -> None:
         """Bring the device to its working clocks."""
 
+    def settings(self) -> dict[str, Any]:
+        """Global state that arms share and no method may change."""
+
+    def changed(self, before: dict[str, Any]) -> str | None:
+        """Which setting differs from ``before``, which is restored; None when none does."""
+
     def allocated(self) -> float:
         """Device bytes allocated now, 0 without a device allocator."""
 
@@ -148,6 +154,14 @@ class PlainDevice:
     def warm_up(self, call: Callable[[], object], seconds: float) -> None:
         """A CPU needs no half second at its clocks; the caller's one warm-up call is enough."""
 
+    def settings(self) -> dict[str, Any]:
+        """Nothing global without torch."""
+        return {}
+
+    def changed(self, before: dict[str, Any]) -> str | None:
+        """Nothing to compare."""
+        return None
+
     def allocated(self) -> float:
         """No device allocator."""
         return 0.0
@@ -183,6 +197,33 @@ class TorchCPU(PlainDevice):
         self._torch = torch
         torch.set_num_threads(environment.threads())
         set_precision(precision)
+
+    def settings(self) -> dict[str, Any]:
+        """Threads, default dtype, gradient mode, determinism and TF32 switches."""
+        torch = self._torch
+        return {
+            "thread count": torch.get_num_threads(),
+            "default dtype": torch.get_default_dtype(),
+            "gradient mode": torch.is_grad_enabled(),
+            "deterministic mode": torch.are_deterministic_algorithms_enabled(),
+            "TF32 of products": torch.backends.cuda.matmul.allow_tf32,
+            "TF32 of convolutions": torch.backends.cudnn.allow_tf32,
+        }
+
+    def changed(self, before: dict[str, Any]) -> str | None:
+        """Compare, and restore what the next arm needs."""
+        torch = self._torch
+        now = self.settings()
+        differing = [name for name, value in before.items() if now[name] != value]
+        if not differing:
+            return None
+        torch.set_num_threads(before["thread count"])
+        torch.set_default_dtype(before["default dtype"])
+        torch.set_grad_enabled(before["gradient mode"])
+        _deterministic(torch, before["deterministic mode"])
+        torch.backends.cuda.matmul.allow_tf32 = before["TF32 of products"]
+        torch.backends.cudnn.allow_tf32 = before["TF32 of convolutions"]
+        return f"it changed torch's {' and '.join(differing)}"
 
     @contextlib.contextmanager
     def strict(self) -> Iterator[None]:

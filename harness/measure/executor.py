@@ -79,6 +79,8 @@ def unfinished(out: Path, hash_: str) -> Path | None:
             headers = store.read_headers(path)
         except UserError:
             continue
+        if store.in_use(path):
+            continue
         if headers and not headers[0]["complete"] and headers[0].get("plan", {}).get("hash") == hash_:
             return path
     return None
@@ -275,14 +277,26 @@ class _Executor:
         jobs = [{"method": name, "problems": [p.describe() for p in problems]} for name, problems in pending.items()]
         first = next(iter(pending))
         current = (first, pending[first][0].id)
+        done = len(self.state.gates)
         with Worker(self._job(part, "check", methods=jobs), part.protocol.case_timeout_s) as worker:
             for message in worker.messages():
                 if isinstance(message, Ended):
-                    self._gate_record(part, *current, message.status, message.reason, {}, {})
+                    self._lost(part, current, message.status, message.reason)
                 elif message["event"] == "start":
                     current = (message["method"], message["problem"])
+                elif message["event"] == "finished":
+                    asked = pending[message["method"]]
+                    if f"{message['method']}/{asked[-1].id}" not in self.state.gates:
+                        self._lost(part, current, "error", "the process ended without an answer")
                 else:
                     self._gate_result(part, message["method"], message)
+        if len(self.state.gates) == done:
+            self._lost(part, current, "error", "the process ended without an answer")
+
+    def _lost(self, part: SuitePlan, current: tuple[str, str], status: str, reason: str) -> None:
+        """The case that was under way when its process ended; one that has its record already keeps it."""
+        if f"{current[0]}/{current[1]}" not in self.state.gates:
+            self._gate_record(part, *current, status, reason, {}, {})
 
     def _gate_result(self, part: SuitePlan, method: str, message: Mapping[str, Any]) -> None:
         found = message["gate"]

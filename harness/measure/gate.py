@@ -66,11 +66,14 @@ def check(
 ) -> Outcome:
     """Run the gate for one case; never raises for a fault of the method."""
     outcome = Outcome()
+    before = device.settings()
     try:
         with device.strict():
             _check(outcome, method, runtime, problem, device, seeds, now)
     except Exception as error:
         outcome.mark(*failure(device, error))
+    if why := device.changed(before):
+        outcome.mark("impure", why)
     return outcome
 
 

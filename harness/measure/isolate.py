@@ -96,7 +96,11 @@ class Worker:
             pending += chunk
             *lines, pending = pending.split(b"\n")
             for line in lines:
-                message: dict[str, Any] = json.loads(line)
+                message = _message(line)
+                if message is None:
+                    self._kill()
+                    yield Ended(status="error", reason="something wrote to the harness's own pipe")
+                    return
                 if message["event"] == "done":
                     return
                 yield self._died(message["code"]) if message["event"] == "died" else message
@@ -123,6 +127,16 @@ class Worker:
         lines = self._output.read().decode(errors="replace").strip().splitlines()
         text = " | ".join(line.strip() for line in lines[-3:] if line.strip())
         return f": {text[-TAIL:]}" if text else ""
+
+
+def _message(line: bytes) -> dict[str, Any] | None:
+    """A worker's message, None for anything else."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    known = ("start", "result", "died", "finished", "done")
+    return message if isinstance(message, dict) and message.get("event") in known else None
 
 
 def _python_path() -> str:

@@ -139,7 +139,9 @@ def build(request: Request) -> Plan:
         raise UserError(f"--device {device}: this machine has {', '.join(availability.devices())}.")
     if request.tier not in TIERS:
         raise UserError(f"--tier {request.tier}: expected one of {', '.join(TIERS)}.")
-    chosen = [registry.suite(name) for name in request.suites] or list(registry.suites().values())
+    if request.budget_s is not None and not 0 < request.budget_s < float("inf"):
+        raise UserError(f"--budget-s {request.budget_s}: expected a positive number of seconds.")
+    chosen = [registry.suite(name) for name in dict.fromkeys(request.suites)] or list(registry.suites().values())
     wanted = _wanted(request, chosen)
     parts = [part for suite in chosen if (part := _suite(suite, request, device, wanted)) is not None]
     if not parts:
@@ -176,7 +178,7 @@ def _suite(suite: Suite, request: Request, device: str, wanted: set[str] | None)
         for name in request.problems:
             if name not in known:
                 raise UnknownName("problem", name, known)
-        problems = [known[name] for name in request.problems if known[name].device == device]
+        problems = [known[name] for name in dict.fromkeys(request.problems) if known[name].device == device]
     if not problems:
         return None
     task = suite.task.name

@@ -8,9 +8,11 @@ machine.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import random
+import signal
 import sys
 import time
 import traceback
@@ -47,6 +49,7 @@ class Pipe:
 
 def main() -> None:
     """Entry of the process."""
+    die_with_parent()
     pipe = Pipe(int(sys.argv[1]))
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as stream:
         stream.write("800")
@@ -54,6 +57,12 @@ def main() -> None:
     sys.path[:0] = [path for path in job.get("path", []) if path not in sys.path]
     _JOBS[job["kind"]](job, pipe)
     pipe.send(event="done")
+
+
+def die_with_parent() -> None:
+    """On Linux, be killed when the parent dies: nothing may outlive a measurement that was killed itself."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _problem(fields: Mapping[str, Any]) -> Problem:
@@ -86,12 +95,12 @@ def _checks(job: Mapping[str, Any], pipe: Pipe) -> None:
         if child == 0:
             _child(job, item, pipe)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if code != 0:
-            pipe.send(event="died", code=code)
+        pipe.send(event="died" if code != 0 else "finished", code=code, method=item["method"])
 
 
 def _child(job: Mapping[str, Any], item: Mapping[str, Any], pipe: Pipe) -> None:
     code = 1
+    die_with_parent()
     try:
         _check({**job, **item}, pipe)
         code = 0
@@ -113,7 +122,11 @@ def _check(job: Mapping[str, Any], pipe: Pipe) -> None:
         before = device.allocated()
         outcome = gate.check(method=method, runtime=runtime, problem=problem, device=device, seeds=protocol.gate_seeds)
         retained = device.allocated() - before
-        bound = _floor(method, problem, job, _ITEMSIZE.get(problem.dtype, 4))
+        bound = None
+        try:
+            bound = _floor(method, problem, job, _ITEMSIZE.get(problem.dtype, 4))
+        except Exception as error:
+            outcome.mark("error", f"its cost function raised {type(error).__name__}: {error}")
         if bound is not None:
             outcome.detail |= {"floor_s": bound.seconds, "floor_basis": bound.basis}
         memory: dict[str, Any] = {}
@@ -203,6 +216,7 @@ def _arm(
     limit: float | None,
 ) -> dict[str, Any]:
     method = registry.method(arm.removesuffix(AA))
+    before = device.settings()
     try:
         op = runtime.bind(registry.resolve(method.impl), problem, method.hyper)
         timing = micro.time_arm(
@@ -220,6 +234,8 @@ def _arm(
             if replayed[0] != "passed":
                 del timing.samples["op_graph_s"]
                 timing.notes["op_graph_s"] = f"the replayed graph is wrong: {replayed[1]}"
+        if why := device.changed(before):
+            status, reason = "impure", f"in a block: {why}"
     except Exception as error:
         status, reason = gate.failure(device, error)
         return {"status": status, "reason": f"in a block: {reason}", "timings": {}, "errors": {}, "detail": {}}

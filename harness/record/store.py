@@ -75,8 +75,9 @@ class Writer:
     def __enter__(self) -> Writer:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _cut_torn_tail(self.path)
             self._stream = self.path.open("a", encoding="utf-8")
+            _lock(self._stream, self.path)
+            _cut_torn_tail(self.path)
         except OSError as error:
             raise _unwritable(self.path, error) from error
         return self
@@ -107,6 +108,28 @@ class Writer:
             self._stream.flush()
         except OSError as error:
             raise _unwritable(self.path, error) from error
+
+
+def _lock(stream: TextIO, path: Path) -> None:
+    """One writer a file; the lock goes with the process. Systems without flock rely on file names."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{path} is being written by another run; wait for it or choose another --out.") from None
+
+
+def in_use(path: Path) -> bool:
+    """Whether another process writes this file now."""
+    try:
+        with path.open("a", encoding="utf-8") as stream:
+            _lock(stream, path)
+    except (UserError, OSError):
+        return True
+    return False
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:
@@ -161,7 +184,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 def _parsed(path: Path, line: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise BadRecord(f"{path}, {where}: not valid JSON ({error}); restore the file or delete the line.") from error
     if not isinstance(record, dict) or "record" not in record:
         raise BadRecord(f"{path}, {where}: expected a record object with the key 'record'.")
@@ -270,6 +293,8 @@ def _append(columns: dict[str, list[Any]], path: Path) -> None:
         protocol = protocols.get(record["task"], {})
         detail = record.get("detail", {})
         measurements = record.get("measurements") or [{}]
+        if why := _odd(record, detail, measurements):
+            raise BadRecord(f"{path}: run {record.get('run')!r} {why}; restore the file or delete that line.")
         common = {
             **record,
             **shared,
@@ -283,6 +308,26 @@ def _append(columns: dict[str, list[Any]], path: Path) -> None:
         for name, values in of_measurement:
             values.extend([measurement.get(name) for measurement in measurements])
         medians.extend([_median(measurement.get("samples")) for measurement in measurements])
+
+
+def _odd(record: Mapping[str, Any], detail: Any, measurements: Any) -> str | None:
+    """What no writer of this schema would have stored; None when the record is sound."""
+    if not (isinstance(detail, dict) and isinstance(measurements, list)):
+        return "has no list of measurements or no detail object"
+    for name in ("task", "method", "arm", "status", "phase"):
+        if not isinstance(record.get(name), str):
+            return f"has no text under {name!r}"
+    if not isinstance(record.get("block"), int | None) or (record["phase"] == "block" and record.get("block") is None):
+        return f"has the block {record.get('block')!r}, expected a number"
+    for measurement in measurements:
+        if not isinstance(measurement, dict):
+            return "has a measurement that is no object"
+        samples = measurement.get("samples")
+        if measurement and not (samples and all(type(x) in (int, float) for x in samples)):
+            return f"has samples of {measurement.get('metric')!r} that are not numbers"
+        if measurement.get("unit") == "s" and not all(0 < x < float("inf") for x in samples or ()):
+            return f"has a time of {measurement.get('metric')!r} that is not positive and finite"
+    return None
 
 
 def _median(samples: Sequence[float] | None) -> float | None:
@@ -350,6 +395,8 @@ def export(source: Source, to: str, out: Path) -> Path:
     if to not in ("parquet", "csv"):
         raise UserError(f"cannot export to {to!r}: expected parquet or csv.")
     frame["detail"] = frame["detail"].map(json.dumps)
+    if out.exists() and (not out.is_file() or out.suffix != f".{to}"):
+        raise UserError(f"{out} exists and is no .{to} file; choose another file with --out.")
     partial = out.with_name(out.name + ".partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

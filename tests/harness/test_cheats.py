@@ -91,6 +91,18 @@ def test_an_output_that_goes_stale_after_the_first_calls_is_refused_a_time(toy, 
     assert "op_s" not in set(blocks["metric"])
 
 
+@pytest.mark.parametrize(
+    ("method", "reason"), [("exits", "ended without an answer"), ("writes_to_pipes", "the harness's own pipe")]
+)
+def test_a_worker_that_ends_or_babbles_costs_that_case_alone(toy, tmp_path, method, reason):
+    toy(method, "added")
+    frame = measure(tmp_path, method, "added")
+    status, why = gate_of(frame, method)
+    assert status == {"error"}
+    assert reason in why
+    assert frame[(frame["method"] == "toy.added") & (frame["metric"] == "op_s")].groupby("problem").size().eq(6).all()
+
+
 def test_a_crash_in_a_block_costs_that_case_alone(toy, tmp_path):
     toy("dies_in_blocks", "added")
     frame = measure(tmp_path, "dies_in_blocks", "added")

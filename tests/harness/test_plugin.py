@@ -86,6 +86,35 @@ def test_an_installed_package_shows_in_the_list_the_run_and_the_report(installed
     assert "<script>alert(1)</script>" not in pages
 
 
+def test_the_readmes_example_passes_conformance(plugin, tmp_path):
+    """The first method that a newcomer copies is right, also on the edge cases."""
+    pytest.importorskip("torch")
+    from harness import conformance
+
+    text = (ROOT / "README.md").read_text()
+    code = text.split("# my_polar.py", 1)[1].split("```", 1)[0]
+    folder = plugin({"polar.mine": "my_polar:METHOD"})
+    (folder / "my_polar.py").write_text(code)
+    findings = conformance.check("polar.mine")
+    assert len(findings) > 40
+    assert not [f for f in findings if not f.passed]
+    sys.modules.pop("my_polar", None)
+
+
+def test_a_plugin_that_exits_or_is_no_json_is_broken_alone(plugin, tmp_path, capsys):
+    folder = plugin({"toy.plain": "toy_methods:PLAIN", "toy.exits": "exits_now:METHOD", "toy.odd": "odd_tags:METHOD"})
+    (folder / "exits_now.py").write_text("print('hello from import')\nraise SystemExit(3)\n")
+    (folder / "odd_tags.py").write_text(
+        "from harness import Method\n"
+        "METHOD = Method(name='toy.odd', impl='x:y', summary='s', source='s', tags=({1, 2},))\n"
+    )
+    assert set(registry.methods("toy")) == {"toy.plain"}
+    broken = registry.broken_methods("toy")
+    assert "SystemExit" in broken["toy.exits"]
+    assert "tuple of strings" in broken["toy.odd"]
+    assert capsys.readouterr().out == ""
+
+
 def test_two_owners_of_one_name_are_an_error_that_names_both(plugin):
     plugin({"polar.ns-torch": "toy_methods:PLAIN"})
     with pytest.raises(DuplicateName, match=r"speedclaim.*toy-plugin|toy-plugin.*speedclaim"):

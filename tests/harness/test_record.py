@@ -184,6 +184,52 @@ def test_slow_clocks_discard_the_whole_block(tmp_path):
     assert "90%" in gone["discarded"].iloc[0]
 
 
+def test_one_writer_a_file(tmp_path):
+    import subprocess
+    import sys
+
+    path = write(tmp_path / "a.jsonl", [make()], end=False)
+    with store.Writer(path):
+        code = f"from pathlib import Path; from harness.record import store; print(store.in_use(Path({str(path)!r})))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "True"
+    assert not store.in_use(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("samples", [0.0], "not positive and finite"),
+        ("samples", [float("nan")], "not positive and finite"),
+        ("samples", ["a"], "not numbers"),
+        ("samples", [], "not numbers"),
+        ("block", "two", "expected a number"),
+        ("task", None, "no text under 'task'"),
+        ("detail", None, "no detail object"),
+        ("measurements", "foo", "list of measurements"),
+    ],
+)
+def test_odd_values_are_one_clear_error(tmp_path, field, value, message):
+    path = write(tmp_path / "a.jsonl", [make(measurements=[TIME])])
+    lines = path.read_text().splitlines()
+    run = json.loads(lines[1])
+    if field == "samples":
+        run["measurements"][0]["samples"] = value
+    else:
+        run[field] = value
+    path.write_text("\n".join([lines[0], json.dumps(run), lines[2], ""]))
+    with pytest.raises(BadRecord, match=message):
+        store.read_runs(path)
+
+
+def test_export_never_replaces_something_else(tmp_path):
+    path = write(tmp_path / "a.jsonl", [make(measurements=[TIME])])
+    (tmp_path / "notes.md").write_text("precious")
+    with pytest.raises(UserError, match="is no .csv file"):
+        store.export(path, "csv", tmp_path / "notes.md")
+    assert (tmp_path / "notes.md").read_text() == "precious"
+
+
 def test_export_round_trips(tmp_path):
     import pandas as pd
 

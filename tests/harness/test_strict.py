@@ -83,6 +83,21 @@ def test_a_cheat_on_tensors_is_caught(check, cheat, status, reason):
     assert reason in outcome.reason
 
 
+def fewer_threads(G):
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    return exact(G)
+
+
+def test_changing_what_all_arms_share_is_impure_and_undone(check):
+    threads = torch.get_num_threads()
+    outcome = check(fewer_threads)
+    assert outcome.status == "impure"
+    assert "default dtype" in outcome.reason
+    assert torch.get_num_threads() == threads
+    assert torch.get_default_dtype() == torch.float32
+
+
 def rescaled(G):
     return G / G.norm() * (0.76 * min(G.shape) ** 0.5)
 

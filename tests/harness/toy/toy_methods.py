@@ -126,6 +126,22 @@ def _method(name, **fields):
 
 
 PLAIN = _method("plain")
+
+
+def exits(values):
+    """Ends its process as if all were well."""
+    os._exit(0)
+
+
+def writes_to_pipes(values):
+    for descriptor in range(3, 30):
+        try:
+            os.write(descriptor, b"garbage\n")
+        except OSError:
+            continue
+    return plain(values)
+
+
 _STALE = []
 
 
@@ -139,7 +155,7 @@ def goes_stale(values):
 
 NAMES = """
 added mutates by_address by_content static_output nan negated wrong short raises refuses hangs segfaults
-out_of_memory killed garbage late_cheat goes_stale dies_in_blocks
+out_of_memory killed garbage late_cheat goes_stale exits writes_to_pipes dies_in_blocks
 """.split()  # noqa: SIM905
 globals().update({name.upper(): _method(name) for name in NAMES})
 UNFAITHFUL = Method(
