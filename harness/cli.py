@@ -324,6 +324,7 @@ def bench(
 
     chosen = tier or ("quick" if quick else "standard")
     budget = budget_s if budget_s is not None else (100.0 if quick else 540.0)
+    _read_headers(_sources(None, out))  # an unreadable file stops the bench now, not after ten minutes
     path = _measure(_request(None, chosen, None, None, None, budget, device), out, as_json=False)
     frame, headers = _read(_sources(None, out))
     verdicts = _judged(frame, headers)
@@ -331,6 +332,12 @@ def bench(
     terminal.claims(_here(verdicts, header["environment"]), brief=True)
     page = _render(frame, headers, verdicts, html)
     print(f"report: {page.resolve()}")
+
+
+def _read_headers(sources: list[Path]) -> list[dict[str, Any]]:
+    from harness.record import store
+
+    return store.read_headers(sources)
 
 
 def _here(verdicts: list[dict[str, Any]], environment: dict[str, Any]) -> list[dict[str, Any]]:

@@ -225,7 +225,7 @@ def test_odd_values_are_one_clear_error(tmp_path, field, value, message):
 def test_export_never_replaces_something_else(tmp_path):
     path = write(tmp_path / "a.jsonl", [make(measurements=[TIME])])
     (tmp_path / "notes.md").write_text("precious")
-    with pytest.raises(UserError, match="is no .csv file"):
+    with pytest.raises(UserError, match=r"is no \.csv file"):
         store.export(path, "csv", tmp_path / "notes.md")
     assert (tmp_path / "notes.md").read_text() == "precious"
 
