@@ -65,7 +65,7 @@ def time_arm(
     for metric, clock in device.clocks().items():
         slow = timing.samples and min(timing.samples["op_s"][1]) > protocol.hot_below_s
         if slow:
-            timing.notes[metric] = f"not taken: a call of more than {protocol.hot_below_s:g} s outlives any cache"
+            timing.notes[metric] = f"not taken: calls of more than {protocol.hot_below_s:g} s are timed by one clock"
             continue
         samples = _sample(op, feed, clock, device, protocol)
         if not timing.samples:
