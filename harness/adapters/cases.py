@@ -17,7 +17,7 @@ from harness.catalogue.protocol import Protocol
 from harness.catalogue.suite import Case, Problem, Suite, Tier
 from harness.catalogue.task import TaskRuntime
 from harness.errors import SpeedclaimError, UnknownName
-from harness.measure import availability, executor, gate, plan, worker
+from harness.measure import availability, gate, plan, session, worker
 from harness.measure.device import Device, open_device
 from harness.record import environment as machine
 
@@ -157,7 +157,7 @@ def prepare(cell: Cell) -> Iterator[Ready]:
     suite = registry.suite(cell.suite)
     method = registry.method(cell.method)
     facts = machine.collect(cell.problem.device)
-    with executor.gpu_lock(facts):
+    with session.gpu_lock(facts):
         runtime: TaskRuntime = registry.resolve(suite.task.runtime)
         device = _device(cell.problem.device, "torch" in suite.task.needs, cell.protocol.precision)
         outcome = gate.check(

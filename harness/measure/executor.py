@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import os
 import random
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from harness.measure import plan as planning
 from harness.measure.isolate import Ended, Worker
 from harness.measure.plan import BUDGET_REASON, Plan, SuitePlan
 from harness.measure.progress import Progress, Silent
+from harness.measure.session import gpu_lock, unfinished
 from harness.measure.worker import AA
 from harness.record import environment as machine
 from harness.record import store
@@ -70,58 +70,9 @@ def execute(plan: Plan, out: Path, command: str, progress: Progress | None = Non
     return _Executor(plan, out, command, progress or Silent()).run()
 
 
-def unfinished(out: Path, hash_: str) -> Path | None:
-    """The newest file of ``out`` that was not finished and has the same plan hash."""
-    if not out.is_dir():
-        return None
-    for path in sorted(out.glob("*.jsonl"), reverse=True):
-        try:
-            headers = store.read_headers(path)
-        except UserError:
-            continue
-        if store.in_use(path):
-            continue
-        if headers and not headers[0]["complete"] and headers[0].get("plan", {}).get("hash") == hash_:
-            return path
-    return None
-
-
 def utc() -> str:
     """Now, in UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-@contextlib.contextmanager
-def gpu_lock(environment: Mapping[str, Any]) -> Iterator[None]:
-    """One measurement per GPU: a file lock in the user's cache folder, keyed by the device's UUID."""
-    gpu = environment.get("gpu")
-    if not gpu:
-        yield
-        return
-    import filelock
-
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / f"{gpu['uuid']}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise UserError(
-            f"another Speedclaim measurement runs on {gpu['name']} ({gpu['uuid']}); wait for it, "
-            f"or choose another device with CUDA_VISIBLE_DEVICES."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def cache_folder() -> Path:
-    """``$SPEEDCLAIM_CACHE``, else ``speedclaim`` in the user's cache folder."""
-    chosen = os.environ.get("SPEEDCLAIM_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "speedclaim"
 
 
 class _Executor:
