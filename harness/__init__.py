@@ -17,6 +17,7 @@ _HOME = {
     "Problem": "harness.catalogue.suite",
     "Suite": "harness.catalogue.suite",
     "Protocol": "harness.catalogue.protocol",
+    "Workload": "harness.catalogue.workload",
     "Claim": "harness.judge.claim",
     "load": "harness.catalogue.registry",
     "list_methods": "harness.catalogue.registry",
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from harness.catalogue.registry import list_methods, load
     from harness.catalogue.suite import Problem, Suite
     from harness.catalogue.task import Task
+    from harness.catalogue.workload import Workload
     from harness.judge.claim import Claim
     from harness.record.store import read_runs
 
@@ -40,6 +42,7 @@ __all__ = [
     "Protocol",
     "Suite",
     "Task",
+    "Workload",
     "list_methods",
     "load",
     "read_runs",

@@ -20,6 +20,7 @@ from typing import Any
 
 from harness.catalogue.method import Method
 from harness.catalogue.suite import Suite
+from harness.catalogue.workload import Workload
 from harness.errors import DuplicateName, Unavailable, UnknownName
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,6 +174,36 @@ def _suite(entry: Entry) -> Suite:
             raise TypeError(message)
         raise Unavailable(f"{message}; repair or uninstall package {entry.owner!r}.")
     return loaded
+
+
+def workloads() -> dict[str, Workload]:
+    """Every workload by name; one of a third party that cannot be imported is left out with a warning."""
+    found = {}
+    for name, entry in entries("workloads").items():
+        try:
+            found[name] = _workload(entry)
+        except Unavailable as error:
+            warnings.warn(str(error), stacklevel=2)
+    return found
+
+
+def workload(name: str) -> Workload:
+    """The workload called ``name``."""
+    known = entries("workloads")
+    if name not in known:
+        raise UnknownName("workload", name, known)
+    return _workload(known[name])
+
+
+def _workload(entry: Entry) -> Workload:
+    loaded = entry.load()
+    if isinstance(loaded, Workload) and loaded.name == entry.name:
+        return loaded
+    got = f"a Workload called {loaded.name!r}" if isinstance(loaded, Workload) else type(loaded).__name__
+    message = f"entry point {entry.name!r} ({entry.target}) must be a Workload called {entry.name!r}, got {got}"
+    if entry.owner == OURS:
+        raise TypeError(message)
+    raise Unavailable(f"{message}; repair or uninstall package {entry.owner!r}.")
 
 
 def resolve(target: str) -> Any:
