@@ -152,10 +152,10 @@ class WorkloadRuntime(Protocol):
     """What the harness asks of a workload while it trains."""
 
     def data(self, workload: Workload, device: str, validation: bool) -> Data:
-        """The data on ``device``; with ``validation`` a part of the training set is held out and the test set hidden."""
+        """The data on ``device``; ``validation`` holds a part of the training set out and hides the test set."""
 
     def model(self, workload: Workload) -> Any:
-        """A new float32 ``torch.nn.Module`` on the CPU, drawn from torch's default generator (seeded by the harness)."""
+        """A new float32 ``torch.nn.Module`` on the CPU, drawn from torch's generator (the harness seeds it)."""
 
     def loss(self, outputs: Any, targets: Any) -> Any:
         """Mean training loss of one batch (a scalar tensor), from the model's outputs."""
