@@ -325,9 +325,14 @@ def _odd(record: Mapping[str, Any], detail: Any, measurements: Any) -> str | Non
         samples = measurement.get("samples")
         if measurement and not (samples and all(type(x) in (int, float) for x in samples)):
             return f"has samples of {measurement.get('metric')!r} that are not numbers"
-        if measurement.get("unit") == "s" and not all(0 < x < float("inf") for x in samples or ()):
+        if measurement.get("unit") == "s" and not all(_sound(x, record["phase"]) for x in samples or ()):
             return f"has a time of {measurement.get('metric')!r} that is not positive and finite"
     return None
+
+
+def _sound(seconds: float, phase: str) -> bool:
+    """Whether a time may stand: positive and finite; zero too where training starts its curve or skips a bucket."""
+    return 0 < seconds < float("inf") or (phase == "training" and seconds == 0)
 
 
 def _median(samples: Sequence[float] | None) -> float | None:
