@@ -1,0 +1,154 @@
+"""Images held whole on the training device, and the stream of augmented batches drawn from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from harness.catalogue.workload import Batch
+from harness.errors import UserError
+from suites.training import augment as aug
+from suites.training import counter
+from suites.training.stream import Epochs, joined, pieces
+
+#: Share of the training set that ``validation=True`` holds out, and the seed that chooses it (fixed for ever).
+HELD_OUT, HELD_OUT_SEED = 0.1, 0
+_CHUNK = 4096
+
+
+def held_out(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (kept, held out): a tenth of the training set chosen by hash, both in the original order."""
+    order = counter.permutation(HELD_OUT_SEED, 0, size, "cpu", stream=counter.SPLIT).numpy()
+    cut = max(1, round(size * HELD_OUT))
+    return np.sort(order[cut:]), np.sort(order[:cut])
+
+
+def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel over all pixels, in units of the full scale 255.
+
+    The sums are integers, so the result does not depend on the order of summation.
+    """
+    channels = images.shape[-1]
+    total, squares = np.zeros(channels, np.int64), np.zeros(channels, np.int64)
+    for start in range(0, len(images), _CHUNK):
+        flat = images[start : start + _CHUNK].reshape(-1, channels)
+        total += flat.sum(axis=0, dtype=np.int64)
+        squares += np.square(flat, dtype=np.uint32).sum(axis=0, dtype=np.int64)
+    count = images.size // channels
+    mean = total / count
+    return mean / 255.0, np.sqrt(np.maximum(squares / count - mean**2, 1e-12)) / 255.0
+
+
+class ResidentImages:
+    """uint8 images on the device; batches are gathered, augmented and normalized there.
+
+    Args:
+        train: uint8 images [size, height, width, channels] and int64 labels [size].
+        held: the evaluation images and labels.
+        split: name of the evaluation split, ``test`` or ``validation``.
+        augment: what is done to training images.
+        device: where everything lives.
+        dtype: dtype of the batches.
+        channels_last: memory format of the batches (shape [batch, channels, height, width] either way).
+        side: side of the images that ``augment.area`` makes and of evaluation crops; 0 = the stored size.
+    """
+
+    def __init__(
+        self,
+        train: tuple[np.ndarray, np.ndarray],
+        held: tuple[np.ndarray, np.ndarray],
+        *,
+        split: str = "test",
+        augment: aug.Augment | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+        side: int = 0,
+    ) -> None:
+        self.device, self.dtype, self.channels_last, self.split = torch.device(device), dtype, channels_last, split
+        self.augment = augment or aug.Augment()
+        self.side = side
+        self.size = len(train[0])
+        mean, deviation = channel_statistics(train[0])
+        self.mean, self.deviation = torch.from_numpy(mean), torch.from_numpy(deviation)
+        self._scale = (1.0 / (255.0 * self.deviation)).to(self.device, torch.float32)
+        self._shift = (-self.mean / self.deviation).to(self.device, torch.float32)
+        self._images = aug.padded(self._resident(train[0]), self.augment)
+        self._labels = self._resident(train[1])
+        self._held = self._resident(held[0]), self._resident(held[1])
+        self._epochs = Epochs(self._table)
+
+    def _resident(self, array: np.ndarray) -> torch.Tensor:
+        return torch.tensor(np.ascontiguousarray(array)).to(self.device)
+
+    def _table(self, seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        order = counter.permutation(seed, epoch, self.size, self.device)
+        return order, aug.draw(self.augment, seed, epoch, self.size, self.device)
+
+    def positions(self, seed: int, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Indices of the stream's samples and the words of their augmentation."""
+        order, words = [], []
+        for piece in pieces(first, count, self.size):
+            places, drawn = self._epochs.table(seed, piece.epoch)
+            index = places[piece.start : piece.stop]
+            order.append(index)
+            if drawn is not None:
+                words.append(drawn[index])
+        return joined(order), joined(words) if words else None
+
+    def train(self, seed: int, first: int, count: int) -> Batch:
+        """Samples ``first`` to ``first + count`` of the seed's stream."""
+        index, words = self.positions(seed, first, count)
+        if self.augment.area and words is not None:
+            side = self.side or self._images.shape[1]
+            images = aug.resized(self._normalized(self._images[index]), words, self.augment, side)
+        else:
+            images = self._normalized(aug.crop(self._images, index, words, self.augment))
+        if self.augment.cutout and words is not None:
+            images = images.masked_fill(aug.hole(words, images.shape[2], images.shape[3], self.augment.cutout), 0.0)
+        return Batch(self._formatted(images), self._labels[index])
+
+    def constant(self, count: int) -> Batch:
+        """The first ``count`` training images (repeated when there are fewer), unaugmented and cloned."""
+        index = torch.arange(count, device=self.device) % self.size
+        pad = self.augment.pad
+        height, width = (length - pad for length in self._images.shape[1:3])
+        images = self._images[index, pad:height, pad:width]
+        return Batch(self._formatted(self._centre(self._normalized(images))), self._labels[index])
+
+    def evaluation(self, split: str, batch: int) -> Iterator[Batch]:
+        """The whole evaluation split, unaugmented, in order; at least one batch.
+
+        Raises:
+            UserError: a split that this data does not hold.
+        """
+        if split != self.split:
+            raise UserError(f"this data holds the split {self.split!r}, not {split!r}: ask for it when loading")
+        images, labels = self._held
+        for start in range(0, len(images), batch):
+            part = self._centre(self._normalized(images[start : start + batch]))
+            yield Batch(self._formatted(part), labels[start : start + batch])
+
+    def first_images(self, count: int) -> torch.Tensor:
+        """The first ``count`` normalized training images in dataset order: what data-dependent initialization sees."""
+        return self.constant(min(count, self.size)).inputs  # type: ignore[no-any-return]
+
+    def _normalized(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 NHWC -> float32 NCHW in channels_last strides: ``(x / 255 - mean) / deviation``."""
+        batch, height, width, channels = images.shape
+        # Whole rows of pixels: a product that broadcasts over three channels is three times as slow on a CPU.
+        scale, shift = self._scale.repeat(width), self._shift.repeat(width)
+        rows = torch.addcmul(shift, images.reshape(batch, height, width * channels).to(torch.float32), scale)
+        return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+    def _centre(self, images: torch.Tensor) -> torch.Tensor:
+        if not self.side or self.side >= images.shape[2]:
+            return images
+        top, left = ((length - self.side) // 2 for length in images.shape[2:])
+        return images[:, :, top : top + self.side, left : left + self.side]
+
+    def _formatted(self, images: torch.Tensor) -> torch.Tensor:
+        memory = torch.channels_last if self.channels_last else torch.contiguous_format
+        return images.to(self.dtype).contiguous(memory_format=memory)
