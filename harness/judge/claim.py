@@ -28,7 +28,11 @@ Kind = Literal[
     "exists",
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
+Setting = float | str | bool
 Author = Literal["library", "published code", "re-implementation of the published design", "own design", "third party"]
+
+#: Seeds of a printed training command: the default number of blocks of a verdict.
+TRAIN_SEEDS = 10
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -61,6 +65,26 @@ class Evidence(BaseModel):
     source: str = Field(min_length=1)
 
 
+class Guard(BaseModel):
+    """A final metric that stands beside a number of training, so that a worse result is not called a gain.
+
+    Attributes:
+        metric: as recorded, e.g. ``final_test_accuracy``.
+        margin: loss (in units of the metric) that still counts as none.
+        larger_is_better: direction of the metric.
+        equal: a gain over the margin confounds the comparison as a loss does.
+        reaches: level that the mean of both arms must reach: for targets at the end of a fixed schedule.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metric: str = Field(min_length=1)
+    margin: float = Field(gt=0)
+    larger_is_better: bool = True
+    equal: bool = False
+    reaches: float | None = None
+
+
 class Claim(BaseModel):
     """A published number with its conditions.
 
@@ -90,6 +114,9 @@ class Claim(BaseModel):
         axis: index of the dimension that ``growth`` reads as the size.
         events: statuses that ``often`` counts.
         error_metric: accuracy error that guards a timing; more than 1.10 times the baseline's caps the verdict.
+        guard: final metric beside a claim about training.
+        hyper: hyper-parameters (and ``precision``) that the candidate's runs must have; None of them: the newest.
+        baseline_hyper: the same for the baseline, e.g. the same method in another precision.
         hardware: device that the source measured on ("A or B" for several); None = not stated.
         hardware_free: judged strictly on any device (errors, iterations, flops).
         needs: what a machine must have, e.g. ``cuda``.
@@ -128,6 +155,9 @@ class Claim(BaseModel):
     axis: int = -1
     events: tuple[str, ...] = ("target_reached",)
     error_metric: str | None = None
+    guard: Guard | None = None
+    hyper: dict[str, Setting] = Field(default_factory=dict)
+    baseline_hyper: dict[str, Setting] = Field(default_factory=dict)
     hardware: str | None = None
     hardware_free: bool = False
     needs: tuple[str, ...] = ()
@@ -158,6 +188,14 @@ class Claim(BaseModel):
             raise ValueError("a claim needs problems or a workload")
         if self.kind == "growth" and self.workload is not None:
             raise ValueError("kind 'growth' compares problems of several sizes, not a workload")
+        if self.workload is None and (self.guard or self.hyper or self.baseline_hyper):
+            raise ValueError("guard, hyper and baseline_hyper belong to claims about a training workload")
+        if self.kind == "at-most" and self.baseline is None and self.baseline_hyper:
+            raise ValueError("baseline_hyper needs a baseline")
+        if self.across and self.timed:
+            raise ValueError("arms with settings of their own come from several invocations, which share no time ratio")
+        if self.metric == "elapsed_s" and (self.guard is None or self.guard.reaches is None):
+            raise ValueError("elapsed_s is the time of a fixed schedule: a guard must say what it reaches")
         if self.guarded and self.error_metric is None:
             raise ValueError(f"a claim on {self.metric!r} needs an error_metric, so that a faster wrong answer shows")
         return self
@@ -165,7 +203,12 @@ class Claim(BaseModel):
     @property
     def timed(self) -> bool:
         """Whether the metric is a time."""
-        return self.metric.endswith("_s")
+        return self.metric.endswith("_s") or self.metric == "device_s_to_target"
+
+    @property
+    def across(self) -> bool:
+        """Whether the two arms may come from different invocations, because their settings differ."""
+        return bool(self.hyper or self.baseline_hyper)
 
     @property
     def gain(self) -> str:
@@ -201,9 +244,20 @@ class Claim(BaseModel):
             return re.sub(r"^speedclaim\b", lambda _: program, self.command)
         methods = [self.candidate] + ([self.baseline] if self.baseline else [])
         if self.workload is not None:
-            return f"{program} train {self.workload} {' '.join(methods)}"
+            return " && ".join(self._train(program))
         chosen = " ".join(f"--method {name}" for name in methods)
         return f"{program} run --suite {self.suite or self.task} --tier {self.tier} {chosen}"
+
+    def _train(self, program: str) -> list[str]:
+        """One command, or one for each arm's settings; ten seeds, so that a verdict is possible."""
+        if not self.across:
+            names = " ".join(name for name in (self.candidate, self.baseline) if name)
+            return [f"{program} train {self.workload} {names} --seeds {TRAIN_SEEDS}"]
+        commands = []
+        for name, hyper in ((self.candidate, self.hyper), (self.baseline, self.baseline_hyper)):
+            given = "".join(f" --hyper {key}={value}" for key, value in hyper.items())
+            commands.append(f"{program} train {self.workload} {name} --seeds {TRAIN_SEEDS}{given}")
+        return commands
 
 
 def load_claims(paths: Iterable[str | Path] | None = None) -> list[Claim]:

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from harness.judge import stats
+from harness.judge import stats, trained_runs
 from harness.judge.claim import Claim
-from harness.judge.stats import Hit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,8 +22,8 @@ COUNTED = frozenset({"peak_device_bytes", "optimizer_state_bytes", "executed_flo
 #: Rows with the same values here were made by one invocation in one environment.
 IDENTITY = ("file", "device", "commit", "protocol", "threads", "precision")
 COLUMNS = (
-    *("phase", "method", "problem", "workload", "seed", "block", "arm", "status", "reason", "metric", "clock", "value"),
-    *("samples", "device", "threads", "commit", "protocol", "precision", "discarded", "utc", "file", "detail"),
+    *("run", "phase", "method", "problem", "workload", "seed", "block", "arm", "status", "reason", "metric", "clock"),
+    *("value", "samples", "device", "threads", "commit", "protocol", "precision", "discarded", "utc", "file", "detail"),
 )
 _DIFFERENCE = re.compile(r"^(\w+)\s+-\s+(\w+)$")
 
@@ -85,23 +84,27 @@ def complete(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def groups(claim: Claim, runs: pd.DataFrame, headers: Iterable[Mapping[str, Any]]) -> list[Group]:
-    """The invocations that touched the claim, with *all* their rows on its problems (the A/A arm and rivals too)."""
+    """The invocations that touched the claim, with *all* their rows on its problems (the A/A arm and rivals too).
+
+    A claim whose arms differ in their settings joins the invocations of one device and commit: no times enter it.
+    """
+    identity = ("device", "commit") if claim.across else IDENTITY
     tiers = {str(h.get("file")): str(h.get("plan", {}).get("tier", "")) for h in headers}
     runs = complete(runs)
     touched = matching(claim, runs)
     runs = _relevant(claim, runs[runs["file"].isin(set(touched["file"]))])
     gathered: dict[tuple[str, ...], list[Row]] = {}
     for row in runs[list(COLUMNS)].astype(object).to_dict("records"):
-        gathered.setdefault(tuple(_text(row[name]) for name in IDENTITY), []).append(
+        gathered.setdefault(tuple(_text(row[name]) for name in identity), []).append(
             {str(key): None if absent(value) else value for key, value in row.items()}
         )
     arms = {claim.candidate, claim.baseline}
     found = []
-    for identity, rows in gathered.items():
+    for rows in gathered.values():
         if not any(row["method"] in arms and _concerns(claim, row["problem"], row["workload"]) for row in rows):
             continue
-        utc = max(_text(row["utc"]) for row in rows)
-        file, device = identity[0], identity[1]
+        utc, file = max((_text(row["utc"]), _text(row["file"])) for row in rows)
+        device = _text(rows[0]["device"])
         found.append(Group(rows=tuple(rows), file=file, device=device, utc=utc, tier=tiers.get(file, "")))
     return found
 
@@ -123,12 +126,15 @@ def choose(claim: Claim, candidates: Sequence[Group]) -> Group:
     """The invocation that speaks for a device.
 
     One with both arms (or with a wrong answer of the candidate) before one without; six blocks before fewer; more of
-    the claim's problems before fewer; a standard or full tier before a quick one; then the newest.
+    the claim's problems before fewer; a standard or full tier before a quick one; then the newest. Of trainings the
+    one with enough seeds of both arms.
     """
+    if claim.workload is not None:
+        return max(candidates, key=lambda group: _seeds_rank(claim, group))
 
     def rank(group: Group) -> tuple[bool, bool, int, bool, str, str]:
         found = cells(claim, group)
-        measured = any(cell.measured for cell in found) or any(row["phase"] == "training" for row in group.rows)
+        measured = any(cell.measured for cell in found)
         if claim.baseline is None:
             measured = measured or any(cell.candidate for cell in found)
         wrong = _status_of(group, claim, claim.candidate, WRONG) is not None
@@ -138,6 +144,16 @@ def choose(claim: Claim, candidates: Sequence[Group]) -> Group:
         return measured or wrong, enough, covered, group.tier != "quick", group.utc, group.file
 
     return max(candidates, key=rank)
+
+
+def _seeds_rank(claim: Claim, group: Group) -> tuple[int, bool, str, str]:
+    """More seeds of the scarcer arm before fewer, up to a verdict's; then tier and age."""
+    runs = trained_runs.from_rows(row for row in group.rows if row["workload"] == claim.workload)
+    sides = [trained_runs.counting(runs, claim.candidate, claim.hyper)]
+    if claim.baseline is not None:
+        sides.append(trained_runs.counting(runs, claim.baseline, claim.baseline_hyper))
+    seeds = min(stats.MIN_BLOCKS, *(len(side) for side in sides))
+    return seeds, group.tier != "quick", group.utc, group.file
 
 
 def cells(claim: Claim, group: Group) -> list[Cell]:
@@ -192,39 +208,6 @@ def values(
         elif row["phase"] == "gate":
             samples = row["samples"] if row["samples"] is not None else [row["value"]]
             found.update({("seed", i): float(sample) for i, sample in enumerate(samples)})
-    return found
-
-
-def seeds(claim: Claim, group: Group, arm: str) -> dict[int, Row]:
-    """One row per seed of one training arm, with the measurements of that run under ``metrics``."""
-    found: dict[int, dict[str, Any]] = {}
-    for row in group.rows:
-        if row["phase"] != "training" or row["arm"] != arm or row["workload"] != claim.workload:
-            continue
-        run = found.setdefault(int(row["seed"]), {**row, "metrics": {}})
-        if row["metric"] is not None:
-            run["metrics"][row["metric"]] = float(row["value"])
-    return dict(sorted(found.items()))
-
-
-def hits(runs: Mapping[int, Row], metric: str) -> dict[int, Hit]:
-    """Times to target by seed; every run that did not reach it stays at risk to the budget.
-
-    Raises:
-        ValueError: a run that missed does not say when its budget ended.
-    """
-    found = {}
-    for seed, run in runs.items():
-        if run["status"] == "target_reached" and metric in run["metrics"]:
-            found[seed] = Hit(value=run["metrics"][metric], budget=math.inf)
-            continue
-        budget = run["metrics"].get("censored_at_s") if metric.endswith("_s") else None
-        budget = budget if budget is not None else (run["detail"] or {}).get("censored_at", {}).get(metric)
-        if budget is None:
-            raise ValueError(
-                f"{run['arm']}, seed {seed} missed the target, and its budget for {metric} is not recorded"
-            )
-        found[seed] = Hit(value=None, budget=float(budget))
     return found
 
 

@@ -135,6 +135,8 @@ def _over_grid(claim: Claim, cells: Sequence[Cell], rule: Callable[[RatioEstimat
     return Finding(outcome=outcome, estimate=estimate, floor=floor, problems=_rows(claim, cells), used=used)
 
 
+#: In the reason of a time that no machine could have reached: the measurement, not the machine, is at fault.
+IMPOSSIBLE = "under the physical floor"
 NO_AA = Outcome(word="inconclusive", why="no A/A arm on these problems: the noise floor is unknown")
 
 
@@ -187,11 +189,14 @@ def _at_most(claim: Claim, group: Group, cells: Sequence[Cell]) -> Finding:
     level = 1 - (1 - stats.LEVEL) / len(cells)
     for cell in cells:
         value = _counted(claim, stats.estimate([math.log(v) for v in cell.candidate.values()], level))
-        rows.append({"problem": cell.problem, **numbers(value), "floor": None, **_medians(cell)})
+        rows.append({"problem": cell.problem, **numbers(value), "floor": _floor(claim, [cell]), **_medians(cell)})
         worst = value if worst is None or value.ratio > worst.ratio else worst
     assert worst is not None
     used = tuple(c.problem for c in cells)
-    return Finding(outcome=rules.limit_rule(worst, limit), estimate=worst, problems=rows, used=used)
+    floors = {c.problem: _floor(claim, [c]) for c in cells}
+    floor = max((f for f in floors.values() if f is not None), default=None)
+    outcome = rules.limit_rule(worst, limit, floor or 0.0)
+    return Finding(outcome=outcome, estimate=worst, floor=floor, problems=rows, used=used)
 
 
 def _growth(claim: Claim, group: Group, cells: Sequence[Cell]) -> Finding:
@@ -263,6 +268,8 @@ def no_number(claim: Claim, group: Group, wrong: evidence.Row | None) -> Outcome
     for name in (claim.candidate, claim.baseline):
         held = any(row["method"] == name and row["metric"] == claim.metric for row in group.rows)
         why = evidence.hindrance(claim, group.rows, name)
+        if why is not None and IMPOSSIBLE in why:
+            return Outcome(word="invalid", why=why)
         if name is not None and (why is None or not held):
             return Outcome(word="not testable here", why=why or f"{name} was not run together with its counterpart")
     return Outcome(word="not testable here", why="candidate and baseline share no block of one problem in one run")

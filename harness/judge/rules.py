@@ -19,6 +19,8 @@ WORDS: tuple[Word, ...] = ("reproduced", "partly", "not reproduced", "inconclusi
 
 #: A candidate whose error exceeds the baseline's by more than this factor reaches at most "partly".
 ERROR_MARGIN = 1.10
+#: Three to five seeds screen: they tell which arms deserve more seeds.
+SCREEN_SEEDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,16 +31,24 @@ class Outcome:
     why: str = ""
 
 
-def too_few(estimate: RatioEstimate) -> Outcome | None:
-    """Inconclusive when the blocks cannot reach the wanted level."""
+def too_few(estimate: RatioEstimate, unit: str = "blocks") -> Outcome | None:
+    """Inconclusive when the blocks (or ``unit``) cannot reach the wanted level."""
     if estimate.enough:
         return None
     needed = stats.blocks_to_reach(estimate.wanted)
     return Outcome(
         word="inconclusive",
-        why=f"too few blocks: {estimate.n} give a level of {estimate.level:.1%}, {needed} are needed for "
+        why=f"too few {unit}: {estimate.n} give a level of {estimate.level:.1%}, {needed} are needed for "
         f"{estimate.wanted:.1%}",
     )
+
+
+def screen(estimate: RatioEstimate) -> Outcome | None:
+    """Training with under six seeds: three to five screen, fewer only show that it runs; neither is a verdict."""
+    few = too_few(estimate, "seeds")
+    if few is None or estimate.n < SCREEN_SEEDS:
+        return few
+    return Outcome(word="inconclusive", why=f"{few.why}: a screen, not a verdict")
 
 
 def ratio_rule(
@@ -98,17 +108,17 @@ def at_most_rule(cost: RatioEstimate, limit: float, tolerance: float, floor: flo
         return Outcome(word="partly", why="less, but not as little as claimed") if saving.word == "partly" else saving
     if limit > 1 and floor >= math.sqrt(limit) - 1:
         return Outcome(word="inconclusive", why=f"noise hides the limit (floor {floor:.1%})")
-    return limit_rule(cost, limit)
+    return limit_rule(cost, limit, floor)
 
 
-def limit_rule(value: RatioEstimate, limit: float) -> Outcome:
-    """An absolute quantity stays under ``limit``."""
+def limit_rule(value: RatioEstimate, limit: float, floor: float = 0.0) -> Outcome:
+    """A quantity stays under ``limit``; an excess within the noise floor is no excess."""
     few = too_few(value)
     if few is not None:
         return few
     if value.high <= limit:
         return Outcome(word="reproduced")
-    if value.low > limit:
+    if value.low > limit * (1 + floor):
         return Outcome(word="not reproduced", why="over the limit")
     return _open("the limit lies inside the interval", value, (limit,))
 

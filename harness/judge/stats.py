@@ -249,16 +249,21 @@ class Hit:
 def censored_bounds(baseline: Hit, candidate: Hit) -> tuple[float, float]:
     """Interval of ln(baseline ÷ candidate) for one seed.
 
-    Baseline missed: [ln B - ln t, inf). Candidate missed: (-inf, ln t - ln B]. Both: the whole line.
+    Baseline missed: [ln B - ln t, inf). Candidate missed: (-inf, ln t - ln B]. Both: the whole line, as after a
+    miss whose budget is 0 (unknown).
     """
     if baseline.value is not None and candidate.value is not None:
         exact = math.log(baseline.value) - math.log(candidate.value)
         return exact, exact
     if candidate.value is not None:
-        return math.log(baseline.budget) - math.log(candidate.value), math.inf
+        return _log(baseline.budget) - math.log(candidate.value), math.inf
     if baseline.value is not None:
-        return -math.inf, math.log(baseline.value) - math.log(candidate.budget)
+        return -math.inf, math.log(baseline.value) - _log(candidate.budget)
     return -math.inf, math.inf
+
+
+def _log(budget: float) -> float:
+    return math.log(budget) if budget > 0 else -math.inf
 
 
 def censored_ratio(baseline: Mapping[K, Hit], candidate: Mapping[K, Hit], level: float = LEVEL) -> RatioEstimate:

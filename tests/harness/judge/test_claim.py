@@ -122,7 +122,7 @@ def test_a_third_party_package_adds_its_ledger(tmp_path: Path, monkeypatch: pyte
             "python -m harness run --suite s --tier full --method toy.new --method toy.old",
         ),
         ({"command": "speedclaim run --suite x"}, "python -m harness run --suite x"),
-        ({"problems": [], "workload": "w"}, "python -m harness train w toy.new toy.old"),
+        ({"problems": [], "workload": "w"}, "python -m harness train w toy.new toy.old --seeds 10"),
     ],
 )
 def test_command_that_reproduces(claim: Any, fields: dict[str, Any], command: str) -> None:

@@ -339,10 +339,10 @@ def test_training_ratio_with_a_censored_baseline(claim: Any, store: Any) -> None
 
 def test_training_needs_six_seeds_an_aa_arm_and_a_budget(claim: Any, store: Any) -> None:
     few = store().trained("toy.old", wobbling(80)[:5]).trained("toy.new", wobbling(40)[:5])
-    assert "too few blocks: 5" in one(training(claim), few).reason
+    assert "too few seeds: 5" in one(training(claim), few).reason
     ten = store().trained("toy.old", wobbling(80)).trained("toy.new", wobbling(40))
     assert "A/A" in one(training(claim), ten).reason
-    ten.rows[0].update(status="diverged", reason="NaN", metric=None, value=None)
+    ten.rows[0].update(status="budget_exhausted", reason="missed", metric=None, value=None)
     found = one(training(claim), ten)
     assert (found.verdict, "budget" in found.reason) == ("invalid", True)
     assert one(training(claim), store().trained("toy.old", wobbling(80))).verdict == "not testable here"

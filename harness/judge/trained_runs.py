@@ -1,0 +1,203 @@
+"""Training runs out of a frame: one object a run, the arm that counts, and times to target with their censoring."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from harness.judge.stats import Hit
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REACHED = "target_reached"
+#: Runs that never hit and stay at risk to the budget, although they stopped before it.
+BROKEN = frozenset({"diverged", "out_of_memory", "error"})
+#: Runs that say nothing about the method: never started, or stopped from outside.
+SILENT = frozenset({"interrupted", "unsupported"})
+#: The alias draws its data order and its first weights from the seed plus this.
+AA_STREAM = 1_000_003
+AA = "#aa"
+#: Above this share of loader time the clock measures the loader.
+STALL_LIMIT = 0.05
+#: Buckets of one update on the train clock; evaluation, checkpoints and compilation stand outside.
+STEP_BUCKETS = ("data", "forward", "backward", "optimizer")
+OUTSIDE_BUCKETS = ("evaluation", "checkpoint", "compile")
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """One training run: its status, the median of each measurement, its curves, and what the trainer noted."""
+
+    file: str
+    device: str
+    workload: str
+    method: str
+    arm: str
+    seed: int
+    status: str
+    reason: str = ""
+    utc: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    samples: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def reached(self) -> bool:
+        """Whether the run hit its target."""
+        return self.status == REACHED
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the run was stopped and went on: its times do not count."""
+        return bool(self.detail.get("resumed"))
+
+    @property
+    def tuning(self) -> bool:
+        """Whether it is a tuning trial, which held validation data out and enters no verdict."""
+        return str(self.detail.get("split") or "test").startswith("val")
+
+    @property
+    def hyper(self) -> dict[str, Any]:
+        """Hyper-parameters by name, with the precision that the run really had."""
+        given: Mapping[str, Any] = self.detail.get("hyper") or {}
+        values = given.get("values")
+        inner = values if isinstance(values, Mapping) else given
+        found = {str(k): v.get("value") if isinstance(v, Mapping) else v for k, v in inner.items()}
+        precision = (self.detail.get("spec") or {}).get("precision")
+        return {**found, "precision": precision} if precision is not None else found
+
+    def fits(self, wanted: Mapping[str, Any]) -> bool:
+        """Whether the run has these hyper-parameters."""
+        return all(_same(self.hyper.get(name), value) for name, value in wanted.items())
+
+    def value(self, metric: str) -> float | None:
+        """A measurement by name; ``optimizer_share`` is derived from the buckets, ``a - b`` is a difference."""
+        if metric == "optimizer_share":
+            return optimizer_share(self.metrics)
+        left, minus, right = metric.partition(" - ")
+        if minus:
+            first, second = self.value(left), self.value(right)
+            return None if first is None or second is None else first - second
+        return self.metrics.get(metric)
+
+    def hit(self, metric: str) -> Hit:
+        """Time (steps, samples) to the target; a run that missed is at risk to its budget.
+
+        Raises:
+            ValueError: a run that ended with its budget does not say what the budget was.
+        """
+        if self.reached and metric in self.metrics:
+            return Hit(value=self.metrics[metric], budget=math.inf)
+        budget = (self.detail.get("censored_at") or {}).get(metric)
+        if budget is None and metric.endswith("_s"):
+            budget = self.metrics.get("censored_at_s")
+        if budget is None and self.status not in BROKEN:
+            raise ValueError(
+                f"{self.arm}, seed {self.seed} missed the target, and its budget for {metric} is not recorded"
+            )
+        return Hit(value=None, budget=float(budget or 0.0))
+
+
+def _same(found: Any, wanted: Any) -> bool:
+    if isinstance(found, int | float) and isinstance(wanted, int | float):
+        return math.isclose(found, wanted, rel_tol=1e-9)
+    return str(found) == str(wanted)
+
+
+def optimizer_share(metrics: Mapping[str, float]) -> float | None:
+    """Optimizer's part of an update: bucket_optimizer ÷ (data + forward + backward + optimizer)."""
+    own = metrics.get("bucket_optimizer_s")
+    total = math.fsum(metrics.get(f"bucket_{name}_s", 0.0) for name in STEP_BUCKETS)
+    return own / total if own is not None and total > 0 else None
+
+
+def from_frame(frame: pd.DataFrame) -> list[Trained]:
+    """Every training run of a frame as :func:`harness.read_runs` returns it."""
+    if frame.empty:
+        return []
+    frame = frame[(frame["phase"] == "training") & frame["workload"].notna()]
+    columns = [name for name in _COLUMNS if name in frame.columns]
+    cells = zip(*(frame[name] for name in columns), strict=True)
+    return from_rows(dict(zip(columns, values, strict=True)) for values in cells)
+
+
+_COLUMNS = (
+    *("run", "phase", "file", "device", "workload", "method", "arm", "seed", "status", "reason", "utc", "detail"),
+    *("metric", "value", "samples"),
+)
+
+
+def from_rows(rows: Iterable[Row]) -> list[Trained]:
+    """Runs out of rows, one row per run and metric."""
+    gathered: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        if row.get("phase") == "training":
+            key = (str(row.get("file")), str(row.get("run")), str(row["arm"]), str(row.get("seed")))
+            gathered.setdefault(key, []).append(row)
+    return [_run(own) for own in gathered.values()]
+
+
+def _run(rows: Sequence[Row]) -> Trained:
+    first = rows[0]
+    measured = [row for row in rows if isinstance(row.get("metric"), str)]
+    seed = 0 if _none(first.get("seed")) else int(first["seed"])
+    texts = {name: "" if _none(first.get(name)) else str(first[name]) for name in ("file", "device", "reason", "utc")}
+    return Trained(
+        **texts,
+        workload=str(first["workload"]),
+        method=str(first["method"]),
+        arm=str(first["arm"]),
+        seed=seed - AA_STREAM if str(first["arm"]).endswith(AA) and seed >= AA_STREAM else seed,
+        status=str(first["status"]),
+        metrics={row["metric"]: float(row["value"]) for row in measured},
+        samples={row["metric"]: tuple(row["samples"]) for row in measured if row.get("samples") is not None},
+        detail=first.get("detail") or {},
+    )
+
+
+def _none(value: Any) -> bool:
+    return value is None or value != value
+
+
+def arms(runs: Iterable[Trained]) -> dict[str, list[Trained]]:
+    """Runs by arm, in order of appearance."""
+    found: dict[str, list[Trained]] = {}
+    for run in runs:
+        found.setdefault(run.arm, []).append(run)
+    return found
+
+
+def counting(runs: Iterable[Trained], arm: str, wanted: Mapping[str, Any] | None = None) -> dict[int, Trained]:
+    """The runs of one arm by seed: no tuning trial, nothing stopped from outside, one setting only.
+
+    Settings are never mixed: the newest run's hyper-parameters decide, and of one seed the newest run.
+    """
+    own = [r for r in runs if r.arm == arm and not r.tuning and r.status not in SILENT and r.fits(wanted or {})]
+    if not own:
+        return {}
+    newest = max(own, key=_age).hyper
+    kept = sorted((run for run in own if run.hyper == newest), key=_age)
+    return dict(sorted({run.seed: run for run in kept}.items()))
+
+
+def _age(run: Trained) -> tuple[str, str]:
+    return run.utc, run.file
+
+
+def stall(runs: Iterable[Trained]) -> float | None:
+    """Median stall of some runs, as a fraction of the step; None when none was measured."""
+    found = sorted(run.metrics["stall"] for run in runs if "stall" in run.metrics)
+    if not found:
+        return None
+    half = len(found) // 2
+    return found[half] if len(found) % 2 else (found[half - 1] + found[half]) / 2
+
+
+def pairs(runs: Sequence[Trained]) -> Iterator[tuple[str, str]]:
+    """(file, alias) of every A/A arm."""
+    yield from dict.fromkeys((run.file, run.arm) for run in runs if run.arm.endswith(AA))
