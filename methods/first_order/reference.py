@@ -7,12 +7,16 @@ gate and the oracle of the tests (in float64).
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from harness.catalogue import registry
 from methods.first_order.groups import trainable
+from methods.first_order.muon_rules import ADJUST, iteration_dtype_of, orthogonalizer_of
+from methods.first_order.selection import split
 
 
 class Plain(torch.optim.Optimizer):
@@ -72,6 +76,50 @@ def adamw_update(
     return weight - lr * weight_decay * weight - lr * mean / (square.sqrt() + eps)
 
 
+class _Lars(Plain):
+    def updated(self, weight: Tensor, gradient: Tensor, state: dict[str, Any], hyper: dict[str, Any]) -> Tensor:
+        mu, lr = float(hyper["momentum"]), float(hyper["lr"])
+        ratio = 1.0
+        if weight.ndim >= 2:
+            wd, size, slope = float(hyper["weight_decay"]), float(weight.norm()), float(gradient.norm())
+            if size > 0 and slope > 0:
+                ratio = hyper["eta"] * size / (slope + wd * size + hyper["eps"])
+            gradient = gradient + wd * weight
+        change: Tensor = lr * ratio * gradient
+        state["v"] = mu * state.get("v", torch.zeros_like(weight)) + change
+        step: Tensor = mu * state["v"] + change if hyper["nesterov"] else state["v"]
+        return weight - step
+
+
+class _Muon(Plain):
+    def __init__(self, model: nn.Module, exclude: Sequence[str], orthogonalizer: Any, **hyper: Any) -> None:
+        super().__init__(model, **hyper)
+        self.hidden = set(split(model, exclude)[0])
+        self.orthogonalizer = orthogonalizer
+
+    def updated(self, weight: Tensor, gradient: Tensor, state: dict[str, Any], hyper: dict[str, Any]) -> Tensor:
+        lr, wd = float(hyper["lr"]), float(hyper["weight_decay"])
+        if weight not in self.hidden:
+            mine = {name.removeprefix("fallback_"): v for name, v in hyper.items() if name.startswith("fallback_")}
+            ratio = lr / hyper["initial"] if hyper["initial"] else 1.0  # the schedule acts on both learning rates
+            mine["lr"] = mine["lr"] * ratio
+            return adamw_update(weight, gradient, state, mine, mine["weight_decay"] if weight.ndim >= 2 else 0.0)
+        mu = float(hyper["momentum"])
+        state["m"] = mu * state.get("m", torch.zeros_like(weight)) + (1.0 - mu) * gradient
+        ahead: Tensor = mu * state["m"] + (1.0 - mu) * gradient if hyper["nesterov"] else state["m"]
+        matrix = ahead.reshape(weight.shape[0], -1)
+        direction = self._orthogonal(matrix, weight, hyper["iteration_dtype"]).to(weight.dtype).reshape(weight.shape)
+        return (1.0 - lr * wd) * weight - lr * ADJUST[hyper["adjust"]](*matrix.shape) * direction
+
+    def _orthogonal(self, matrix: Tensor, weight: Tensor, choice: str) -> Tensor:
+        dtype = iteration_dtype_of(choice, weight)
+        name, call = orthogonalizer_of(self.orthogonalizer, weight.device.type, dtype)
+        plain: Callable[[Tensor], Tensor] = call
+        if isinstance(self.orthogonalizer, str) and (twin := registry.method(name).reference):
+            plain = registry.resolve(twin)
+        return plain(matrix.to(dtype)[None])[0]
+
+
 def sgd(
     model: nn.Module,
     *,
@@ -97,3 +145,62 @@ def adamw(
 ) -> torch.optim.Optimizer:
     """Plain twin of ``training.adamw``."""
     return _AdamW(model, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, decay=decay)
+
+
+def lars(
+    model: nn.Module,
+    *,
+    lr: float = 2.0,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-5,
+    eta: float = 1e-3,
+    eps: float = 0.0,
+    nesterov: bool = False,
+) -> torch.optim.Optimizer:
+    """Plain twin of ``training.lars``."""
+    return _Lars(model, lr=lr, momentum=momentum, weight_decay=weight_decay, eta=eta, eps=eps, nesterov=nesterov)
+
+
+def muon(
+    model: nn.Module,
+    *,
+    lr: float = 0.02,
+    momentum: float = 0.95,
+    nesterov: bool = True,
+    weight_decay: float = 0.0,
+    orthogonalizer: str | Callable[[Tensor], Tensor] = "auto",
+    adjust: str = "spectral",
+    iteration_dtype: str = "auto",
+    exclude: Sequence[str] = (),
+    fallback_lr: float = 3e-4,
+    fallback_beta1: float = 0.9,
+    fallback_beta2: float = 0.95,
+    fallback_eps: float = 1e-10,
+    fallback_weight_decay: float = 0.0,
+) -> torch.optim.Optimizer:
+    """Plain twin of ``training.muon``: matrix by matrix, the orthogonalizer's own plain twin in float64.
+
+    The matrix is rounded to the iteration's dtype first, as the method does.
+    """
+    return _Muon(
+        model,
+        exclude,
+        orthogonalizer,
+        lr=lr,
+        initial=lr,
+        momentum=momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        adjust=adjust,
+        iteration_dtype=iteration_dtype,
+        fallback_lr=fallback_lr,
+        fallback_beta1=fallback_beta1,
+        fallback_beta2=fallback_beta2,
+        fallback_eps=fallback_eps,
+        fallback_weight_decay=fallback_weight_decay,
+    )
+
+
+def torch_muon(model: nn.Module, **hyper: Any) -> torch.optim.Optimizer:
+    """Plain twin of ``training.torch-muon``: the same steps with Jordan's row, the matrix rounded to bfloat16."""
+    return muon(model, orthogonalizer="polar.ns-jordan", iteration_dtype="bfloat16", **hyper)
