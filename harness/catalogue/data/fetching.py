@@ -49,7 +49,8 @@ def _by(card: DataCard, route: Route, progress: Progress | None) -> Path | None:
             if card.kind == "folder":
                 return source.root
         return cache.write(card, arrays, meta, route.label)
-    cache.need_space(cache.home(card.name), route.bytes + _size(card), f"{route.label} and its arrays")
+    copies = 2 if route.kind in ("npm", "torchvision") else 1  # npm's own cache; torchvision unpacks its archive
+    cache.need_space(cache.home(card.name), copies * route.bytes + _size(card), f"{route.label} and its arrays")
     with cache.scratch(card.name) as stage:
         file = clients.download(route, stage, lambda done: _tell(progress, card, route, done))
         routes.check_download(file, route)
@@ -65,7 +66,7 @@ def _by(card: DataCard, route: Route, progress: Progress | None) -> Path | None:
 
 def _tell(progress: Progress | None, card: DataCard, route: Route, done: int) -> None:
     if progress:
-        progress(card.name, route.label, done, route.bytes or None)
+        progress(card.name, route.label, min(done, route.bytes or done), route.bytes or None)
 
 
 def _size(card: DataCard) -> int:

@@ -77,10 +77,15 @@ def _load(card: DataCard, mmap: bool = False, partial: bool = False, **_: Any) -
         return Arrays(card.name, card.kind, arrays, {**card.meta, **meta})
     for route in _local(card):
         if routes.refusal(route) is None:
-            with routes.local(route) as source:
-                arrays, meta = decode(card, route, source, partial)
+            try:
+                with routes.local(route) as source:
+                    arrays, meta = decode(card, route, source, partial)
+            except UserError as error:
+                if route.kind == "folder":
+                    raise
+                raise Unavailable(f"{error} Instead {_advice(card)}.") from error
             return Arrays(card.name, card.kind, arrays, {**card.meta, **meta})
-    raise Unavailable(f"data set {card.name!r} is not on this machine: {_advice(card)}.")
+    raise Unavailable(f"data set {card.name!r} is not on this machine: {cache.damage(card) or _advice(card)}.")
 
 
 def decode(
