@@ -85,7 +85,10 @@ def _load(card: DataCard, mmap: bool = False, partial: bool = False, **_: Any) -
                     raise
                 raise Unavailable(f"{error} Instead {_advice(card)}.") from error
             return Arrays(card.name, card.kind, arrays, {**card.meta, **meta})
-    raise Unavailable(f"data set {card.name!r} is not on this machine: {cache.damage(card) or _advice(card)}.")
+    damage = cache.damage(card)
+    raise Unavailable(
+        f"data set {card.name!r} is not on this machine: {f'{damage}; ' if damage else ''}{_advice(card)}."
+    )
 
 
 def decode(
