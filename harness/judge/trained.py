@@ -120,9 +120,8 @@ def seed_ratio(claim: Claim, baseline: Runs, candidate: Runs) -> RatioEstimate:
 
 
 def _values(runs: Runs, metric: str) -> dict[int, float]:
-    """Values by seed; a schedule's time only of runs that went through it."""
-    usable = {seed: run for seed, run in runs.items() if metric != "elapsed_s" or run.status not in trained_runs.BROKEN}
-    found = {seed: run.value(metric) for seed, run in usable.items()}
+    """Values by seed; what stands at the end of training only of runs that got there."""
+    found = {seed: run.value(metric) for seed, run in runs.items()}
     return {seed: value for seed, value in found.items() if value is not None}
 
 
@@ -183,7 +182,7 @@ def _hits(claim: Claim, candidate: Runs, baseline: Runs) -> tuple[str, ...]:
             words = ", ".join(sorted({run.status.replace("_", " ") for run in lost}))
             told.append(f"{len(lost)} of {name} {words}")
         if "_to_target" not in claim.metric:
-            without = sum(run.value(claim.metric) is None for run in runs.values())
+            without = len(runs) - len(_values(runs, claim.metric))
             told += [f"{without} of {name} without {claim.metric}"] if without else []
     return tuple(told)
 

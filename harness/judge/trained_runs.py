@@ -76,7 +76,12 @@ class Trained:
         return all(_same(self.hyper.get(name), value) for name, value in wanted.items())
 
     def value(self, metric: str) -> float | None:
-        """A measurement by name; ``optimizer_share`` is derived from the buckets, ``a - b`` is a difference."""
+        """A measurement by name; ``optimizer_share`` is derived from the buckets, ``a - b`` is a difference.
+
+        What stands at the end of training (``final_``, ``best_``, ``elapsed_s``) is None for a run that broke off.
+        """
+        if self.status in BROKEN and metric.startswith(("final_", "best_", "elapsed_s")):
+            return None
         if metric == "optimizer_share":
             return optimizer_share(self.metrics)
         left, minus, right = metric.partition(" - ")
