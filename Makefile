@@ -13,7 +13,7 @@ OUT ?= results
 BENCH_FLAGS := $(if $(QUICK),--quick) $(if $(TIER),--tier $(TIER)) $(if $(BUDGET),--budget-s $(BUDGET)) $(if $(DEVICE),--device $(DEVICE))
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench test check claims report doctor list asv bench-pytest clean
+.PHONY: help install bench data test check claims report doctor list asv bench-pytest clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk 'BEGIN {FS = ":.*?## "} {printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 bench: $(READY) ## measure every suite this machine can run, judge the claims, render reports/html/index.html
 	$(PY) -m harness bench --out $(OUT) $(BENCH_FLAGS)
+
+data: $(READY) ## fetch what the default training tier needs (digits, fashion-mnist, cifar10, sotu), or NAMES="mnist …"
+	$(PY) -m harness data fetch $(NAMES)
 
 test: $(READY) ## the test suite
 	$(PY) -m pytest

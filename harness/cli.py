@@ -1,4 +1,4 @@
-"""The command line: ``speedclaim list|doctor|plan|run|bench|claims|report|compare|export``, each with ``--json``.
+"""The command line: ``speedclaim list|doctor|plan|run|bench|claims|report|compare|export|data``, each with ``--json``.
 
 Exit codes: 0 done, 1 a checked expectation failed, 2 the user's mistake, 3 inconclusive, 130 interrupted.
 """
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from harness import cli_data
 from harness.errors import SpeedclaimError, UserError
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Is a published speed claim true on this machine, now, by how much, and at what price in accuracy and memory?",
 )
+
+app.add_typer(cli_data.app, name="data")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 From = Annotated[

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,10 +102,21 @@ def write(card: DataCard, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str,
             np.save(path, np.ascontiguousarray(array))
             stamp["arrays"][key] = {"bytes": path.stat().st_size, "sha256": digest(array)}
         (temporary / STAMP).write_text(json.dumps(stamp, indent=1, ensure_ascii=False), encoding="utf-8")
-        if place.exists():
-            shutil.rmtree(place)
-        temporary.rename(place)
+        _replace(place, temporary, card)
     return place
+
+
+def _replace(place: Path, temporary: Path, card: DataCard) -> None:
+    """Put ``temporary`` at ``place``; a data set that another process finished meanwhile stays."""
+    if place.exists() and fault(card, place) is not None:
+        old = temporary.with_name(f"{temporary.name}-old")
+        place.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
+    try:
+        temporary.rename(place)
+    except OSError:
+        if fault(card, place) is not None:
+            raise
 
 
 @contextmanager
@@ -113,7 +125,8 @@ def scratch(name: str) -> Iterator[Path]:
     parent = cache_folder() / "data"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=parent))
+        _sweep(parent)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{name}-{os.getpid()}-", dir=parent))
     except OSError as error:
         raise NoRoom(
             f"cannot write to {parent}: {error.strerror or error}; set $SPEEDCLAIM_CACHE to a folder you may write to."
@@ -124,6 +137,18 @@ def scratch(name: str) -> Iterator[Path]:
         raise NoRoom(f"{error.filename or temporary}: {error.strerror or error}; nothing was kept.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what killed processes left more than an hour ago (their number is in the folder's name)."""
+    import psutil
+
+    limit = time.time() - 3600.0
+
+    for left in parent.glob(".*-*-*"):
+        number = left.name.rsplit("-", 2)[1] if not left.name.endswith("-old") else left.name.rsplit("-", 3)[1]
+        if number.isdigit() and not psutil.pid_exists(int(number)) and left.stat().st_mtime < limit:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def need_space(place: Path, wanted: int, what: str) -> None:

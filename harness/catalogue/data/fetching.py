@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.catalogue.data import arrays as hashing
-from harness.catalogue.data import cache, clients, library, routes
+from harness.catalogue.data import cache, clients, formats, library, routes
 from harness.catalogue.data.archive import DAMAGED, opened
 from harness.catalogue.data.cards import LOCAL_KINDS, DataCard, Route
-from harness.errors import Unavailable, UserError
+from harness.errors import MissingDependency, Unavailable, UserError
 
 if TYPE_CHECKING:
     from harness.catalogue.data.library import Progress
@@ -49,6 +49,11 @@ def _by(card: DataCard, route: Route, progress: Progress | None) -> Path | None:
             if card.kind == "folder":
                 return source.root
         return cache.write(card, arrays, meta, route.label)
+    lack = formats.lacking(route.format)
+    if lack is not None:
+        raise MissingDependency(lack)
+    if progress:
+        progress(card.name, route.label, 0, route.bytes or None)
     copies = 2 if route.kind in ("npm", "torchvision") else 1  # npm's own cache; torchvision unpacks its archive
     cache.need_space(cache.home(card.name), copies * route.bytes + _size(card), f"{route.label} and its arrays")
     with cache.scratch(card.name) as stage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -61,10 +62,11 @@ def png_strips(source: Source, fields: Mapping[str, Any]) -> Found:
     """Images packed into lossless RGB strips: row r of a PNG is image r, its pixels row by row; labels as JSON."""
     import numpy as np
 
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingDependency("reading PNG strips needs Pillow: pip install pillow (or speedclaim[data]).") from error
+    lack = lacking("png-strips")
+    if lack is not None:
+        raise MissingDependency(f"{lack}.")
+    from PIL import Image
+
     side = fields["side"]
     out: dict[str, NDArray[Any]] = {}
     for split in ("train", "test"):
@@ -178,6 +180,13 @@ def image_folder(source: Source, fields: Mapping[str, Any]) -> Found:
         arrays[f"{key}_path"] = np.array([name.encode() for name, _ in found[split]])
         arrays[f"{key}_y"] = np.array([number[label] for _, label in found[split]], np.int64)
     return arrays, {"class_names": classes, "classes": len(classes), "root": str(source.root)}
+
+
+def lacking(name: str) -> str | None:
+    """What a reader needs and this environment lacks, known before anything is downloaded; None = nothing."""
+    if name == "png-strips" and importlib.util.find_spec("PIL") is None:
+        return "reading PNG strips needs Pillow: pip install pillow (or speedclaim[data])"
+    return None
 
 
 READERS: dict[str, Reader] = {
