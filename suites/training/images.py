@@ -7,7 +7,8 @@ Keys of ``Workload.params`` that it reads:
 * ``label_smoothing`` and ``views`` (averaged per test image), which the named runtime must share;
 * ``subset``: the first training and test images of each class, as two counts;
 * ``side``: side of the network's input when it is smaller than the stored images;
-* ``synthetic``: train on generated noise; ``classes``, ``stored_side`` and ``synthetic_images`` describe it.
+* ``synthetic``: train on generated noise; ``classes``, ``stored_side``, ``channels`` and
+  ``synthetic_images`` describe it.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from harness.catalogue import data as cards
 from harness.catalogue.workload import Batch, Workload
 from harness.errors import UserError
-from suites.training import counter, nets
+from suites.training import nets
 from suites.training.augment import Augment
 from suites.training.conditioning import noise_accuracy, weight_spectra
+from suites.training.folder import FolderImages
 from suites.training.loader import ResidentImages, held_out
 
 Pair = tuple[np.ndarray, np.ndarray]
+ImageData = ResidentImages | FolderImages
 #: Batch of evaluations that the runtime itself starts.
 EVALUATION_BATCH = 1000
 
@@ -51,26 +55,44 @@ class ImageRuntime:
                 f"{(self.label_smoothing, self.views)}; name another runtime of suites.training.images."
             )
 
-    def data(self, workload: Workload, device: str, validation: bool = False) -> ResidentImages:
+    def data(self, workload: Workload, device: str, validation: bool = False) -> ImageData:
         """The data on ``device``; ``validation`` holds a tenth of the training set out and hides the test set.
 
         Raises:
             Unavailable: the data card has not been fetched.
         """
         self._check(workload)
-        train, test = _arrays(workload)
+        train, test, meta = _arrays(workload)
         if validation:
             kept, held = held_out(len(train[0]))
             train, test = (train[0][kept], train[1][kept]), (train[0][held], train[1][held])
+        augment = Augment(**workload.params.get("augment", {}))
+        side = int(workload.params.get("side", 0))
+        split = "validation" if validation else "test"
+        dtype = torch.bfloat16 if workload.pure_bf16 else torch.float32
+        if "root" in meta:
+            return FolderImages(
+                meta["root"],
+                train,
+                test,
+                mean=meta["mean"],
+                deviation=meta["std"],
+                augment=augment,
+                side=side,
+                split=split,
+                device=device,
+                dtype=dtype,
+                channels_last=workload.channels_last,
+            )
         return ResidentImages(
             train,
             test,
-            split="validation" if validation else "test",
-            augment=Augment(**workload.params.get("augment", {})),
+            split=split,
+            augment=augment,
             device=device,
-            dtype=torch.bfloat16 if workload.pure_bf16 else torch.float32,
+            dtype=dtype,
             channels_last=workload.channels_last,
-            side=int(workload.params.get("side", 0)),
+            side=side,
         )
 
     def model(self, workload: Workload) -> nn.Module:
@@ -79,11 +101,11 @@ class ImageRuntime:
         net: nn.Module = nets.build(workload.params["net"], **workload.params.get("net_options", {}))
         return net
 
-    def prepare(self, model: nn.Module, data: ResidentImages) -> None:
+    def prepare(self, model: nn.Module, data: ImageData) -> None:
         """Data-dependent initialization, once per run and outside the training clock: nets that have ``whiten``."""
         whiten = getattr(model, "whiten", None)
-        if whiten is not None:
-            whiten(data.first_images(model.whitening_images))  # type: ignore[arg-type]
+        if whiten is not None and isinstance(data, ResidentImages):
+            whiten(data.first_images(int(model.whitening_images)))  # type: ignore[arg-type]
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy, label-smoothed when the workload says so."""
@@ -107,7 +129,7 @@ class ImageRuntime:
             raise UserError("expected at least one batch to evaluate, got none")
         return {"accuracy": float(hits) / count, "loss": float(loss) / count}
 
-    def final(self, model: nn.Module, data: ResidentImages) -> dict[str, float]:
+    def final(self, model: nn.Module, data: ImageData) -> dict[str, float]:
         """Spread of the weights' singular values and accuracy under input noise."""
         noise = noise_accuracy(
             lambda batches: self.evaluate(model, batches), lambda: data.evaluation(data.split, EVALUATION_BATCH)
@@ -135,19 +157,18 @@ def averaged(model: nn.Module, inputs: torch.Tensor, views: int) -> torch.Tensor
     return (both + shifted) / 2
 
 
-def _arrays(workload: Workload) -> tuple[Pair, Pair]:
-    """Training and test images and labels of the card, or generated ones."""
+def _arrays(workload: Workload) -> tuple[Pair, Pair, Mapping[str, Any]]:
+    """Training and test images (or paths) and labels of the card, or generated ones, and the card's facts."""
     params = workload.params
     if params.get("synthetic"):
-        return _synthetic(params, 0), _synthetic(params, 1)
-    from harness.catalogue import data as cards
-
-    arrays = cards.load(workload.data).arrays
-    train, test = (arrays["train_x"], arrays["train_y"]), (arrays["test_x"], arrays["test_y"])
+        return _synthetic(params, 0), _synthetic(params, 1), {}
+    card = cards.load(workload.data)
+    kind = "path" if card.kind == "folder" else "x"
+    train, test = ((card.arrays[f"{split}_{kind}"], card.arrays[f"{split}_y"]) for split in ("train", "test"))
     if "subset" in params:
         each_train, each_test = params["subset"]
-        return _first_of_each(train, each_train), _first_of_each(test, each_test)
-    return train, test
+        train, test = _first_of_each(train, each_train), _first_of_each(test, each_test)
+    return train, test, card.meta if card.kind == "folder" else {}
 
 
 def _first_of_each(pair: Pair, each: int) -> Pair:
@@ -167,11 +188,10 @@ def _first_of_each(pair: Pair, each: int) -> Pair:
 
 def _synthetic(params: Mapping[str, Any], seed: int) -> Pair:
     """Noise images and labels: what step time, memory and communication can be measured with."""
-    count, side, channels = params.get("synthetic_images", 2048), params.get("stored_side", 32), 3
-    words = counter.uniform_bits(seed, counter.SYNTHETIC, 0, torch.arange(-(-count * side * side * channels // 16)))
-    images = words.numpy().astype(np.uint32).view(np.uint8).reshape(-1)[: count * side * side * channels]
-    labels = counter.uniform_bits(seed, counter.SYNTHETIC, 1, torch.arange(count))[:, 0]
-    return images.reshape(count, side, side, channels), counter.below(labels, params.get("classes", 10)).numpy()
+    count, side = params.get("synthetic_images", 2048), params.get("stored_side", 32)
+    draws = np.random.Generator(np.random.Philox(seed))
+    images = draws.integers(0, 256, (count, side, side, params.get("channels", 3)), dtype=np.uint8)
+    return images, draws.integers(0, params.get("classes", 10), count)
 
 
 RUNTIME = ImageRuntime()
