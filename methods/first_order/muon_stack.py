@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from harness.errors import Unsupported, UserError
+from harness.record import environment
 from methods.first_order.muon_rules import ADJUST
 
 #: Shape, dtype, device and strides: weights that agree in all of them share a stack.
@@ -50,6 +53,8 @@ class Stack:
         self.m, self.n = first.shape[0], first.numel() // first.shape[0]
         self.momentum = torch.zeros(len(members), self.m, self.n, dtype=first.dtype, device=first.device)
         self._rows = list(self.momentum.unbind(0))
+        self._fused = _fused_passes(first)
+        self._tables = [self._fused.Addresses(), self._fused.Addresses()] if self._fused else []
 
     def momentum_like_parameters(self) -> list[Tensor]:
         """Each member's momentum as a view of the parameter's shape."""
@@ -63,22 +68,45 @@ class Stack:
         chosen = [i for i, parameter in enumerate(self.members) if parameter.grad is not None]
         if not chosen:
             return
-        weights = [self._matrix(self._checked(self.members[i])) for i in chosen]
-        gradients = [self._matrix(self._gradient(self.members[i])) for i in chosen]
+        weights = [self._checked(self.members[i]) for i in chosen]
+        gradients = [self._gradient(self.members[i]) for i in chosen]
+        lr = float(hyper["lr"])
+        keep, rate = 1.0 - lr * hyper["weight_decay"], lr * ADJUST[hyper["adjust"]](self.m, self.n)
         whole = len(chosen) == len(self.members)
-        rows = self._rows if whole else [self._rows[i] for i in chosen]
-        momentum, lr = hyper["momentum"], hyper["lr"]
-        torch._foreach_lerp_(rows, gradients, 1.0 - momentum)
-        if hyper["nesterov"]:
-            stacked = torch.stack(gradients)
-            stacked.lerp_(self.momentum if whole else torch.stack(rows), momentum)
-        else:
-            stacked = self.momentum if whole else torch.stack(rows)
-        update = self.orthogonalize(stacked.to(self.dtype))
-        if hyper["weight_decay"]:
-            torch._foreach_mul_(weights, 1.0 - lr * hyper["weight_decay"])
-        factor = ADJUST[hyper["adjust"]](self.m, self.n)
-        torch._foreach_add_(weights, list(update.unbind(0)), alpha=-lr * factor)
+        if self._fused is not None and whole and self._fused.applies(weights, gradients, self.dtype):
+            self._step_fused(weights, gradients, hyper, keep, rate)
+            return
+        gathered = torch.stack([self._matrix(gradient) for gradient in gradients])
+        update = self.orthogonalize(self._advance(gathered, chosen, hyper).to(self.dtype))
+        matrices = [self._matrix(weight) for weight in weights]
+        if matrices[0].is_cuda:
+            if keep != 1.0:
+                torch._foreach_mul_(matrices, keep)
+            torch._foreach_add_(matrices, list(update.unbind(0)), alpha=-rate)
+            return
+        for matrix, change in zip(matrices, update.unbind(0), strict=True):  # foreach rounds the scalar on a CPU
+            if keep != 1.0:
+                matrix.mul_(keep)
+            matrix.add_(change, alpha=-rate)
+
+    def _advance(self, gathered: Tensor, chosen: list[int], hyper: dict[str, Any]) -> Tensor:
+        """Update the momentum; what is to be orthogonalized, in the parameters' dtype."""
+        mu = hyper["momentum"]
+        whole = len(chosen) == len(self.members)
+        momentum = self.momentum if whole else self.momentum[chosen]
+        momentum.lerp_(gathered, 1.0 - mu)
+        if not whole:
+            self.momentum[chosen] = momentum
+        return gathered.lerp_(momentum, mu) if hyper["nesterov"] else momentum
+
+    def _step_fused(
+        self, weights: list[Tensor], gradients: list[Tensor], hyper: dict[str, Any], keep: float, rate: float
+    ) -> None:
+        assert self._fused is not None
+        table = self._tables[0].of(gradients)
+        matrices = self._fused.advance(table, self.momentum, float(hyper["momentum"]), hyper["nesterov"], self.dtype)
+        update = self.orthogonalize(matrices).contiguous()
+        self._fused.apply(self._tables[1].of(weights), self.momentum, update, keep, rate)
 
     def _matrix(self, tensor: Tensor) -> Tensor:
         if tensor.ndim == 2:
@@ -99,6 +127,13 @@ class Stack:
         if gradient.layout != torch.strided:
             raise Unsupported("Muon takes no sparse gradient; exclude the parameter by name.")
         return gradient.to(self.momentum.dtype)
+
+
+def _fused_passes(parameter: Tensor) -> ModuleType | None:
+    """The module of fused passes where Triton drives a GPU, else None."""
+    if not parameter.is_cuda or not environment.importable("triton"):
+        return None
+    return importlib.import_module("methods.first_order.muon_fused")
 
 
 def _plain(key: Key) -> str:

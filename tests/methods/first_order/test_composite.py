@@ -23,7 +23,7 @@ def test_groups_state_and_coverage_are_the_parts():
         loss.backward()
         return loss
 
-    assert float(optimizer.step(closure)) == 6.0
+    assert optimizer.step(closure).item() == 6.0
     assert torch.equal(weights[0].detach(), torch.zeros(2))
     assert set(optimizer.state) == set(weights[1:])
     optimizer.load_state_dict(optimizer.state_dict())

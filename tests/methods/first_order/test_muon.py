@@ -95,7 +95,7 @@ def test_convolutions_are_flattened_in_either_memory_format(set_gradients, run_s
 def test_equals_torchs_muon(dtype, adjust):
     """Same coefficients, steps and dtype of the iteration; torch normalises in bfloat16, ours in float32."""
     torch.manual_seed(1)
-    starts = [torch.randn(shape).to(dtype) for shape in [(16, 48), (16, 48), (48, 16), (16, 16)]]
+    starts = [(0.02 * torch.randn(shape)).to(dtype) for shape in [(16, 48), (16, 48), (48, 16), (16, 16)]]
     ours, theirs = ([nn.Parameter(start.clone()) for start in starts] for _ in range(2))
     mine = Muon(
         ours, 0.02, weight_decay=0.1, orthogonalizer="polar.ns-jordan", adjust=adjust[0], iteration_dtype="bfloat16"
