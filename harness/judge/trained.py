@@ -99,6 +99,8 @@ def _check_times(claim: Claim, side: str, runs: Runs) -> None:
 
 
 def _stopped_early(run: Trained) -> bool:
+    if run.detail.get("stopped_early"):
+        return True
     steps, updates = run.metrics.get("steps"), run.detail.get("updates")
     finished = run.status in (trained_runs.REACHED, "budget_exhausted")
     return finished and steps is not None and updates is not None and steps < updates

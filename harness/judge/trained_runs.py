@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 REACHED = "target_reached"
 #: Runs that never hit and stay at risk to the budget, although they stopped before it.
-BROKEN = frozenset({"diverged", "out_of_memory", "error"})
+BROKEN = frozenset({"diverged", "out_of_memory", "error", "timeout"})
 #: Runs that say nothing about the method: never started, or stopped from outside.
 SILENT = frozenset({"interrupted", "unsupported"})
 #: The alias draws its data order and its first weights from the seed plus this.
@@ -60,6 +60,11 @@ class Trained:
     def tuning(self) -> bool:
         """Whether it is a tuning trial, which held validation data out and enters no verdict."""
         return str(self.detail.get("split") or "test").startswith("val")
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the data were made up, to time steps only."""
+        return bool(self.detail.get("synthetic"))
 
     @property
     def hyper(self) -> dict[str, Any]:
@@ -178,11 +183,12 @@ def arms(runs: Iterable[Trained]) -> dict[str, list[Trained]]:
 
 
 def counting(runs: Iterable[Trained], arm: str, wanted: Mapping[str, Any] | None = None) -> dict[int, Trained]:
-    """The runs of one arm by seed: no tuning trial, nothing stopped from outside, one setting only.
+    """The runs of one arm by seed: no tuning trial, no made-up data, nothing stopped from outside, one setting only.
 
     Settings are never mixed: the newest run's hyper-parameters decide, and of one seed the newest run.
     """
-    own = [r for r in runs if r.arm == arm and not r.tuning and r.status not in SILENT and r.fits(wanted or {})]
+    usable = (run for run in runs if run.arm == arm and not run.tuning and not run.synthetic)
+    own = [run for run in usable if run.status not in SILENT and run.fits(wanted or {})]
     if not own:
         return {}
     newest = max(own, key=_age).hyper

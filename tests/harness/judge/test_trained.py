@@ -169,7 +169,9 @@ def test_resumed_runs_have_no_time(training: Any, book: Any) -> None:
 
 def test_tuning_trials_and_stopped_runs_enter_no_verdict(training: Any, book: Any) -> None:
     data = book().usual(2.0)
-    data.arm("toy.new", 1.0, split="validation").arm("toy.new", 1.0, status="interrupted", reason="stopped")
+    data.arm("toy.new", 1.0, synthetic=True).arm("toy.new", 1.0, split="validation").arm(
+        "toy.new", 1.0, status="interrupted", reason="stopped"
+    )
     found = one(training(), data)
     assert (found.ratio, found.n) == (pytest.approx(2.0), 10)
     only = one(training(), book().arm("toy.old", 80.0).arm("toy.new", 1.0, split="val"))
