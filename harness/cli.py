@@ -328,7 +328,9 @@ def bench(
     chosen = tier or ("quick" if quick else "standard")
     budget = budget_s if budget_s is not None else (100.0 if quick else 540.0)
     _read_headers(_sources(None, out))  # an unreadable file stops the bench now, not after ten minutes
-    path = _measure(_request(None, chosen, None, None, None, budget, device), out, as_json=False)
+    own, training = cli_train.bench_budget(budget, device)
+    path = _measure(_request(None, chosen, None, None, None, own, device), out, as_json=False)
+    cli_train.bench(training, quick, device, out)
     frame, headers = _read(_sources(None, out))
     verdicts = _judged(frame, headers)
     header = next(h for h in headers if Path(h["file"]) == path)
@@ -408,3 +410,6 @@ def export(
         _print_json({"file": str(path.resolve())})
     else:
         print(path)
+
+
+from harness import cli_train  # noqa: E402 (its commands hang themselves into app)

@@ -2,7 +2,7 @@
 
 Standard output and standard error belong to the method and never carry results. A *check* job gates methods, each in
 a process of its own; a *block* job walks the problems and runs every arm in shuffled order; a *probe* job measures the
-machine.
+machine; a *train* job trains arms to a target.
 """
 
 from __future__ import annotations
@@ -279,7 +279,13 @@ def _probe(job: Mapping[str, Any], pipe: Pipe) -> None:
     pipe.send(event="result", facts=facts)
 
 
-_JOBS = {"check": _checks, "block": _block, "probe": _probe}
+def _train(job: Mapping[str, Any], pipe: Pipe) -> None:
+    from harness.measure.training.worker import train
+
+    train(job, pipe)
+
+
+_JOBS = {"check": _checks, "block": _block, "probe": _probe, "train": _train}
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,205 @@
+"""``speedclaim train``, and the training part of ``speedclaim bench``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.cli import DeviceOption, Json, OutOption, TierOption, _print_json, app
+from harness.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from harness.measure.training.plan import TrainPlan, TrainRequest
+
+#: Share of the bench's budget that training gets.
+BENCH_SHARE = 0.25
+
+MethodsArgument = Annotated[list[str] | None, typer.Argument(help="Methods, e.g. adamw; default: the workload's.")]
+HyperOption = Annotated[
+    list[str] | None, typer.Option("--hyper", help="name=value for every method, method.name=value for one (repeat).")
+]
+
+
+@app.command()
+def train(
+    workload: Annotated[str | None, typer.Argument(help="Workload; without one, every workload of --tier.")] = None,
+    methods: MethodsArgument = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Seeds; 6 or more for a verdict.")] = None,
+    hyper: HyperOption = None,
+    seed_start: Annotated[int, typer.Option("--seed-start", help="The first seed.")] = 0,
+    tier: TierOption = "standard",
+    device: DeviceOption = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="Length of the schedule, also the budget.")] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="ieee, tf32, torch-default, bf16 or fp16.")
+    ] = None,
+    compile_: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="torch.compile; default: the workload's, on CUDA.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Train to the end of the schedule, past the target.")] = False,
+    synthetic: Annotated[bool, typer.Option("--synthetic", help="Generated data: step time and memory only.")] = False,
+    budget_s: Annotated[float | None, typer.Option("--budget-s", help="Seconds to spend; seeds are dropped.")] = None,
+    out: OutOption = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """Train methods to a workload's target: seeds interleaved, clock paused for evaluation, every run written down."""
+    from harness.measure.training.plan import TrainRequest
+
+    request = TrainRequest(
+        workloads=(workload,) if workload else (),
+        methods=tuple(methods or ()),
+        tier=tier,
+        seeds=seeds,
+        seed_start=seed_start,
+        hyper=tuple(hyper or ()),
+        device=device,
+        epochs=epochs,
+        precision=precision,
+        compile=compile_,
+        full=full,
+        synthetic=synthetic,
+        budget_s=budget_s,
+    )
+    measure(request, out, as_json)
+
+
+def measure(request: TrainRequest, out: Path, as_json: bool) -> Path:
+    """Plan, train, print; returns the record's file."""
+    from harness.measure.training import executor, listener
+    from harness.measure.training.plan import build
+    from harness.record import store
+
+    plan = build(request)
+    if not as_json:
+        _announce(plan)
+    command = "speedclaim " + " ".join(sys.argv[1:])
+    with listener.for_terminal(quiet=as_json) as shown:
+        result = executor.execute(plan, out, command, shown)
+    rows = summary(store.read_runs(result.path), plan)
+    if as_json:
+        _print_json({"file": str(result.path.resolve()), "resumed": result.resumed,
+                     "elapsed_s": round(result.elapsed_s, 1), "rows": rows})  # fmt: skip
+    else:
+        table(rows)
+        print(f"{result.runs} runs in {result.elapsed_s:.0f} s: {result.path}")
+    return result.path
+
+
+def _announce(plan: TrainPlan) -> None:
+    for name, why in plan.left_out.items():
+        print(f"left out: {name}: {why}")
+    for part in plan.parts:
+        target = part.workload.target
+        sign = ">=" if target.larger_is_better else "<="
+        arms = ", ".join(arm.name.removeprefix("training.") for arm in part.runnable())
+        print(
+            f"{part.workload.name} on {plan.device}: {target.metric} {sign} {target.value:g}; {arms}; "
+            f"{len(part.seeds)} seed{'s' if len(part.seeds) != 1 else ''}"
+        )
+        for arm in part.arms:
+            if arm.why is not None:
+                print(f"left out: {arm.name}: {arm.why}")
+
+
+def summary(frame: pd.DataFrame, plan: TrainPlan) -> list[dict[str, Any]]:
+    """One row per workload and arm: hits, medians over seeds."""
+    rows = []
+    runs = frame[frame["phase"] == "training"]
+    for part in plan.parts:
+        for arm in part.arms:
+            mine = runs[(runs["workload"] == part.workload.name) & (runs["arm"] == arm.name)]
+            rows.append(_row(part.workload.name, part.workload.target.metric, arm.name, mine))
+    return rows
+
+
+def _row(workload: str, metric: str, arm: str, mine: pd.DataFrame) -> dict[str, Any]:
+    last = mine.drop_duplicates("run", keep="last").drop_duplicates("seed", keep="last")
+    mine = mine[mine["run"].isin(set(last["run"]))]
+
+    def median(name: str) -> float | None:
+        values = mine[mine["metric"] == name]["value"]
+        return None if values.empty else float(values.median())
+
+    hits = int((last["status"] == "target_reached").sum())
+    statuses = last[last["status"] != "target_reached"]["status"].value_counts().to_dict()
+    reasons = last["reason"].dropna()
+    return {
+        "workload": workload,
+        "arm": arm,
+        "hits": hits,
+        "runs": len(last),
+        "other": {str(name): int(count) for name, count in statuses.items()},
+        "reason": None if reasons.empty else str(reasons.iloc[0]),
+        "metric": metric,
+        "time_to_target_s": median("time_to_target_s"),
+        "steps_to_target": median("steps_to_target"),
+        "final": median(f"final_{metric}"),
+        "step_s": median("step_s"),
+        "optimizer_step_s": median("optimizer_step_s"),
+        "stall": median("stall"),
+        "peak_bytes": median("peak_device_bytes") or median("peak_host_bytes"),
+        "optimizer_state_bytes": median("optimizer_state_bytes"),
+    }
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The summary for people; medians of the seeds that hit are description, not a ranking."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from harness import units
+
+    def shown(value: float | None, text: Any = None) -> str:
+        return "-" if value is None else (text or (lambda x: f"{x:.4g}"))(value)
+
+    console = Console()
+    console = console if console.is_terminal else Console(width=200)
+    made = Table(box=None, pad_edge=False)
+    titles = ("workload", "arm", "hits", "median time", "updates", "final", "a step", "optimizer", "stall", "memory")
+    for title in titles:
+        made.add_column(title, justify="left" if title in ("workload", "arm") else "right")
+    for row in rows:
+        others = ", ".join(f"{count} {name}" for name, count in row["other"].items() if name != "budget_exhausted")
+        made.add_row(
+            row["workload"],
+            row["arm"].removeprefix("training."),
+            f"{row['hits']}/{row['runs']}" + (f" ({others})" if others else ""),
+            shown(row["time_to_target_s"], units.seconds),
+            shown(row["steps_to_target"], lambda x: f"{x:.0f}"),
+            shown(row["final"]),
+            shown(row["step_s"], units.seconds),
+            shown(row["optimizer_step_s"], units.seconds),
+            shown(row["stall"], lambda x: f"{100 * x:.1f} %"),
+            shown(row["peak_bytes"], units.size),
+        )
+    console.print(made)
+    for row in rows:
+        if row["runs"] and not row["hits"] and row["reason"]:
+            console.print(f"{row['workload']} {row['arm']}: {row['reason']}", style="dim", markup=False)
+
+
+def bench_budget(budget_s: float, device: str | None) -> tuple[float, float]:
+    """The bench's budget split into (suites, training); training gets nothing when no quick workload can run."""
+    from harness.measure.training.plan import TrainRequest, build
+
+    try:
+        build(TrainRequest(tier="quick", device=device))
+    except UserError:
+        return budget_s, 0.0
+    return budget_s * (1 - BENCH_SHARE), budget_s * BENCH_SHARE
+
+
+def bench(budget_s: float, quick: bool, device: str | None, out: Path) -> Path | None:
+    """The quick training tier within ``budget_s``; with ``quick`` one seed, a smoke run without a verdict."""
+    from harness.measure.training.plan import TrainRequest
+
+    if budget_s <= 0:
+        return None
+    request = TrainRequest(tier="quick", device=device, seeds=1 if quick else None, budget_s=budget_s)
+    return measure(request, out, as_json=False)

@@ -1,0 +1,400 @@
+"""One training run: build, warm up, train between evaluations, stop, and say how it ended. Always a row."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.catalogue import registry
+from harness.catalogue.workload import Batch, Workload
+from harness.errors import Unsupported
+from harness.measure.training import checkpoint, crossing, schedule, state
+from harness.measure.training import log as logs
+from harness.measure.training import outcome as outcomes
+from harness.measure.training.clock import Buckets, TrainClock
+from harness.measure.training.outcome import Outcome, failure
+from harness.measure.training.spec import BLOW_UP, RunSpec
+from harness.measure.training.step import Loss, Stepper
+from harness.measure.training.warmup import warm_up
+from harness.measure.training_device import TrainingCPU
+
+Report = Callable[..., None]
+#: Samples of one evaluation batch: what an accelerator is filled with at little memory.
+EVALUATION_BATCH = (256, 1024)
+#: A factory or a dropout mask must not see the numbers that initial weights were drawn from.
+_FACTORY, _TRAINING = 0x5EED, 0x7EED
+
+
+class Diverged(Exception):
+    """A loss that is not finite, or that blew up."""
+
+
+class Run:
+    """One run.
+
+    Args:
+        spec: what to do.
+        workload: its workload.
+        runtime: the workload's runtime.
+        data: the workload's data on the device.
+        device: the training device.
+        loss: ``loss(model, inputs, targets)``, shared by all arms.
+        report: called at block ends with what people want to see; it keeps the run from being taken for a hang.
+        model: a used model of the same workload to take over (compiled graphs hold on to it), None for a new one.
+        now: the host's monotonic clock.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: RunSpec,
+        workload: Workload,
+        runtime: Any,
+        data: Any,
+        device: TrainingCPU,
+        loss: Loss,
+        report: Report = lambda **_: None,
+        model: nn.Module | None = None,
+        now: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.spec, self.workload, self.runtime, self.data = spec, workload, runtime, data
+        self.device, self.loss, self.report = device, loss, report
+        self.model: nn.Module = model  # type: ignore[assignment]
+        self.optimizer: Any = None
+        self.log = logs.Log()
+        self.updates: int | None = None
+        self.final: dict[str, float] = {}
+        self.detail: dict[str, Any] = {}
+        self.buckets = Buckets(device)
+        self.clock = TrainClock(device.synchronize, now)
+        self._now = now
+        self._saved_at = now()
+        self._saved_done = 0
+        own = workload.target.metric.split("_", 1)
+        self._prefix = "val" if spec.validation or own[0] == "val" else "test"
+        self.metric = f"{self._prefix}_{own[-1]}"
+
+    # -- the whole -------------------------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """Train; every way to end becomes a status."""
+        before = self.device.settings()
+        try:
+            status, reason = self._run()
+        except Diverged as error:
+            status, reason = "diverged", str(error)
+        except Unsupported as error:
+            status, reason = "unsupported", str(error)
+        except Exception as error:
+            status, reason = failure(self.device, error)
+        finally:
+            self.clock.abandon()
+        self._close()
+        if why := self.device.changed(before):
+            status, reason = "error", f"impure: {why}"
+        self.log.train_s = self.clock.elapsed_s
+        self.log.buckets = self.buckets.totals
+        return outcomes.outcome(
+            spec=self.spec,
+            workload=self.workload,
+            log=self.log,
+            status=status,
+            reason=reason,
+            metric=self.metric,
+            updates=self.updates,
+            crossings=self._crossings(),
+            final=self.final,
+            detail=self.detail,
+        )
+
+    def _run(self) -> tuple[str, str | None]:
+        self._build()
+        self._warm_up()
+        self._resume()
+        if not self.log.curve:
+            self._evaluate()
+        self._train()
+        self.detail["weights_sha256"] = state.digest(state.weights(self.model))
+        if callable(final := getattr(self.runtime, "final", None)):
+            self.final = {
+                name: float(value) for name, value in self._aside(lambda: final(self.model, self.data)).items()
+            }
+        return self._verdict()
+
+    def _verdict(self) -> tuple[str, str | None]:
+        target, values = self.workload.target, self.log.curve[self.metric]
+        if any(c.level == target.value for c in self._crossings()):
+            return "target_reached", None
+        sign = "at least" if target.larger_is_better else "at most"
+        best = (max if target.larger_is_better else min)(values)
+        passed = f" (the budget of {self.spec.max_s:g} s is spent)" if "stopped_by" in self.detail else ""
+        if target.mode == "crossing" and any(target.met(v) for v in values[1:]):
+            passed += "; it was met, but never at two evaluations in a row"
+        shown = f"{values[-1]:.4g} at the end, {best:.4g} at best"
+        return "budget_exhausted", f"{self.metric} {shown}; wanted {sign} {target.value:g}{passed}"
+
+    def _crossings(self) -> list[crossing.Crossing]:
+        target, curve = self.workload.target, self.log.curve
+        if self.metric not in curve:
+            return []
+        axes = {name: curve[name] for name in ("s", "steps", "samples")}
+        if target.mode == "final":
+            whole = self.log.done == self.updates
+            last = crossing.at_the_end(target, curve[self.metric], axes) if whole else None
+            found = crossing.reached(target, curve[self.metric], axes)
+            return ([last] if last else []) + [c for c in found if c.level != target.value]
+        return crossing.reached(target, curve[self.metric], axes)
+
+    # -- before the clock ------------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        spec, device = self.spec, self.device
+        self.updates = max(1, round(float(spec.trainer["epochs"]) * self.data.size / self.workload.batch))
+        device.peak_start()
+        device.seed(spec.stream)
+        fresh = self.runtime.model(self.workload)
+        if self.model is None:
+            self.model = self._placed(fresh)
+        else:
+            state.restore_weights(self.model, state.weights(self._placed(fresh)))
+        if callable(prepare := getattr(self.runtime, "prepare", None)):
+            prepare(self.model, self.data)
+        self.model.train()
+        device.seed(spec.stream ^ _FACTORY)
+        method = registry.method(spec.method)
+        self.optimizer = registry.resolve(method.impl)(self.model, **spec.factory)
+        schedule.remember(self.optimizer)
+        device.seed(spec.stream ^ _TRAINING)
+        coverage = getattr(self.optimizer, "coverage", None)
+        self.detail["coverage"] = dict(coverage) if coverage is not None else None
+        self.detail["parameters"] = sum(p.numel() for p in self.model.parameters())
+        self.stepper = Stepper(
+            model=self.model,
+            optimizer=self.optimizer,
+            loss=self.loss,
+            runtime_loss=self.runtime.loss,
+            device=device,
+            buckets=self.buckets,
+            batch=self.workload.batch,
+            trainer=spec.trainer,
+        )
+
+    def _placed(self, model: nn.Module) -> nn.Module:
+        model = model.to(self.device.kind)
+        if self.workload.pure_bf16:
+            model = model.to(torch.bfloat16)
+        if self.workload.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model
+
+    def _warm_up(self) -> None:
+        self.report(what="warm-up", done=0, updates=self.updates)
+        found = warm_up(self.stepper, self.data, self.spec.stream, stall=True)
+        if found.why is not None:
+            raise RuntimeError(found.why)
+        self.log.compile_s, self.log.stall, self.log.warmup_hash_ok = found.seconds, found.stall, True
+        self.device.reset_peak()
+
+    def _resume(self) -> None:
+        if self.spec.checkpoint is None:
+            return
+        stored = checkpoint.load(Path(self.spec.checkpoint), self.spec)
+        if stored is None:
+            return
+        compiled = self.log.compile_s
+        self.log = logs.from_json(stored["log"])
+        self.log.compile_s += compiled
+        self.log.resumed = True
+        state.restore_weights(self.model, stored["weights"])
+        self.optimizer.load_state_dict(stored["optimizer"])
+        self.device.set_random_state(stored["random"])
+        if self.stepper.scaler is not None:
+            self.stepper.scaler.load_state_dict(stored["scaler"])
+        self.clock = TrainClock(self.device.synchronize, self._now, self.log.train_s)
+        self.buckets.totals = dict(self.log.buckets)
+        self._saved_done = self.log.done
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def _evaluation_points(self) -> Iterator[int]:
+        """Updates after which the model is evaluated: as soon as each multiple of the cadence is seen, and the end."""
+        assert self.updates is not None
+        every = self.workload.eval_every or self.data.size
+        samples, last = every, 0
+        while (point := math.ceil(samples / self.workload.batch)) < self.updates:
+            if point > last:
+                yield point
+            last, samples = point, samples + every
+        yield self.updates
+
+    def _train(self) -> None:
+        for point in self._evaluation_points():
+            if point <= self.log.done and self.log.curve["steps"][-1] >= point:
+                continue
+            while self.log.done < point:
+                left = point - self.log.done
+                self._block(math.ceil(left / math.ceil(left / self.spec.block_updates)))
+                if self.clock.elapsed_s >= self.spec.max_s and self.log.done < point:
+                    self.detail["stopped_by"] = "max_s"
+                    break
+            self._evaluate()
+            if "stopped_by" in self.detail or (point != self.updates and self._stop_early()):
+                return
+            if self.clock.elapsed_s >= self.spec.max_s and point != self.updates:
+                self.detail["stopped_by"] = "max_s"
+                return
+
+    def _stop_early(self) -> bool:
+        if self.spec.full or self.workload.target.mode != "crossing":
+            return False
+        done = len(self._crossings()) == len(crossing.levels(self.workload.target))
+        self.log.stopped_early = done
+        return done
+
+    def _block(self, count: int) -> None:
+        """``count`` updates between two synchronisations, then housekeeping with the clock paused."""
+        assert self.updates is not None
+        trainer = self.spec.trainer
+        losses: torch.Tensor | None = None
+        counted = self.device.energy_j()
+        self.clock.resume()
+        for _ in range(count):
+            rate = schedule.factor(
+                trainer["schedule"], self.log.done, self.updates, trainer["warmup"], trainer["final_lr"]
+            )
+            schedule.apply(self.optimizer, rate)
+            loss = self.stepper.update(self._fetch, self.log.done * self.workload.batch)
+            losses = loss if losses is None else losses + loss
+            self.log.done += 1
+        seconds = self.clock.pause()
+        if counted is not None and (now := self.device.energy_j()) is not None:
+            self.log.energy_j = (self.log.energy_j or 0.0) + now - counted
+        added = self.buckets.collect()
+        self.device.release()
+        if callable(parts := getattr(self.optimizer, "parts", None)):
+            for name, spent in parts().items():
+                self.buckets.add(f"optimizer_{name}", float(spent))
+        self.log.step_s.append(seconds / count)
+        self.log.optimizer_step_s.append(added.get("optimizer", 0.0) / count)
+        assert losses is not None
+        self._watch(float(losses), count)
+        self._heartbeat()
+        self._save()
+
+    def _fetch(self, first: int, count: int) -> Batch:
+        batch: Batch = self.data.train(self.spec.stream, first, count)
+        return batch
+
+    def _watch(self, total: float, count: int) -> None:
+        """The block's losses, read after its synchronisation: not finite or blown up is divergence."""
+        mean = total / count
+        if not math.isfinite(mean):
+            raise Diverged(f"the training loss is {mean} after {self.log.done} updates")
+        if self.log.first_loss is None:
+            self.log.first_loss = self.log.curve["train_loss"][0] if self.log.curve else mean
+        if mean > BLOW_UP * self.log.first_loss > 0:
+            raise Diverged(
+                f"the training loss {mean:.3g} is over {BLOW_UP:g} times the initial {self.log.first_loss:.3g} "
+                f"after {self.log.done} updates"
+            )
+        self.log.loss_sum, self.log.loss_count = self.log.loss_sum + total, self.log.loss_count + count
+        self.log.last_loss = mean
+
+    def _heartbeat(self) -> None:
+        values = self.log.curve[self.metric]
+        best = (max if self.workload.target.larger_is_better else min)(values)
+        self.report(
+            what="training",
+            done=self.log.done,
+            updates=self.updates,
+            epoch=self.log.done * self.workload.batch / self.data.size,
+            metric=self.metric,
+            value=values[-1],
+            best=best,
+            loss=self.log.last_loss,
+            train_s=self.clock.elapsed_s,
+            reached_s=next((c.time_s for c in self._crossings() if c.level == self.workload.target.value), None),
+        )
+
+    # -- outside the clock -----------------------------------------------------------------------------------------
+
+    def _aside(self, call: Callable[[], Any]) -> Any:
+        """Call outside the clock; generators, mode and peak memory of training are as before afterwards."""
+        device = self.device
+        self.log.device_peak = max(self.log.device_peak, device.device_peak())
+        random_state = device.random_state()
+        self.model.eval()
+        try:
+            with torch.no_grad(), device.autocast():
+                return call()
+        finally:
+            self.model.train()
+            device.set_random_state(random_state)
+            device.reset_peak()
+
+    def _evaluate(self) -> None:
+        start = self._now()
+        small, large = EVALUATION_BATCH
+        size = int(self.workload.params.get("eval_batch", min(max(self.workload.batch, small), large)))
+        split = "validation" if self.spec.validation else "test"
+        found = self._aside(lambda: self.runtime.evaluate(self.model, self.data.evaluation(split, size)))
+        values = {f"{self._prefix}_{name}": float(value) for name, value in found.items()}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise Diverged(f"{name} is {value} after {self.log.done} updates")
+        if self.metric not in values:
+            raise Unsupported(f"the workload's target is {self.metric}, its runtime evaluates {sorted(values)}")
+        loss = self.log.loss_sum / self.log.loss_count if self.log.loss_count else self._aside(self._initial_loss)
+        self.log.loss_sum, self.log.loss_count = 0.0, 0
+        done = self.log.done
+        point = {"steps": done, "samples": done * self.workload.batch, "s": self.clock.elapsed_s, "train_loss": loss}
+        self.log.evaluated({**point, **values})
+        self.log.state_bytes = state.state_bytes(self.optimizer, self.model)
+        self.log.host_peak = max(self.log.host_peak, self.device.peak().get("peak_host_bytes", 0.0))
+        self.device.synchronize()
+        self.buckets.add("evaluation", self._now() - start)
+
+    def _initial_loss(self) -> float:
+        inputs, targets = self.data.train(self.spec.stream, 0, min(self.workload.batch, EVALUATION_BATCH[1]))
+        value = float(self.runtime.loss(self.model(inputs), targets))
+        if not math.isfinite(value):
+            raise Diverged(f"the training loss of the initial weights is {value}")
+        return value
+
+    def _save(self) -> None:
+        """A checkpoint at a block's end, when one is due."""
+        spec = self.spec
+        if spec.checkpoint is None or self.log.done >= (self.updates or 0):
+            return
+        by_updates = 0 < spec.checkpoint_updates <= self.log.done - self._saved_done
+        if not by_updates and self._now() - self._saved_at < spec.checkpoint_s:
+            return
+        start = self._now()
+        self.log.train_s, self.log.buckets = self.clock.elapsed_s, dict(self.buckets.totals)
+        content = {
+            "weights": state.weights(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "random": self.device.random_state(),
+            "scaler": self.stepper.scaler.state_dict() if self.stepper.scaler is not None else None,
+            "log": self.log.to_json(),
+        }
+        checkpoint.save(Path(spec.checkpoint), spec, content)
+        self._saved_at, self._saved_done = self._now(), self.log.done
+        self.buckets.add("checkpoint", self._saved_at - start)
+
+    def _close(self) -> None:
+        """Let the method remove its hooks, and drop what holds device memory."""
+        if callable(close := getattr(self.optimizer, "close", None)):
+            try:
+                close()
+            except Exception as error:
+                self.detail["close"] = f"{type(error).__name__}: {error}"
+        self.optimizer = None
+        if hasattr(self, "stepper"):
+            del self.stepper

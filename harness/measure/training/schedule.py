@@ -1,0 +1,59 @@
+"""Learning-rate schedules: a factor on each parameter group's own initial rate."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from harness.catalogue.workload import SCHEDULES
+from harness.errors import UserError
+
+
+def factor(name: str, update: int, updates: int, warmup: float = 0.0, final: float = 0.0) -> float:
+    """Factor of update ``update`` (from 0) of ``updates``.
+
+    During the warm-up, a fraction of the updates, the factor rises linearly to 1. Then with p from 0 to 1:
+    constant: 1; linear: 1 - p (1 - final); cosine: final + (1 - final) (1 + cos pi p) / 2;
+    triangle: as linear, and the rise starts at ``final`` instead of at nothing (its peak is half-way when there is no
+    warm-up).
+
+    Raises:
+        UserError: a schedule that does not exist.
+    """
+    if name not in SCHEDULES:
+        raise UserError(f"schedule {name!r}: expected one of {', '.join(SCHEDULES)}.")
+    if name == "triangle" and warmup == 0.0:
+        warmup = 0.5
+    rise = warmup * updates
+    if update + 1 < rise:
+        part = (update + 1) / rise
+        return final + (1 - final) * part if name == "triangle" else part
+    if name == "constant":
+        return 1.0
+    start = max(0, math.ceil(rise) - 1)
+    progress = (update - start) / max(1, updates - start)
+    if name == "cosine":
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+    return 1 - progress * (1 - final)
+
+
+def remember(optimizer: Any) -> None:
+    """Keep each group's rate as ``initial_lr``.
+
+    Raises:
+        UserError: a group without ``lr``.
+    """
+    for group in optimizer.param_groups:
+        if "lr" not in group:
+            raise UserError(f"{type(optimizer).__name__}: every parameter group must carry 'lr', got {sorted(group)}.")
+        group.setdefault("initial_lr", float(group["lr"]))
+
+
+def apply(optimizer: Any, factor_: float) -> None:
+    """Set each group's rate to ``initial_lr`` times the factor, in place where it is a tensor."""
+    for group in optimizer.param_groups:
+        rate = group["initial_lr"] * factor_
+        if hasattr(group["lr"], "fill_"):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

@@ -1,0 +1,174 @@
+"""One update: data, forward, backward, optimizer, for plain optimizers and for those that call a closure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.catalogue.workload import Batch
+from harness.errors import Unsupported
+from harness.measure.training.clock import Buckets
+from harness.measure.training_device import TrainingCPU
+
+Fetch = Callable[[int, int], Batch]
+Loss = Callable[[nn.Module, Any, Any], torch.Tensor]
+#: What a method may ask of its step beyond gradients.
+NEEDS = frozenset({"closure", "extra_backward"})
+
+
+def pieces(count: int, parts: int) -> Iterator[tuple[int, int]]:
+    """(offset, count) of ``parts`` nearly equal pieces of ``count`` samples."""
+    for index in range(parts):
+        start, stop = index * count // parts, (index + 1) * count // parts
+        if stop > start:
+            yield start, stop - start
+
+
+class Stepper:
+    """Updates a model with one optimizer.
+
+    Args:
+        model: on its device, in training mode.
+        optimizer: what the method's factory made.
+        loss: ``loss(model, inputs, targets)`` -> mean loss; compiled when the run asks for it.
+        runtime_loss: ``loss(outputs, targets)``, for targets drawn from the model.
+        device: the training device.
+        buckets: where the seconds go.
+        batch: samples of one update.
+        trainer: ``accumulate`` and ``clip_norm``.
+
+    Raises:
+        Unsupported: a need that the trainer does not serve, or clipping of gradients that only the method sees.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Any,
+        loss: Loss,
+        runtime_loss: Callable[[Any, Any], torch.Tensor],
+        device: TrainingCPU,
+        buckets: Buckets,
+        batch: int,
+        trainer: Mapping[str, Any],
+    ) -> None:
+        self.model, self.optimizer, self.loss, self.runtime_loss = model, optimizer, loss, runtime_loss
+        self.device, self.buckets, self.batch = device, buckets, batch
+        self.accumulate, self.clip_norm = int(trainer["accumulate"]), trainer["clip_norm"]
+        self.scaler = device.scaler()
+        self.parts = int(getattr(optimizer, "sub_batches", 1))
+        self.needs = frozenset(getattr(optimizer, "step_needs", ()))
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if strange := self.needs - NEEDS:
+            raise Unsupported(f"its step needs {sorted(strange)}; the trainer serves {sorted(NEEDS)}.")
+        if self.needs and self.clip_norm is not None:
+            raise Unsupported("clip_norm: this method runs backward inside its step, so only it can clip.")
+        if self.needs and self.scaler is not None:
+            raise Unsupported("fp16 loss scaling: this method runs backward inside its step; use bf16.")
+
+    def update(self, fetch: Fetch, first: int) -> torch.Tensor:
+        """One update on samples ``first`` to ``first + batch``; returns the mean loss, detached, not synchronised."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        return self._with_closure(fetch, first) if self.needs else self._plain(fetch, first)
+
+    def _plain(self, fetch: Fetch, first: int) -> torch.Tensor:
+        total: torch.Tensor | None = None
+        for offset, count in pieces(self.batch, self.accumulate):
+            with self.buckets.span("data"):
+                inputs, targets = fetch(first + offset, count)
+            value = self._backward(inputs, targets, count / self.batch)
+            total = value if total is None else total + value
+        assert total is not None
+        with self.buckets.span("optimizer"):
+            self._step()
+        return total
+
+    def _backward(self, inputs: Any, targets: Any, weight: float) -> torch.Tensor:
+        with self.buckets.span("forward"), self.device.autocast():
+            value = self.loss(self.model, inputs, targets)
+        with self.buckets.span("backward"):
+            weighted = value if weight == 1.0 else value * weight
+            (weighted if self.scaler is None else self.scaler.scale(weighted)).backward()  # type: ignore[no-untyped-call]
+        return weighted.detach()
+
+    def _step(self) -> None:
+        if self.scaler is not None:
+            if self.clip_norm is not None:
+                self.scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            return
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        self.optimizer.step()
+
+    # -- methods that call a closure -------------------------------------------------------------------------------
+
+    def _with_closure(self, fetch: Fetch, first: int) -> torch.Tensor:
+        whole: list[Batch] = []
+        losses: list[torch.Tensor] = []
+
+        def closure(part: int | None = None, targets: str = "data") -> torch.Tensor:
+            """Forward and backward on one part (None: all of it), gradients added to ``.grad``; returns its loss."""
+            if targets not in ("data", "model"):
+                raise Unsupported(f"closure(targets={targets!r}): expected 'data' or 'model'.")
+            if part is not None and not 0 <= part < self.parts:
+                raise Unsupported(f"closure(part={part}): the method declared {self.parts} sub-batches.")
+            begin, size = (0, self.batch) if part is None else list(pieces(self.batch, self.parts))[part]
+            value: torch.Tensor | None = None
+            with torch.enable_grad():
+                for offset, count in pieces(size, self.accumulate):
+                    with self.buckets.span("data"):
+                        batch = self._slice(whole, fetch, first, begin + offset, count)
+                    one = self._closure_backward(batch, count / size, targets)
+                    value = one if value is None else value + one
+            assert value is not None
+            if targets == "data":
+                losses.append(value)
+            return value
+
+        with self.buckets.span("optimizer"):
+            self.optimizer.step(closure)
+        if not losses:
+            raise Unsupported("its step never called the closure on the data's own targets: there is no loss to watch.")
+        return torch.stack(losses).mean()
+
+    def _slice(self, whole: list[Batch], fetch: Fetch, first: int, offset: int, count: int) -> Batch:
+        """A part of the update's samples; without accumulation they are fetched once and shared by all parts."""
+        if self.accumulate > 1:
+            return fetch(first + offset, count)
+        if not whole:
+            whole.append(fetch(first, self.batch))
+        inputs, targets = whole[0]
+        return Batch(inputs[offset : offset + count], targets[offset : offset + count])
+
+    def _closure_backward(self, batch: Batch, weight: float, targets: str) -> torch.Tensor:
+        if targets == "data":
+            return self._backward(*batch, weight)
+        with self.buckets.span("forward"), self.device.autocast():
+            outputs = self.model(batch.inputs)
+            value = self.runtime_loss(outputs, drawn(outputs.detach(), batch.targets)) * weight
+        with self.buckets.span("backward"):
+            value.backward()  # type: ignore[no-untyped-call]
+        return value.detach()
+
+
+def drawn(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Targets drawn from the model's own distribution: a class per row of logits in the last dimension.
+
+    Raises:
+        Unsupported: outputs that are no logits of such targets.
+    """
+    if targets.is_floating_point() or outputs.shape[:-1] != targets.shape:
+        raise Unsupported(
+            f"closure(targets='model') draws classes from logits; got outputs {tuple(outputs.shape)} and "
+            f"{targets.dtype} targets {tuple(targets.shape)}."
+        )
+    chances = torch.softmax(outputs.float(), dim=-1).reshape(-1, outputs.shape[-1])
+    return torch.multinomial(chances, 1).reshape(targets.shape).to(targets.dtype)

@@ -1,0 +1,140 @@
+"""Warm-up outside the training clock: compile and tune, measure the stall, put everything back, prove it by a hash."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from harness.catalogue.workload import Batch
+from harness.measure.training import state
+from harness.measure.training.step import Fetch, Stepper
+
+#: Updates of the warm-up: past lazy state, autotuning and the second compilation that gradients of None cause.
+UPDATES = 3
+#: Pairs of timed groups for the stall: at least and at most, within about as many seconds.
+STALL_PAIRS, STALL_MOST, STALL_S = 3, 15, 0.6
+#: Updates of one group: on a GPU one synchronisation must not weigh on each update.
+STALL_GROUP = {"cpu": 1, "cuda": 10}
+#: A replayed first update may differ by so much of its own norm (CPU kernels may choose paths by alignment).
+REPLAY = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmUp:
+    """What the warm-up took and found; ``why`` says what was not put back."""
+
+    seconds: float
+    stall: float | None
+    why: str | None
+
+
+def warm_up(stepper: Stepper, data: Any, seed: int, stall: bool) -> WarmUp:
+    """Run updates on a resident batch with dummy labels, then restore model, optimizer, generators and position.
+
+    ``stall`` = 1 - t_resident / t_real: the share of an update that waits for data.
+    """
+    device, model, optimizer = stepper.device, stepper.model, stepper.optimizer
+    before = state.of_run(model, optimizer, device.random_state(), 0)
+    stored = {
+        "weights": state.copied(state.weights(model)),
+        "optimizer": state.copied(optimizer.state_dict()),
+        "random": state.copied(device.random_state()),
+        "scaler": stepper.scaler.state_dict() if stepper.scaler is not None else None,
+    }
+    dummy = _resident(data, dummy=True)
+    start = time.perf_counter()
+    stepper.update(dummy, 0)
+    moved = state.copied(state.weights(model)) if device.kind == "cpu" else None
+    for _ in range(UPDATES - 1):
+        stepper.update(dummy, 0)
+    device.synchronize()
+    seconds = time.perf_counter() - start
+    waits = _stall(stepper, data, seed) if stall else None
+    _restore(stepper, stored)
+    why = None if moved is None else _replayed(stepper, dummy, stored, moved)
+    stepper.buckets.collect()
+    stepper.buckets.forget()
+    device.release()
+    if why is None and state.of_run(model, optimizer, device.random_state(), 0) != before:
+        why = "after the warm-up its state cannot be put back: the hash of model, optimizer and generators differs"
+    return WarmUp(seconds=seconds, stall=waits, why=why)
+
+
+def _resident(data: Any, dummy: bool) -> Fetch:
+    """Fetch that needs no work: the same resident batch each time."""
+    kept: dict[int, Batch] = {}
+
+    def fetch(first: int, count: int) -> Batch:
+        if count not in kept:
+            inputs, targets = data.constant(count)
+            kept[count] = Batch(inputs, torch.zeros_like(targets) if dummy else targets)
+        return kept[count]
+
+    return fetch
+
+
+def _restore(stepper: Stepper, stored: dict[str, Any]) -> None:
+    state.restore_weights(stepper.model, stored["weights"])
+    stepper.optimizer.load_state_dict(state.copied(stored["optimizer"]))
+    stepper.device.set_random_state(stored["random"])
+    if stepper.scaler is not None:
+        stepper.scaler.load_state_dict(stored["scaler"])
+    if callable(parts := getattr(stepper.optimizer, "parts", None)):
+        parts()
+
+
+def _replayed(stepper: Stepper, dummy: Fetch, stored: dict[str, Any], moved: dict[str, torch.Tensor]) -> str | None:
+    """Repeat the first update after the reset: state hidden from ``state_dict`` shows in where it leads."""
+    stepper.update(dummy, 0)
+    off = size = 0.0
+    for name, tensor in state.weights(stepper.model).items():
+        if tensor.is_floating_point():
+            off += float((tensor.detach() - moved[name]).double().square().nansum())
+            size += float((moved[name] - stored["weights"][name]).double().square().nansum())
+    _restore(stepper, stored)
+    if off <= REPLAY**2 * size:
+        return None
+    return (
+        f"its load_state_dict does not restore its whole state: the first update after the reset differs from the "
+        f"very first one by {(off / size) ** 0.5 if size else float('inf'):.2g} of its norm"
+    )
+
+
+def _stall(stepper: Stepper, data: Any, seed: int) -> float:
+    """Real and resident groups of updates in turn; medians, so that one disturbed group does not count."""
+    device, batch = stepper.device, stepper.batch
+    group = STALL_GROUP[device.kind]
+    resident = _resident(data, dummy=False)
+    position = 0
+
+    def real(first: int, count: int) -> Batch:
+        batch_: Batch = data.train(seed, first, count)
+        return batch_
+
+    times: dict[str, list[float]] = {"real": [], "resident": []}
+    _timed(stepper, real, 0, 1)
+    begin = time.perf_counter()
+    while len(times["real"]) < STALL_MOST:
+        if len(times["real"]) >= STALL_PAIRS and time.perf_counter() - begin > STALL_S:
+            break
+        order: list[tuple[str, Fetch]] = [("real", real), ("resident", resident)]
+        for name, fetch in order if len(times["real"]) % 2 == 0 else order[::-1]:
+            times[name].append(_timed(stepper, fetch, position, group))
+        position += group * batch
+    return 1.0 - statistics.median(times["resident"]) / statistics.median(times["real"])
+
+
+def _timed(stepper: Stepper, fetch: Fetch, position: int, group: int) -> float:
+    stepper.device.synchronize()
+    start = time.perf_counter()
+    for index in range(group):
+        stepper.update(fetch, position + index * stepper.batch)
+    stepper.device.synchronize()
+    elapsed = time.perf_counter() - start
+    stepper.buckets.collect()
+    stepper.device.release()
+    return elapsed
