@@ -35,6 +35,8 @@ def fetch(card: DataCard, progress: Progress | None = None) -> Path | None:
             raise
         except UserError as error:
             failed.append(f"{route.label}: {str(error).removeprefix(f'{route.label}: ').rstrip('.')}")
+            if progress:
+                progress(card.name, f"no: {failed[-1]}", 0, None)
     raise Unavailable(f"cannot fetch {card.name!r}. {'; '.join(failed) or 'its card has no route'}.")
 
 

@@ -184,6 +184,8 @@ def image_folder(source: Source, fields: Mapping[str, Any]) -> Found:
 
 def lacking(name: str) -> str | None:
     """What a reader needs and this environment lacks, known before anything is downloaded; None = nothing."""
+    if name not in READERS:
+        return f"unknown format {name!r} on the card; known: {', '.join(READERS)}"
     if name == "png-strips" and importlib.util.find_spec("PIL") is None:
         return "reading PNG strips needs Pillow: pip install pillow (or speedclaim[data])"
     return None

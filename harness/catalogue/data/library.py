@@ -12,7 +12,7 @@ from harness.catalogue.data import cache, cards, derive, routes
 from harness.catalogue.data.archive import DAMAGED, Source
 from harness.catalogue.data.arrays import Arrays
 from harness.catalogue.data.cards import LOCAL_KINDS, DataCard, Route
-from harness.errors import Unavailable, UserError
+from harness.errors import MissingDependency, Unavailable, UserError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -97,8 +97,9 @@ def decode(
     """Read a source with the route's reader and check the result against the card."""
     from harness.catalogue.data import formats
 
-    if route.format not in formats.READERS:
-        raise UserError(f"{card.card.path}: unknown format {route.format!r}; known: {', '.join(formats.READERS)}.")
+    lack = formats.lacking(route.format)
+    if lack is not None:
+        raise MissingDependency(f"{lack}.")
     try:
         found, meta = formats.READERS[route.format](source, route.fields)
     except DAMAGED as error:
