@@ -23,6 +23,7 @@ WORKLOAD = Workload(
         others=(0.50, 0.55),
     ),
     max_s=600.0,
+    channels_last=True,
     tiers=("standard",),
     notes=(
         "The first 500 training and 200 test images of each class. The first layer is whitened from the training "

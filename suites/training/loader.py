@@ -16,6 +16,8 @@ from suites.training.stream import Epochs, joined, pieces
 #: Share of the training set that ``validation=True`` holds out, and the seed that chooses it (fixed for ever).
 HELD_OUT, HELD_OUT_SEED = 0.1, 0
 _CHUNK = 4096
+#: Sets that need no augmentation are kept normalized up to this size, so that a batch is one gather.
+READY_BYTES = 512 * 1024 * 1024
 
 
 def held_out(size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -73,9 +75,13 @@ class ResidentImages:
         self.size = len(train[0])
         mean, deviation = channel_statistics(train[0])
         self.mean, self.deviation = torch.from_numpy(mean), torch.from_numpy(deviation)
-        self._scale = (1.0 / (255.0 * self.deviation)).to(self.device, torch.float32)
-        self._shift = (-self.mean / self.deviation).to(self.device, torch.float32)
+        # Whole rows of pixels: a product that broadcasts over three channels is three times as slow on a CPU.
+        width = train[0].shape[2]
+        self._scale = (1.0 / (255.0 * self.deviation)).to(self.device, torch.float32).repeat(width)
+        self._shift = (-self.mean / self.deviation).to(self.device, torch.float32).repeat(width)
         self._images = aug.padded(self._resident(train[0]), self.augment)
+        small = self._images.numel() * torch.empty((), dtype=dtype).element_size() <= READY_BYTES
+        self._ready = self._plain(self._images) if small and not self.augment.draws else None
         self._labels = self._resident(train[1])
         self._held = self._resident(held[0]), self._resident(held[1])
         self._epochs = Epochs(self._table)
@@ -101,22 +107,26 @@ class ResidentImages:
     def train(self, seed: int, first: int, count: int) -> Batch:
         """Samples ``first`` to ``first + count`` of the seed's stream."""
         index, words = self.positions(seed, first, count)
-        if self.augment.area and words is not None:
-            side = self.side or self._images.shape[1]
-            images = aug.resized(self._normalized(self._images[index]), words, self.augment, side)
+        labels = self._labels.index_select(0, index)
+        if self._ready is not None:
+            return Batch(self._formatted(self._ready.index_select(0, index)), labels)
+        if words is None:
+            return Batch(self._plain(self._images[index]), labels)
+        if self.augment.area:
+            images = aug.resized(self._normalized(self._images[index]), words, self.augment, self._out_side)
         else:
             images = self._normalized(aug.crop(self._images, index, words, self.augment))
-        if self.augment.cutout and words is not None:
+        if self.augment.cutout:
             images = images.masked_fill(aug.hole(words, images.shape[2], images.shape[3], self.augment.cutout), 0.0)
-        return Batch(self._formatted(images), self._labels[index])
+        return Batch(self._formatted(images), labels)
 
     def constant(self, count: int) -> Batch:
-        """The first ``count`` training images (repeated when there are fewer), unaugmented and cloned."""
+        """The first ``count`` training images (repeated when there are fewer), unaugmented."""
         index = torch.arange(count, device=self.device) % self.size
         pad = self.augment.pad
         height, width = (length - pad for length in self._images.shape[1:3])
         images = self._images[index, pad:height, pad:width]
-        return Batch(self._formatted(self._centre(self._normalized(images))), self._labels[index])
+        return Batch(self._plain(images), self._labels[index])
 
     def evaluation(self, split: str, batch: int) -> Iterator[Batch]:
         """The whole evaluation split, unaugmented, in order; at least one batch.
@@ -128,8 +138,7 @@ class ResidentImages:
             raise UserError(f"this data holds the split {self.split!r}, not {split!r}: ask for it when loading")
         images, labels = self._held
         for start in range(0, len(images), batch):
-            part = self._centre(self._normalized(images[start : start + batch]))
-            yield Batch(self._formatted(part), labels[start : start + batch])
+            yield Batch(self._plain(images[start : start + batch]), labels[start : start + batch])
 
     def first_images(self, count: int) -> torch.Tensor:
         """The first ``count`` normalized training images in dataset order: what data-dependent initialization sees."""
@@ -138,10 +147,17 @@ class ResidentImages:
     def _normalized(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 NHWC -> float32 NCHW in channels_last strides: ``(x / 255 - mean) / deviation``."""
         batch, height, width, channels = images.shape
-        # Whole rows of pixels: a product that broadcasts over three channels is three times as slow on a CPU.
-        scale, shift = self._scale.repeat(width), self._shift.repeat(width)
-        rows = torch.addcmul(shift, images.reshape(batch, height, width * channels).to(torch.float32), scale)
+        rows = images.reshape(batch, height, width * channels).to(torch.float32)
+        rows = torch.addcmul(self._shift, rows, self._scale)
         return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+    def _plain(self, images: torch.Tensor) -> torch.Tensor:
+        """Unpadded, unaugmented images as a network sees them."""
+        return self._formatted(self._centre(self._normalized(images)))
+
+    @property
+    def _out_side(self) -> int:
+        return self.side or int(self._images.shape[1])
 
     def _centre(self, images: torch.Tensor) -> torch.Tensor:
         if not self.side or self.side >= images.shape[2]:
