@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ def fetch(card: DataCard, progress: Progress | None = None) -> Path | None:
             raise
         except UserError as error:
             failed.append(f"{route.label}: {str(error).removeprefix(f'{route.label}: ').rstrip('.')}")
-            if progress:
+            if progress and (route.kind != "folder" or os.environ.get(route.name)):
                 progress(card.name, f"no: {failed[-1]}", 0, None)
     raise Unavailable(f"cannot fetch {card.name!r}. {'; '.join(failed) or 'its card has no route'}.")
 
