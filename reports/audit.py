@@ -143,24 +143,37 @@ def discarded(runs: pd.DataFrame, headers: list[dict[str, Any]]) -> list[Row]:
     ]
 
 
-def method_cards(headers: list[dict[str, Any]], cases: list[Case]) -> list[Row]:
-    """One card per method known to any header or run, with what happened to it on each device."""
+def method_cards(
+    headers: list[dict[str, Any]], cases: list[Case], trained: Mapping[str, list[Row]] | None = None
+) -> list[Row]:
+    """One card per method known to any header or run, with what happened to it on each device.
+
+    ``trained`` holds, by method, the device and the text about its training runs.
+    """
     described: dict[str, Row] = {}
     for header in headers:
         for method in header.get("methods") or []:
             described[method["name"]] = method
     for case in cases:
         described.setdefault(case.method, {"name": case.method, "task": case.task})
-    return [_card(method, [case for case in cases if case.method == method["name"]]) for method in described.values()]
+    done = trained or {}
+    for name in done:
+        described.setdefault(name, {"name": name, "task": name.split(".")[0]})
+    return [
+        _card(method, [case for case in cases if case.method == method["name"]], done.get(method["name"], []))
+        for method in described.values()
+    ]
 
 
-def _card(method: Mapping[str, Any], cases: list[Case]) -> Row:
-    where = []
+def _card(method: Mapping[str, Any], cases: list[Case], trained: list[Row]) -> Row:
+    where: list[Row] = []
     for device in dict.fromkeys(case.device for case in cases):
         own = [case for case in cases if case.device == device]
         timed = sum(case.time_s is not None for case in own)
         why = next((case.reason for case in own if case.time_s is None and case.reason), "")
-        where.append({"device": device, "timed": timed, "of": len(own), "why": why if timed < len(own) else ""})
+        told = f"timed on {timed} of {len(own)} problems"
+        where.append({"device": device, "text": told, "why": why if timed < len(own) else ""})
+    where += trained
     text = {name: str(method.get(name) or "") for name in ("name", "task", "impl", "summary", "source", "formula")}
     return {
         **text,

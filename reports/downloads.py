@@ -19,7 +19,7 @@ EMBED_LIMIT = 300_000
 
 
 def downloads(
-    runs: pd.DataFrame, cases: list[Case], ledger: list[Row], headers: list[Row]
+    runs: pd.DataFrame, cases: list[Case], ledger: list[Row], headers: list[Row], trained: list[Row]
 ) -> tuple[list[Row], dict[str, bytes]]:
     """Links for the audit page and the files that they need beside it."""
     flat = pd.DataFrame(tables.flat(cases))
@@ -30,6 +30,9 @@ def downloads(
         ("headers.json", "application/json", _json(headers), "environment, plan and methods of every record file"),
         ("runs.csv.gz", "application/gzip", _runs(runs), f"every run and metric with raw samples ({len(runs)} rows)"),
     ]
+    if trained:
+        table = pd.DataFrame(trained).to_csv(index=False).encode()
+        offers.insert(1, ("training.csv", "text/csv", table, f"one row per method and workload ({len(trained)} rows)"))
     links, files = [], {}
     for name, kind, content, what in offers:
         if len(content) * 4 // 3 <= EMBED_LIMIT:

@@ -17,7 +17,19 @@ from markupsafe import Markup, escape
 
 import harness
 from harness.errors import UserError
-from reports import audit, charts, downloads, figures, ledger, plain, sentences, tables, theme
+from reports import (
+    audit,
+    charts,
+    downloads,
+    figures,
+    ledger,
+    plain,
+    sentences,
+    tables,
+    theme,
+    training,
+    training_charts,
+)
 from reports.cases import Case, cases, devices
 
 Row = dict[str, Any]
@@ -81,6 +93,7 @@ class _Site:
         self.runs, self.headers = runs, headers
         self.cases = cases(runs, headers)
         self.problems = tables.problem_index(headers)
+        self.places = training.places(runs, headers)
         self.ledger = _drawn(ledger.rows(verdicts))
         self.claim_charts = [
             chart for device in dict.fromkeys(row["device"] for row in self.ledger)
@@ -95,6 +108,7 @@ class _Site:
         self.nav = {
             "before": [("index.html", "Overview"), ("claims.html", "Claims")],
             "tasks": [(f"{slug}.html", f"{task} on {device}") for (device, task), (slug, _) in self.parts.items()],
+            "training": [(f"{place.slug}.html", f"{place.workload} on {place.device}") for place in self.places],
             "after": [("methods.html", "Methods"), ("audit.html", "Audit")],
         }
 
@@ -103,6 +117,7 @@ class _Site:
         found = {"index.html": self._index(), "claims.html": self._claims(), "methods.html": self._methods()}
         for (device, task), (slug, own) in self.parts.items():
             found.update(self._task(device, task, slug, own))
+        found.update({f"{place.slug}.html": self._training(place) for place in self.places})
         found["audit.html"] = self._audit()
         return found
 
@@ -117,13 +132,36 @@ class _Site:
         ]
         return self._page(
             "index.j2", "index.html", "Overview",
-            where=sentences.where(self.files), lead=sentences.front(self.ledger, self.cases, self.files),
+            where=sentences.where(self.files), lead=self._lead(),
             claims=[{**row, "detail_anchor": row["anchor"]} for row in ledger.by_verdict(self.ledger)],
             counts=ledger.counts(self.ledger), untested=ledger.untested(self.ledger),
-            headlines=sentences.headlines(self.ledger, self.cases), devices=shown,
+            trainings=training.overview(self.places), devices=shown,
+            headlines=sentences.headlines(self.ledger, self.cases),
             files=self.files[-ROWS_ON_FRONT:], environments=self._environments(FILES_ON_FRONT),
             more_files=max(0, len(self.headers) - FILES_ON_FRONT),
             left_out=audit.by_reason(self.left_out), discarded=audit.by_reason(self.discarded),
+        )  # fmt: skip
+
+    def _lead(self) -> str:
+        runs = sum(len(place.runs) for place in self.places)
+        return sentences.front(self.ledger, self.cases, self.files, runs, len({p.workload for p in self.places}))
+
+    def _training(self, place: training.Place) -> str:
+        siblings = [
+            (f"{other.slug}.html", other.device)
+            for other in self.places
+            if other.workload == place.workload and other.device != place.device
+        ]
+        claims = [
+            row for row in self.ledger
+            if f" train {place.workload} " in row["command"] and row["device"] == place.device
+        ]  # fmt: skip
+        return self._page(
+            "training.j2", f"{place.slug}.html", f"{place.workload} on {place.device}", workload=place.workload,
+            device=place.device, lead=training.lead(place), siblings=siblings, claims=claims,
+            metric=plain.spoken(place.metric), rows=training.table(place), sections=training_charts.sections(place),
+            facts=training.facts(place), hyper=training.hyper_rows(place), runs=training.run_rows(place),
+            run_count=len(place.runs),
         )  # fmt: skip
 
     def _tasks(self, device: str, own: list[Case]) -> list[Row]:
@@ -165,7 +203,7 @@ class _Site:
         return self._page("claims.j2", "claims.html", "Claims", groups=named, lead=lead, claim_charts=self.claim_charts)
 
     def _methods(self) -> str:
-        cards = audit.method_cards(self.headers, self.cases)
+        cards = audit.method_cards(self.headers, self.cases, training.where(self.places))
         return self._page("methods.j2", "methods.html", "Methods", cards=cards, lead=sentences.methods(cards))
 
     def _task(self, device: str, task: str, slug: str, own: list[Case]) -> dict[str, str]:
@@ -198,7 +236,9 @@ class _Site:
         return self.drawn[device, task]
 
     def _audit(self) -> str:
-        links, self.side_files = downloads.downloads(self.runs, self.cases, self.ledger, self.headers)
+        links, self.side_files = downloads.downloads(
+            self.runs, self.cases, self.ledger, self.headers, training.flat(self.places)
+        )
         failed = [case for case in self.cases if case.time_s is None]
         rows = [{**tables.case_row(case, ()), "device": case.device} for case in failed[:ROWS_ON_AUDIT]]
         return self._page(

@@ -45,11 +45,14 @@ def where(files: list[Row]) -> str:
     return " and ".join(names) if len(names) <= 2 else f"{len(names)} devices"
 
 
-def front(ledger: list[Row], cases: list[Case], files: list[Row]) -> str:
+def front(ledger: list[Row], cases: list[Case], files: list[Row], trained: int = 0, workloads: int = 0) -> str:
     """The first sentences of the report: what was claimed, what was found, how sure that is."""
     timed = sum(case.time_s is not None for case in cases)
     found, stored = plain.count(len(cases), "case"), plain.count(len(files), "record file")
     text = f"{timed} of {found} were correct and timed in {stored}."
+    if trained:
+        whole = f"{plain.count(trained, 'training run')} of {plain.count(workloads, 'workload')}"
+        text = f"{text.removesuffix('.')}, with {whole}." if cases else f"{whole} in {stored}."
     if not ledger:
         return text
     tested = [row for row in ledger if row["verdict"] not in UNTESTED]

@@ -119,7 +119,10 @@ def _relevant(claim: Claim, runs: pd.DataFrame) -> pd.DataFrame:
     runs = runs[(_concerned(claim, runs) & ours) | anchored]
     metrics = {claim.metric, claim.error_metric, *claim.metric.split(" - "), *(a.metric for a in claim.anchors)}
     failed = ~runs["status"].isin(["passed", "target_reached"])
-    return runs[runs["metric"].isin(metrics) | runs["metric"].isna() | failed | (runs["phase"] == "training")]
+    if claim.workload is not None:
+        metrics |= {claim.guard.metric if claim.guard else None, *trained_runs.NEEDED}
+        failed = runs["run"].isna() | ~runs.duplicated(["file", "run"])
+    return runs[runs["metric"].isin(metrics) | runs["metric"].isna() | failed]
 
 
 def choose(claim: Claim, candidates: Sequence[Group]) -> Group:

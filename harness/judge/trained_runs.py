@@ -26,6 +26,9 @@ STALL_LIMIT = 0.05
 STEP_BUCKETS = ("data", "forward", "backward", "optimizer")
 OUTSIDE_BUCKETS = ("evaluation", "checkpoint", "compile")
 
+#: What judging reads of every run beside the claim's own metric.
+NEEDED = frozenset({"censored_at_s", "stall", "steps", *(f"bucket_{name}_s" for name in STEP_BUCKETS)})
+
 Row = Mapping[str, Any]
 
 
