@@ -46,8 +46,8 @@ WORKLOAD = Workload(
     ),
     notes=(
         "Sizes of nanoGPT's character model. Every twentieth speech is the evaluation text, of which 1,024 evenly "
-        "spaced windows are evaluated. An epoch cuts the text into consecutive windows from a random offset. The output "
-        "layer shares the embedding's weight. SGD is there as an arm that is known to fail on transformers."
+        "spaced windows are evaluated. An epoch cuts the text into consecutive windows from a random offset. The "
+        "output layer shares the embedding's weight. SGD is there as an arm that is known to fail on transformers."
     ),
 )
 
