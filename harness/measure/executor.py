@@ -28,6 +28,8 @@ from harness.record.run import Measurement, Run
 
 #: Part of the budget that is kept for writing, judging and rendering.
 RESERVE = 0.04
+#: Fresh blocks at most that make up for discarded ones.
+MOST_REPLACED = 3
 
 
 @dataclass(kw_only=True)
@@ -360,6 +362,19 @@ class _Executor:
                 break
             for part in self.plan.suites:
                 while pending := self._pending(part, block):
+                    self._block(part, block, pending)
+        self._replace_discarded()
+
+    def _replace_discarded(self) -> None:
+        """Problems that lost blocks (thermal or power brake, a slow clock) get as many fresh ones, within limits."""
+        for block in range(self.plan.blocks, self.plan.blocks + MOST_REPLACED):
+            if self._out_of_time(block):
+                return
+            lost = store.discarded_blocks(self.writer.path)
+            short = {problem for problem in lost if block - len(lost[problem]) < self.plan.blocks}
+            for part in self.plan.suites:
+                while pending := [item for item in self._pending(part, block) if item["problem"]["id"] in short]:
+                    self.progress.note(f"block {block}: replaces discarded blocks of {len(pending)} problems")
                     self._block(part, block, pending)
 
     def _out_of_time(self, block: int) -> bool:

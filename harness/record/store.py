@@ -378,6 +378,16 @@ def _uncapped_clock(detail: Any) -> float | None:
     return detail.get("sm_mhz")
 
 
+def discarded_blocks(source: Source) -> dict[str, set[int]]:
+    """Blocks that do not count, by problem."""
+    frame = read_runs(source)
+    lost = frame[frame["discarded"].notna() & frame["block"].notna()]
+    found: dict[str, set[int]] = {}
+    for problem, block in zip(lost["problem"], lost["block"], strict=True):
+        found.setdefault(str(problem), set()).add(int(block))
+    return found
+
+
 def pd_mask(frame: pd.DataFrame, hit: Iterable[bool]) -> pd.Series[bool]:
     """Rows in ``hit`` that are not discarded already."""
     import pandas as pd

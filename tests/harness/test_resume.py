@@ -100,3 +100,25 @@ def test_a_killed_process_leaves_a_valid_store_that_resumes(toy, tmp_path):
     timed = read_runs(file).query("metric == 'op_s'")
     assert timed.groupby(["problem", "arm"])["block"].nunique().eq(8).all()
     assert not timed.duplicated(["case", "block", "arm"]).any()
+
+
+def test_discarded_blocks_are_replaced_by_fresh_ones(toy, tmp_path, monkeypatch):
+    toy("added")
+    plan = build(request())
+    chosen = plan.suites[0].problems[0].id
+    keep = executor._Executor._block_result
+
+    def hot(self, part, block, message):
+        if message["problem"] == chosen and block in (0, 6):
+            message = {**message, "detail": {**message["detail"], "discarded": "thermal brake"}}
+        keep(self, part, block, message)
+
+    monkeypatch.setattr(executor._Executor, "_block_result", hot)
+    result = executor.execute(plan, tmp_path, "test")
+    frame = read_runs(result.path)
+    assert store.discarded_blocks(result.path) == {chosen: {0, 6}}
+    timed = frame[(frame["metric"] == "op_s") & frame["discarded"].isna()]
+    counts = timed[timed["arm"] == "toy.added"].groupby("problem")["block"].nunique()
+    assert counts[chosen] == 6
+    assert counts.drop(chosen).eq(6).all()
+    assert frame["block"].max() == 7
