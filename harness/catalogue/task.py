@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from harness.catalogue.suite import Problem
 
@@ -101,3 +101,17 @@ class TaskRuntime(Protocol):
 
     def work_flops(self, problem: Problem) -> float:
         """Floating-point operations of a typical call, for planning only."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What a runtime adds when its operations have a state that a call changes (an optimizer's step)."""
+
+    def rewind(self, op: Callable[[Any], Any]) -> None:
+        """Put a bound operation back to the state that it starts from; called before every call, outside every clock.
+
+        Repeated calls of a warm-up and of the memory and energy passes are not rewound in between.
+        """
+
+    def held_bytes(self, op: Callable[[Any], Any]) -> Mapping[str, float]:
+        """Bytes that the operation keeps from call to call, by metric name; read after the memory pass."""

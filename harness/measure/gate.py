@@ -16,7 +16,7 @@ from typing import Any
 from harness.catalogue.method import Method
 from harness.catalogue.registry import resolve
 from harness.catalogue.suite import Problem
-from harness.catalogue.task import TaskRuntime
+from harness.catalogue.task import Stateful, TaskRuntime
 from harness.errors import Unavailable, Unsupported
 from harness.measure.device import Device
 from harness.record.run import worst
@@ -95,6 +95,8 @@ def _check(
         if buffer is None:
             buffer = runtime.buffer_like(content)
         runtime.fill(buffer, content)
+        if isinstance(runtime, Stateful):
+            runtime.rewind(op)
         device.poison()
         device.synchronize()
         start = now()
@@ -157,6 +159,8 @@ def _check_repeat(
     kept, snapshot, content = earlier
     again = runtime.buffer_like(content)
     runtime.fill(again, content)
+    if isinstance(runtime, Stateful):
+        runtime.rewind(op)
     output = op(again)
     if output is kept:
         outcome.mark("impure", "repeated content gave the very object returned before: results are cached by content")

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.catalogue.protocol import Protocol
 from harness.catalogue.suite import Problem
-from harness.catalogue.task import TaskRuntime
+from harness.catalogue.task import Stateful, TaskRuntime
 from harness.errors import SpeedclaimError
 from harness.measure.clock import Clock
 from harness.measure.device import Device
@@ -57,7 +57,7 @@ def time_arm(
     """
     buffers = [runtime.buffer_like(content) for _ in range(BUFFERS)]
     timing = Timing(checked=content)
-    feed = _Feed(runtime, content, buffers, offset)
+    feed = _Feed(runtime, op, content, buffers, offset)
     buffer = feed.next()
     op(buffer)  # the first call may compile; what follows warms up past it
     device.synchronize()
@@ -89,18 +89,25 @@ def _checked_sample(timing: Timing, op: Callable[[Any], Any], feed: _Feed, clock
 
 
 class _Feed:
-    """Rotating buffers with content that was never seen before."""
+    """Rotating buffers with content that was never seen before; a stateful operation is put back with each."""
 
-    def __init__(self, runtime: TaskRuntime, content: Any, buffers: list[Any], offset: int) -> None:
-        self.runtime, self.content, self._buffers = runtime, content, buffers
+    def __init__(
+        self, runtime: TaskRuntime, op: Callable[[Any], Any], content: Any, buffers: list[Any], offset: int
+    ) -> None:
+        self.runtime, self.content, self._op, self._buffers = runtime, content, op, buffers
         self._step = offset
+
+    def fill(self, buffer: Any, content: Any) -> Any:
+        """Copy ``content`` and put the operation back."""
+        self.runtime.fill(buffer, content)
+        if isinstance(self.runtime, Stateful):
+            self.runtime.rewind(self._op)
+        return buffer
 
     def original(self) -> Any:
         """The next buffer with the content itself, unvaried."""
         self._step += 1
-        buffer = self._buffers[self._step % len(self._buffers)]
-        self.runtime.fill(buffer, self.content)
-        return buffer
+        return self.fill(self._buffers[self._step % len(self._buffers)], self.content)
 
     def next(self) -> Any:
         """The next buffer, freshly filled."""
@@ -111,8 +118,7 @@ class _Feed:
     def refill(self, buffer: Any) -> Any:
         """New content in this very buffer (a captured graph reads one address)."""
         self._step += 1
-        self.runtime.fill(buffer, self.runtime.vary(self.content, self._step))
-        return buffer
+        return self.fill(buffer, self.runtime.vary(self.content, self._step))
 
 
 def _sample(op: Callable[[Any], Any], feed: _Feed, clock: Clock, device: Device, protocol: Protocol) -> list[float]:
@@ -146,7 +152,7 @@ def _sample_graph(timing: Timing, op: Callable[[Any], Any], feed: _Feed, device:
         feed.refill(buffer)
         device.synchronize()
         samples.append(clock.time(lambda: None))
-    feed.runtime.fill(buffer, feed.content)
+    feed.fill(buffer, feed.content)
     samples.append(clock.time(lambda: None))
     device.synchronize()
     timing.samples["op_graph_s"] = (clock.name, samples)
@@ -164,7 +170,7 @@ def memory_pass(*, op: Callable[[Any], Any], runtime: TaskRuntime, content: Any,
     device.synchronize()
     peak = device.peak()
     del output
-    return peak
+    return {**peak, **runtime.held_bytes(op)} if isinstance(runtime, Stateful) else peak
 
 
 def energy_pass(
