@@ -22,7 +22,7 @@ def advance(
     NESTEROV: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Set M <- g + mu (M - g); out <- g + mu (M - g) with Nesterov, M without; row i of M and out belongs to gradient i."""
+    """Set M <- g + mu (M - g), out <- g + mu (M - g) with Nesterov, M without; row i of both belongs to gradient i."""
     row = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size

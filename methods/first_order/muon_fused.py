@@ -62,7 +62,7 @@ def advance(table: Tensor, momentum: Tensor, mu: float, nesterov: bool, dtype: t
 
 
 def apply(table: Tensor, like: Tensor, update: Tensor, keep: float, rate: float) -> None:
-    """Set w <- keep w - rate o for the weights of ``table``, of ``like``'s dtype; ``update`` is (k, m, n), contiguous."""
+    """Set w <- keep w - rate o for the weights of ``table``, of ``like``'s dtype; ``update``: (k, m, n), contiguous."""
     size = update[0].numel()
     kernel: Any = kernels.apply
     kernel[(triton.cdiv(size, BLOCK), update.shape[0])](table, like, update, size, keep, rate, BLOCK=BLOCK)

@@ -55,6 +55,10 @@ class FlatMuon(torch.optim.Muon):
         super().step()  # type: ignore[no-untyped-call]
         return loss
 
+    def describe(self) -> dict[str, Any]:
+        """What torch's Muon always does."""
+        return {"iteration_dtype": "bfloat16"}
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of the parameters themselves."""
         super().zero_grad(set_to_none)
