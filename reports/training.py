@@ -87,6 +87,9 @@ def places(runs: pd.DataFrame, headers: list[dict[str, Any]]) -> list[Place]:
 
 def _place(device: str, workload: str, runs: list[Trained], described: Mapping[str, Any]) -> Place:
     device = device or UNKNOWN_DEVICE
+    order = {str(name): rank for rank, name in enumerate(described.get("methods") or [])}
+    rows = training_summary.summary(runs)
+    rows.sort(key=lambda row: (not row["is_baseline"], order.get(row["method"], len(order)), row["arm"]))
     return Place(
         device=device,
         workload=workload,
@@ -94,7 +97,7 @@ def _place(device: str, workload: str, runs: list[Trained], described: Mapping[s
         described=described,
         runs=runs,
         arms=training_summary.speaking(runs),
-        rows=training_summary.summary(runs),
+        rows=rows,
         trials=training_summary.trials(runs),
     )
 
@@ -104,6 +107,12 @@ def level_text(metric: str, value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return plain.DASH
     return f"{100 * value:.2f} %" if "accuracy" in metric else f"{value:.4g}"
+
+
+def _spread(metric: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"± {100 * value:.2f} %" if "accuracy" in metric else f"± {value:.2g}"
 
 
 def time_text(value: float | None) -> str:
@@ -148,7 +157,7 @@ def _table_row(place: Place, row: Row) -> Row:
         "samples": _key(row["samples"]),
         "samples_text": count_text(row["samples"]),
         "ratio": ratio,
-        "ratio_text": "baseline" if row["is_baseline"] else f"{glyph} {plain.times(ratio)}" if interval else plain.DASH,
+        "ratio_text": "baseline" if row["is_baseline"] else f"{glyph} {ratio_text(row)}" if interval else plain.DASH,
         "interval_text": interval,
         "ratio_note": _ratio_note(row),
         "tone": tone,
@@ -156,7 +165,8 @@ def _table_row(place: Place, row: Row) -> Row:
         "floor_text": plain.percent(plain.number(row["floor"])) if row["floor"] is not None else plain.DASH,
         "final": row["final_mean"],
         "final_text": level_text(place.metric, row["final_mean"]),
-        "sd_text": f"± {level_text(place.metric, row['final_sd'])}" if row["final_sd"] is not None else "",
+        "sd_text": _spread(place.metric, row["final_sd"]),
+        "stopped_text": f"{row['stopped']} ended at the target" if row["stopped"] else "",
         "peak": row["peak_bytes"],
         "peak_text": plain.size(row["peak_bytes"]),
         "where": {"peak_device_bytes": "device", "peak_host_bytes": "host"}.get(str(row["peak_metric"]), ""),
@@ -193,7 +203,7 @@ def _ratio_note(row: Row) -> str:
             f"{row['shared']} seeds: a screen, no verdict" if row["shared"] >= 3 else f"too few seeds: {row['shared']}"
         )
     if row["floor"] is None:
-        return "no A/A arm: noise unknown"
+        return "no A/A floor: noise unknown"
     return f"{row['shared']} seeds, {100 * row['level']:.1f} %"
 
 
@@ -302,7 +312,7 @@ def overview(found: list[Place]) -> list[Row]:
         reached = [row for row in place.rows if math.isfinite(row["median_s"])]
         best = min(reached, key=lambda row: row["median_s"]) if reached else None
         judged = [row for row in place.rows if row["side"] in ("faster", "slower", "level")]
-        texts = [f"{SIDES[row['side']][0]} {row['method'].split('.', 1)[-1]} {_ratio(row)}" for row in judged]
+        texts = [f"{SIDES[row['side']][0]} {row['method'].split('.', 1)[-1]} {ratio_text(row)}" for row in judged]
         seeds = [row["n"] for row in place.rows]
         rows.append(
             {
@@ -326,11 +336,14 @@ def overview(found: list[Place]) -> list[Row]:
     return rows
 
 
-def _ratio(row: Row) -> str:
-    ratio = plain.number(row["ratio"])
-    return (
-        plain.times(ratio) if ratio is not None else plain.interval(plain.number(row["low"]), plain.number(row["high"]))
-    )
+def ratio_text(row: Row) -> str:
+    """The estimate, or the bound that misses of one side leave."""
+    ratio, low, high = (plain.number(row[name]) for name in ("ratio", "low", "high"))
+    if ratio is not None:
+        return plain.times(ratio)
+    if low and high is None:
+        return f"over {plain.times(low)}"
+    return f"under {plain.times(high)}" if high is not None and not low else plain.interval(low, high)
 
 
 def flat(found: list[Place]) -> list[Row]:

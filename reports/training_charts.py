@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from harness.judge import training_summary
-from harness.judge.trained_runs import AA, OUTSIDE_BUCKETS, STEP_BUCKETS, Trained
+from harness.judge.trained_runs import OUTSIDE_BUCKETS, STEP_BUCKETS, Trained
 from reports import figures, plain, training_figures
 from reports.charts import Section
 from reports.figures import Chart
@@ -24,6 +24,9 @@ AXES = {
     "samples": ("samples seen", "samples", "samples"),
     "steps": ("updates", "steps", "updates"),
 }
+NO_RATIO = (
+    "No ratio can be formed: there is no second method, no shared seed, or the runs missed too often to bound it."
+)
 #: Share of the way from the start to the target that stays below the axis: what matters happens near the target.
 HIDDEN = 0.55
 
@@ -32,17 +35,20 @@ def sections(place: Place) -> list[Section]:
     """Heading, note and charts of a workload's page; a section without a figure says why."""
     looks = figures.styles(place.methods)
     found: list[tuple[str, str, str, list[Chart | None]]] = [
-        ("Time to target", _ratio_note(place), "No method shares a seed with the baseline.", [forest(place, looks)]),
+        ("Time to target", _ratio_note(place), NO_RATIO, [forest(place, looks)]),
         (
             "Metric against time, samples and updates",
             "Thin: one seed. Bold: median over seeds. Tick on the target line: a sustained crossing.",
             "No run recorded a curve.",
             list(curves(place, looks)),
         ),
-        ("Hits", "", "No run to count.", [hits(place, looks)]),
         ("Where the time goes", "", "No run recorded its buckets.", [costs(place)]),
-        ("Memory", "", "No method has both a median time to the target and a peak.", [memory(place, looks)]),
-        ("Tuning", "", "No tuning trial is stored: speedclaim tune makes them.", [tuning(place, looks)]),
+        (
+            "Success, memory and tuning",
+            "" if place.trials else "No tuning trial is stored: speedclaim tune makes them.",
+            "No run to count.",
+            [hits(place, looks), memory(place, looks), tuning(place, looks)],
+        ),
     ]
     kept = [(heading, text, nothing, [c for c in drawn if c is not None]) for heading, text, nothing, drawn in found]
     return [(heading, text if drawn else nothing, drawn) for heading, text, nothing, drawn in kept]
@@ -61,7 +67,7 @@ def _anchor(kind: str, place: Place) -> str:
 
 
 def _own(place: Place) -> dict[str, list[Trained]]:
-    return {arm: list(runs.values()) for arm, runs in place.arms.items() if not arm.endswith(AA)}
+    return {row["arm"]: list(place.arms[row["arm"]].values()) for row in place.rows}
 
 
 def forest(place: Place, looks: Mapping[str, Row]) -> Chart | None:

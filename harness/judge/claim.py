@@ -250,13 +250,14 @@ class Claim(BaseModel):
 
     def _train(self, program: str) -> list[str]:
         """One command, or one for each arm's settings; ten seeds, so that a verdict is possible."""
+        full = " --full" if self.metric.startswith(("final_", "best_")) else ""
         if not self.across:
             names = " ".join(name for name in (self.candidate, self.baseline) if name)
-            return [f"{program} train {self.workload} {names} --seeds {TRAIN_SEEDS}"]
+            return [f"{program} train {self.workload} {names} --seeds {TRAIN_SEEDS}{full}"]
         commands = []
         for name, hyper in ((self.candidate, self.hyper), (self.baseline, self.baseline_hyper)):
             given = "".join(f" --hyper {key}={value}" for key, value in hyper.items())
-            commands.append(f"{program} train {self.workload} {name} --seeds {TRAIN_SEEDS}{given}")
+            commands.append(f"{program} train {self.workload} {name} --seeds {TRAIN_SEEDS}{full}{given}")
         return commands
 
 

@@ -49,6 +49,9 @@ def _number(claim: Claim, group: Group) -> Finding:
         return Finding(outcome=Outcome(word="not testable here", why="candidate and baseline share no seed"))
     estimate, floor = seed_ratio(claim, baseline, candidate), _floor(claim, found)
     outcome = rules.screen(estimate) or _ratio_outcome(claim, estimate, floor)
+    cut = _cut_short(claim, candidate, baseline)
+    if cut is not None:
+        outcome = Outcome(word="inconclusive", why=cut)
     remarks = (*remarks, *sides["baseline"][1], *_hits(claim, candidate, baseline))
     if claim.guard is not None:
         outcome, told = guarded(claim.guard, outcome, candidate, baseline)
@@ -91,19 +94,22 @@ def _check_times(claim: Claim, side: str, runs: Runs) -> None:
             f"the time measures the loader"
         )
     if claim.metric == "elapsed_s":
-        cut = [run for run in runs.values() if _stopped_early(run)]
+        cut = [run for run in runs.values() if run.stopped_early]
         if cut:
             raise ValueError(
                 f"{cut[0].arm}, seed {cut[0].seed} stopped before its schedule ended: no fixed-length time"
             )
 
 
-def _stopped_early(run: Trained) -> bool:
-    if run.detail.get("stopped_early"):
-        return True
-    steps, updates = run.metrics.get("steps"), run.detail.get("updates")
-    finished = run.status in (trained_runs.REACHED, "budget_exhausted")
-    return finished and steps is not None and updates is not None and steps < updates
+def _cut_short(claim: Claim, *arms: Runs) -> str | None:
+    """What keeps final metrics of runs that ended at their target from being compared; None when nothing does.
+
+    Ending at the target is ending at equal accuracy, so a guard of equality makes such ends comparable.
+    """
+    cut = any(run.stopped_early for runs in arms for run in runs.values())
+    if not (cut and claim.metric.startswith(("final_", "best_"))) or (claim.guard is not None and claim.guard.equal):
+        return None
+    return "runs stopped at their target, so they have no final metric; train them with --full"
 
 
 def seed_ratio(claim: Claim, baseline: Runs, candidate: Runs) -> RatioEstimate:

@@ -60,6 +60,14 @@ class Trained:
         return bool(self.detail.get("resumed"))
 
     @property
+    def stopped_early(self) -> bool:
+        """Whether the run ended at its target, before its schedule did: its end is not the schedule's."""
+        steps, updates = self.metrics.get("steps"), self.detail.get("updates")
+        ended = self.status in (REACHED, "budget_exhausted")
+        cut = ended and steps is not None and updates is not None and steps < updates
+        return bool(self.detail.get("stopped_early")) or cut
+
+    @property
     def tuning(self) -> bool:
         """Whether it is a tuning trial, which held validation data out and enters no verdict."""
         return str(self.detail.get("split") or "test").startswith("val")

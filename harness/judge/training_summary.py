@@ -111,6 +111,7 @@ def _row(arm: str, kept: Mapping[int, Trained], horizon: float | None, goal: Map
         "statuses": dict(Counter(run.status for run in own)),
         "reasons": sorted({run.reason for run in own if run.reason and not run.reached}),
         "resumed": sum(run.resumed for run in own),
+        "stopped": sum(run.stopped_early for run in own),
         "median_s": median_hit([_quiet_hit(run, TIME) for run in own]),
         "mean_s": restricted_mean([_quiet_hit(run, TIME) for run in own], horizon) if horizon else None,
         "horizon_s": horizon,

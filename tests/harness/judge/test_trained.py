@@ -373,3 +373,19 @@ def test_evidence_keeps_the_run_of_each_row() -> None:
     assert "run" in evidence.COLUMNS
     assert math.isinf(Trained(file="", device="", workload=W, method="a", arm="a", seed=0, status="target_reached",
                               metrics={"time_to_target_s": 1.0}).hit("time_to_target_s").budget)  # fmt: skip
+
+
+def test_final_metrics_need_the_whole_schedule_unless_ends_are_equal(training: Any, book: Any) -> None:
+    claim = training(kind="metric-better", metric="final_val_loss", ratio=1.5)
+    assert claim.reproduce().endswith("--full")
+    fine = book().usual(2.0, metric="final_val_loss", extra={"steps": 100.0}, updates=100)
+    assert one(claim, fine).verdict == "reproduced"
+    cut = book().usual(2.0, metric="final_val_loss", extra={"steps": 60.0}, updates=100)
+    found = one(claim, cut)
+    assert (found.verdict, "--full" in found.reason) == ("inconclusive", True)
+    guard = {"metric": "final_test_accuracy", "margin": 0.01, "equal": True}
+    extra = {"steps": 60.0, "final_test_accuracy": 0.98}
+    equal = book().usual(2.0, metric="final_val_loss", extra=extra, updates=100)
+    assert one(training(kind="metric-better", metric="final_val_loss", ratio=1.5, guard=guard), equal).verdict == (
+        "reproduced"
+    )
