@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,14 +51,22 @@ def applies(weights: Sequence[Tensor], gradients: Sequence[Tensor], dtype: torch
     )
 
 
+def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Make the tensor's device current, since Triton launches there; free when it already is."""
+    if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(tensor.device)
+
+
 def advance(table: Tensor, momentum: Tensor, mu: float, nesterov: bool, dtype: torch.dtype) -> Tensor:
     """Update the momentum (k, m, n) in place from the gradients of ``table``; what is to be orthogonalized."""
     out = torch.empty(momentum.shape, dtype=dtype, device=momentum.device)
     size = momentum[0].numel()
     kernel: Any = kernels.advance
-    kernel[(triton.cdiv(size, BLOCK), momentum.shape[0])](
-        table, momentum, out, size, mu, NESTEROV=nesterov, BLOCK=BLOCK
-    )
+    with _on(momentum):
+        kernel[(triton.cdiv(size, BLOCK), momentum.shape[0])](
+            table, momentum, out, size, mu, NESTEROV=nesterov, BLOCK=BLOCK
+        )
     return out
 
 
@@ -65,4 +74,5 @@ def apply(table: Tensor, like: Tensor, update: Tensor, keep: float, rate: float)
     """Set w <- keep w - rate o for the weights of ``table``, of ``like``'s dtype; ``update``: (k, m, n), contiguous."""
     size = update[0].numel()
     kernel: Any = kernels.apply
-    kernel[(triton.cdiv(size, BLOCK), update.shape[0])](table, like, update, size, keep, rate, BLOCK=BLOCK)
+    with _on(update):
+        kernel[(triton.cdiv(size, BLOCK), update.shape[0])](table, like, update, size, keep, rate, BLOCK=BLOCK)
