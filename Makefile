@@ -13,7 +13,7 @@ OUT ?= results
 BENCH_FLAGS := $(if $(QUICK),--quick) $(if $(TIER),--tier $(TIER)) $(if $(BUDGET),--budget-s $(BUDGET)) $(if $(DEVICE),--device $(DEVICE))
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench data test check claims report doctor list asv bench-pytest clean
+.PHONY: help install bench data train test check claims report doctor list asv bench-pytest clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk 'BEGIN {FS = ":.*?## "} {printf "  make %-10s %s\n", $$1, $$2}'
@@ -35,6 +35,10 @@ bench: $(READY) ## measure every suite this machine can run, judge the claims, r
 
 data: $(READY) ## fetch what the default training tier needs (digits, fashion-mnist, cifar10, sotu), or NAMES="mnist …"
 	$(PY) -m harness data fetch $(NAMES)
+
+train: $(READY) ## train TIER's workloads to their targets, or WORKLOAD=name METHODS="sgd muon" SEEDS=6 BUDGET=seconds
+	$(PY) -m harness train $(WORKLOAD) $(METHODS) --out $(OUT) $(if $(TIER),--tier $(TIER)) $(if $(SEEDS),--seeds $(SEEDS)) \
+	  $(if $(BUDGET),--budget-s $(BUDGET)) $(if $(DEVICE),--device $(DEVICE))
 
 test: $(READY) ## the test suite
 	$(PY) -m pytest

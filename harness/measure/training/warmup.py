@@ -16,7 +16,9 @@ from harness.measure.training.step import Fetch, Stepper
 #: Updates of the warm-up: past lazy state, autotuning and the second compilation that gradients of None cause.
 UPDATES = 3
 #: Pairs of timed groups for the stall: at least and at most, within about as many seconds.
-STALL_PAIRS, STALL_MOST, STALL_S = 3, 15, 0.6
+STALL_PAIRS, STALL_MOST, STALL_S = 3, 30, 0.6
+#: Bytes of batches that are kept for it.
+STALL_BYTES = 2**30
 #: Updates of one group: on a GPU one synchronisation must not weigh on each update.
 STALL_GROUP = {"cpu": 1, "cuda": 10}
 #: A replayed first update may differ by so much of its own norm (CPU kernels may choose paths by alignment).
@@ -45,7 +47,7 @@ def warm_up(stepper: Stepper, data: Any, seed: int, stall: bool) -> WarmUp:
         "random": state.copied(device.random_state()),
         "scaler": stepper.scaler.state_dict() if stepper.scaler is not None else None,
     }
-    dummy = _resident(data, dummy=True)
+    dummy = _resident(data)
     start = time.perf_counter()
     stepper.update(dummy, 0)
     moved = state.copied(state.weights(model)) if device.kind == "cpu" else None
@@ -64,14 +66,14 @@ def warm_up(stepper: Stepper, data: Any, seed: int, stall: bool) -> WarmUp:
     return WarmUp(seconds=seconds, stall=waits, why=why)
 
 
-def _resident(data: Any, dummy: bool) -> Fetch:
-    """Fetch that needs no work: the same resident batch each time."""
+def _resident(data: Any) -> Fetch:
+    """Fetch that needs no work: the same resident batch with dummy labels each time."""
     kept: dict[int, Batch] = {}
 
     def fetch(first: int, count: int) -> Batch:
         if count not in kept:
             inputs, targets = data.constant(count)
-            kept[count] = Batch(inputs, torch.zeros_like(targets) if dummy else targets)
+            kept[count] = Batch(inputs, torch.zeros_like(targets))
         return kept[count]
 
     return fetch
@@ -105,27 +107,43 @@ def _replayed(stepper: Stepper, dummy: Fetch, stored: dict[str, Any], moved: dic
 
 
 def _stall(stepper: Stepper, data: Any, seed: int) -> float:
-    """Real and resident groups of updates in turn; medians, so that one disturbed group does not count."""
-    device, batch = stepper.device, stepper.batch
-    group = STALL_GROUP[device.kind]
-    resident = _resident(data, dummy=False)
-    position = 0
+    """Groups of updates whose batches are made, and the same updates on the same batches made beforehand, in turn.
+
+    The same content in both: a CPU learns the branches of one batch that is repeated, and runs faster. Medians, so
+    that one disturbed group does not count.
+    """
+    group, batch = STALL_GROUP[stepper.device.kind], stepper.batch
+    times: dict[str, list[float]] = {"real": [], "resident": []}
 
     def real(first: int, count: int) -> Batch:
-        batch_: Batch = data.train(seed, first, count)
-        return batch_
+        made: Batch = data.train(seed, first, count)
+        return made
 
-    times: dict[str, list[float]] = {"real": [], "resident": []}
     _timed(stepper, real, 0, 1)
     begin = time.perf_counter()
     while len(times["real"]) < STALL_MOST:
-        if len(times["real"]) >= STALL_PAIRS and time.perf_counter() - begin > STALL_S:
+        pair = len(times["real"])
+        if pair >= STALL_PAIRS and time.perf_counter() - begin > STALL_S:
             break
-        order: list[tuple[str, Fetch]] = [("real", real), ("resident", resident)]
-        for name, fetch in order if len(times["real"]) % 2 == 0 else order[::-1]:
+        position = pair * group * batch
+        order: list[tuple[str, Fetch]] = [("real", real), ("resident", _made(real, position, batch, group))]
+        for name, fetch in order if pair % 2 == 0 else order[::-1]:
             times[name].append(_timed(stepper, fetch, position, group))
-        position += group * batch
     return 1.0 - statistics.median(times["resident"]) / statistics.median(times["real"])
+
+
+def _made(real: Fetch, position: int, batch: int, group: int) -> Fetch:
+    """The group's batches, resident; in turn when they are too large to keep all."""
+    kept = [real(position, batch)]
+    size = max(1, sum(t.numel() * t.element_size() for t in state.tensors(list(kept[0]))))
+    kept += [real(position + i * batch, batch) for i in range(1, max(1, min(group, STALL_BYTES // size)))]
+
+    def fetch(first: int, count: int) -> Batch:
+        index, offset = divmod(first - position, batch)
+        inputs, targets = kept[index % len(kept)]
+        return Batch(inputs[offset : offset + count], targets[offset : offset + count])
+
+    return fetch
 
 
 def _timed(stepper: Stepper, fetch: Fetch, position: int, group: int) -> float:

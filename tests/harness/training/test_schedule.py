@@ -1,0 +1,39 @@
+"""Learning-rate schedules by hand."""
+
+import pytest
+import torch
+
+from harness.errors import UserError
+from harness.measure.training import schedule
+
+
+@pytest.mark.parametrize(
+    ("name", "warmup", "final", "expected"),
+    [
+        ("constant", 0.0, 0.0, [1, 1, 1, 1]),
+        ("linear", 0.0, 0.0, [1, 0.75, 0.5, 0.25]),
+        ("linear", 0.0, 0.5, [1, 0.875, 0.75, 0.625]),
+        ("linear", 0.5, 0.0, [0.5, 1, 2 / 3, 1 / 3]),
+        ("cosine", 0.0, 0.0, [1, 0.8535533905932737, 0.5, 0.14644660940672627]),
+        ("triangle", 0.0, 0.2, [0.6, 1, 1 - 0.8 / 3, 1 - 1.6 / 3]),
+    ],
+)
+def test_factors(name, warmup, final, expected):
+    assert [schedule.factor(name, i, 4, warmup, final) for i in range(4)] == pytest.approx(expected)
+
+
+def test_an_unknown_schedule_lists_the_known():
+    with pytest.raises(UserError, match="constant, linear, cosine, triangle"):
+        schedule.factor("saw", 0, 4)
+
+
+def test_each_group_keeps_its_own_rate_and_tensors_are_filled_in_place():
+    first, second = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.Adam([{"params": [first], "lr": 1.0}, {"params": [second], "lr": torch.tensor(0.1)}])
+    schedule.remember(optimizer)
+    rate = optimizer.param_groups[1]["lr"]
+    schedule.apply(optimizer, 0.5)
+    schedule.apply(optimizer, 0.25)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    assert optimizer.param_groups[1]["lr"] is rate
+    assert float(rate) == pytest.approx(0.025)
