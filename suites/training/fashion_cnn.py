@@ -13,6 +13,7 @@ WORKLOAD = Workload(
     eval_every=15_000,
     target=Target(metric="test_accuracy", value=0.90, source="set here", others=(0.88,)),
     max_s=600.0,
+    channels_last=True,
     tiers=("standard",),
     reference=Reference(
         value=0.916,
