@@ -20,8 +20,8 @@ from suites.optimizer_step import NETWORKS, iteration_flops
 from suites.optimizer_step_operation import Operation, Stepped
 
 #: Gate of ``fidelity_error`` by the parameters' dtype. float32 and float64 leave two decades over what fused updates
-#: measure; in bfloat16 weight and state are rounded once a step, which for LARS is a tenth of its small update.
-FIDELITY_LIMIT: Mapping[torch.dtype, float] = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 0.25}
+#: measure; in bfloat16 the rounding of the weight alone, a uniform error of up to half a unit, can make it 0.22.
+FIDELITY_LIMIT: Mapping[torch.dtype, float] = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 0.3}
 #: The same where an iteration of products runs in a dtype of its own; see the gate of suite ``polar``.
 ITERATION_LIMIT: Mapping[str, float] = {"bfloat16": 0.15, "float16": 0.05, "float32": 2e-3, "float64": 1e-7}
 #: ``descent_gap`` of an update that is zero: above what any block accepts.

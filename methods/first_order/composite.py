@@ -109,6 +109,14 @@ class Composite(torch.optim.Optimizer):
             name: describe() for name, part in self.optimizers.items() if (describe := getattr(part, "describe", None))
         }
 
+    def parts(self) -> dict[str, float]:
+        """Seconds of what the parts measure of themselves since the last call."""
+        found: dict[str, float] = {}
+        for part in self.optimizers.values():
+            if (read := getattr(part, "parts", None)) is not None:
+                found |= read()
+        return found
+
     def close(self) -> None:
         """Close the parts that have something to close."""
         for part in self.optimizers.values():

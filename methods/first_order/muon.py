@@ -19,6 +19,7 @@ from methods.first_order.composite import Composite
 from methods.first_order.muon_rules import ADJUST, iteration_dtype_of, orthogonalizer_of
 from methods.first_order.muon_stack import Stack, key_of
 from methods.first_order.selection import split
+from methods.first_order.stopwatch import Stopwatch
 
 Orthogonalizer = str | Callable[[Tensor], Tensor]
 
@@ -74,6 +75,7 @@ class Muon(torch.optim.Optimizer):
         }
         self.orthogonalizer, self.iteration_dtype = orthogonalizer, iteration_dtype
         self._stacks: list[list[Stack]] | None = None
+        self._stopwatch = Stopwatch()
         super().__init__(params, defaults)
         parameter = self.param_groups[0]["params"][0]
         iteration_dtype_of(iteration_dtype, parameter)  # names are checked now, for a clear error early
@@ -115,7 +117,7 @@ class Muon(torch.optim.Optimizer):
     def _stack(self, members: Sequence[nn.Parameter]) -> Stack:
         dtype = iteration_dtype_of(self.iteration_dtype, members[0])
         _, call = orthogonalizer_of(self.orthogonalizer, members[0].device.type, dtype)
-        stack = Stack(members, call, dtype)
+        stack = Stack(members, self._stopwatch.around(call), dtype)
         for parameter, buffer in zip(members, stack.momentum_like_parameters(), strict=True):
             held = self.state[parameter].get("momentum_buffer")
             if held is not None:
@@ -130,6 +132,10 @@ class Muon(torch.optim.Optimizer):
         self._stacks = None
         if self.state:
             self._lay_out()
+
+    def parts(self) -> dict[str, float]:
+        """Seconds of the orthogonalization since the last call; the first call starts the measuring."""
+        return {"orthogonalize": self._stopwatch.read()}
 
     def describe(self) -> dict[str, Any]:
         """The orthogonalizer and the iteration's dtype that ``auto`` stands for here, by device and dtype."""

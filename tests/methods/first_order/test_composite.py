@@ -32,6 +32,7 @@ def test_groups_state_and_coverage_are_the_parts():
     assert torch.equal(weights[0].detach(), torch.zeros(2))
     optimizer.zero_grad()
     assert all(weight.grad is None for weight in weights)
+    assert optimizer.parts() == {}
     optimizer.close()
 
 

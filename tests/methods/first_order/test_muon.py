@@ -226,6 +226,16 @@ def test_parameters_may_be_added_later():
     assert not torch.equal(before, weights[1])
 
 
+def test_its_parts_are_measured_once_asked_for(net, run_steps):
+    model = net()
+    optimizer = muon.make(model)
+    run_steps(optimizer, model, 1)
+    assert optimizer.parts() == {"orthogonalize": 0.0}
+    run_steps(optimizer, model, 1)
+    assert optimizer.parts()["orthogonalize"] > 0.0
+    assert optimizer.parts()["orthogonalize"] == 0.0
+
+
 def test_mistakes_are_told():
     weight = nn.Parameter(torch.ones(3, 3))
     for match, hyper in [
