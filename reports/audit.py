@@ -73,9 +73,9 @@ def _cores(env: Mapping[str, Any]) -> str:
 
 
 def protocol(header: Mapping[str, Any]) -> list[Row]:
-    """Each suite of a file with the protocol it ran under."""
+    """Each suite and each training workload of a file with the protocol it ran under."""
     plan = header.get("plan", {})
-    rows = []
+    rows = [_trained_under(plan, workload) for workload in plan.get("workloads") or []]
     for suite in plan.get("suites", []):
         described = {
             "tier": plan.get("tier"),
@@ -89,6 +89,19 @@ def protocol(header: Mapping[str, Any]) -> list[Row]:
         fields = {**described, **rules}
         rows.append({"suite": suite["name"], "fields": [(k, str(v)) for k, v in fields.items() if v is not None]})
     return rows
+
+
+def _trained_under(plan: Mapping[str, Any], workload: Mapping[str, Any]) -> Row:
+    target = workload.get("target") or {}
+    version = plan.get("training_protocol")
+    fields = {
+        "tier": plan.get("tier"),
+        "protocol": version.get("version") if isinstance(version, Mapping) else version,
+        "seeds": plan.get("blocks"),
+        "target": f"{plain.spoken(str(target.get('metric', '')))} {target.get('value', '')}".strip() or None,
+        **{name: workload.get(name) for name in ("batch", "epochs", "precision", "compile")},
+    }
+    return {"suite": str(workload.get("name")), "fields": [(k, str(v)) for k, v in fields.items() if v is not None]}
 
 
 def left_out(headers: list[dict[str, Any]]) -> list[Row]:

@@ -137,7 +137,7 @@ def table(place: Place) -> list[Row]:
 def _table_row(place: Place, row: Row) -> Row:
     glyph, tone = SIDES[row["side"] or "open"]
     ratio = plain.number(row["ratio"])
-    interval = plain.interval(plain.number(row["low"]), plain.number(row["high"])) if row["level"] else ""
+    interval = plain.interval(plain.number(row["low"]), plain.number(row["high"])) if row["level"] is not None else ""
     return {
         "anchor": plain.anchor("arm", row["arm"]),
         "arm": row["arm"],
@@ -194,7 +194,7 @@ def _sign(row: Row) -> theme.Sign:
 
 
 def _ratio_note(row: Row) -> str:
-    if row["is_baseline"] or not row["level"]:
+    if row["is_baseline"] or row["level"] is None:
         return "no time ratio" if not row["is_baseline"] else ""
     if row["stalled"]:
         return "refused: the loader stalls"

@@ -78,7 +78,7 @@ def forest(place: Place, looks: Mapping[str, Row]) -> Chart | None:
             "tone": SIDES[row["side"] or "open"][1],
         }
         for row in place.rows
-        if row["level"] and not row["is_baseline"]
+        if row["level"] is not None and not row["is_baseline"]
     ]
     if not rows:
         return None
@@ -202,7 +202,7 @@ def _curve_sentence(place: Place, x: str, level: str) -> str:
         return f"No method reaches {level} in most of its runs."
     text = plain.seconds(reached[0][0]) if x == "time_s" else f"{reached[0][0]:,.0f} {AXES[x][2]}"
     missed = [row["arm"] for row in place.rows if not math.isfinite(row[key])]
-    said = f"{reached[0][1]} needs the least, {text} in the median, to reach {level}."
+    said = f"To reach {level}, {reached[0][1]} needs the least: {text} in the median."
     return f"{said} Not reached in most runs: {', '.join(missed)}." if missed else said
 
 

@@ -109,7 +109,7 @@ class Trainer:
         if status in ("diverged", "out_of_memory", "error"):
             cut = 1 if status != "diverged" else 4
             values, steps, crossing = values[:cut], steps[:cut], None
-        if status == "budget_exhausted":
+        if status != "target_reached":
             crossing = None
         done = float(steps[-1])
         reason = {

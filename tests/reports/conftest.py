@@ -6,7 +6,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -343,9 +343,33 @@ def make(folder: Path, blocks: int = 10, shapes: Any = SHAPES, methods: list[str
 
 
 @pytest.fixture(scope="session")
-def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
-    """The full synthetic record."""
-    return make(tmp_path_factory.mktemp("records"))
+def record(tmp_path_factory: pytest.TempPathFactory, trainer: Any, training_arm: Any, usual_arms: Any) -> Record:
+    """The full synthetic record: operations, and training with every ending."""
+    folder = tmp_path_factory.mktemp("records")
+    made = make(folder)
+    train(folder, trainer, training_arm, usual_arms)
+    return Record(read_runs(folder), read_headers(folder), made.verdicts)
+
+
+def train(folder: Path, trainer: Any, training_arm: Any, usual_arms: Any) -> None:
+    """Ten seeds on a CPU with a hostile arm and tuning trials, a language model on a GPU with broken runs."""
+    sgd, adamw, muon = (replace(arm, final=arm.final + 0.005) for arm in usual_arms)
+    hostile = training_arm(method=HOSTILE.replace("polar", "training"), fates={0: "error", 1: "budget_exhausted"})
+    trainer(value=0.97).write(folder / "c-train.jsonl", [sgd, adamw, muon, hostile], seeds=10)
+    for trial in range(8):
+        arms = [replace(arm, extra={"final_val_accuracy": 0.9 + 0.01 * trial}) for arm in (adamw, muon)]
+        path = folder / f"d-tune{trial}.jsonl"
+        trainer(value=0.97, split="validation").write(path, arms, seeds=1, aa=False)
+    text = trainer(
+        workload="sotu-gpt", metric="val_loss", value=1.5, larger_is_better=False, start=4.0, evaluations=50,
+        updates=5000, device="cuda", device_name=GPU_NAME,
+    )  # fmt: skip
+    arms = [
+        replace(adamw, final=1.42, tau=9, fates={2: "diverged", 3: "out_of_memory"}, stall=0.12),
+        replace(muon, final=1.38, tau=6, fates={1: "interrupted"}, resumed=(0,)),
+        replace(sgd, final=1.9, tau=9),
+    ]
+    text.write(folder / "e-text.jsonl", arms, seeds=6)
 
 
 @pytest.fixture(scope="session")
