@@ -12,16 +12,16 @@ def _workload(suffix: str, precision: Precision) -> Workload:
         runtime="suites.training.images:RUNTIME",
         params={"net": "deep-linear", "channels": 1, "stored_side": 8},
         batch=64,
-        epochs=30,
+        epochs=15,
         target=Target(
             metric="test_accuracy",
-            value=0.97,
-            source="set here: above what a linear classifier reaches on this split",
+            value=0.98,
+            source="set here: digits-cnn reaches it in a few epochs, a linear classifier was never seen above 97.2 %",
             mode="final",
         ),
         max_s=120.0,
         precision=precision,
-        tiers=("standard",),
+        tiers=("full",),
         notes=(
             "In exact arithmetic the network is one matrix, whatever its depth, so accuracy beyond a linear "
             "classifier's in low precision would come from rounding (J. Foerster, Nonlinear computation in deep linear "

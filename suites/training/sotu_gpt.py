@@ -53,7 +53,7 @@ WORKLOAD = Workload(
 
 CPU = Workload(
     name="sotu-gpt-cpu",
-    summary="State of the Union, character GPT of 4 layers, 4 heads, width 128, context 64, batch 12, 1,500 updates",
+    summary="State of the Union, character GPT of 4 layers, 4 heads, width 128, context 64, batch 12, 800 updates",
     data="sotu",
     runtime="suites.training.texts:RUNTIME",
     params={
@@ -67,16 +67,16 @@ CPU = Workload(
         "windows": 256,
     },
     batch=12,
-    epochs=0.1122,
+    epochs=0.0598,
     eval_every=100 * 12,
     target=Target(
         metric="test_loss",
-        value=1.95,
+        value=2.1,
         source="PROVISIONAL: to be set from the 75 % point of tuned AdamW's runs on tuning seeds",
         larger_is_better=False,
-        others=(2.2, 2.05),
+        others=(2.4, 2.2),
     ),
-    methods=("training.adamw", "training.muon", "training.sgd"),
+    methods=("training.adamw", "training.muon"),
     max_s=900.0,
     devices=("cpu", "cuda"),
     reference=Reference(
@@ -84,5 +84,5 @@ CPU = Workload(
         what="validation loss after 2,000 updates of this network on tiny Shakespeare: a sanity level, another text",
         source="karpathy/nanoGPT, README",
     ),
-    notes="Sizes of nanoGPT's CPU example. A ninth of the text is seen once. 256 evenly spaced windows are evaluated.",
+    notes="Sizes of nanoGPT's CPU example. A seventeenth of the text is seen, once. 256 evenly spaced windows are evaluated.",
 )
