@@ -90,9 +90,14 @@ def test_inner_spans_are_not_counted_twice(hands):
 
 def test_a_span_that_raises_still_ends(hands):
     buckets = Buckets(HostMarker(hands.read))
-    with pytest.raises(ValueError), buckets.span("forward"):
-        hands.now += 1.0
-        raise ValueError
+
+    def raises():
+        with buckets.span("forward"):
+            hands.now += 1.0
+            raise ValueError
+
+    with pytest.raises(ValueError):
+        raises()
     with buckets.span("data"):
         hands.now += 1.0
     assert buckets.collect() == pytest.approx({"forward": 1.0, "data": 1.0})

@@ -218,7 +218,7 @@ def test_recipes_stand_between_the_command_line_and_defaults(toys):
     recipe._recipes.cache_clear()
     try:
         plan = build(replace(ASKED, hyper=("toy-sgd.momentum=0.5", "toy-adam.lr=0.02")))
-        [sgd, adam, alias] = plan.parts[0].arms
+        [sgd, _, alias] = plan.parts[0].arms
         assert dict(sgd.hyper.factory) == {"lr": 0.3, "momentum": 0.5}
         assert sgd.hyper.trainer["epochs"] == 4
         assert sgd.hyper.sources["lr"] == "recipe"

@@ -207,7 +207,7 @@ def test_a_whole_run_resumes_bitwise_from_any_checkpoint(run_one, tmp_path):
         fields = {"checkpoint": str(path), "checkpoint_updates": 1, "block_updates": 5}
         import toy_training
 
-        def stop(self, closure=None, cut=cut, step=torch.optim.SGD.step):
+        def stop(self, closure=None, cut=cut, path=path, step=torch.optim.SGD.step):
             self.calls = getattr(self, "calls", 0) + 1
             if self.calls > cut + 13 and path.exists():
                 raise KeyboardInterrupt
