@@ -84,5 +84,7 @@ CPU = Workload(
         what="validation loss after 2,000 updates of this network on tiny Shakespeare: a sanity level, another text",
         source="karpathy/nanoGPT, README",
     ),
-    notes="Sizes of nanoGPT's CPU example. A seventeenth of the text is seen, once. 256 evenly spaced windows are evaluated.",
+    notes=(
+        "Sizes of nanoGPT's CPU example. A seventeenth of the text is seen, once. 256 evenly spaced windows are evaluated."
+    ),
 )
