@@ -21,7 +21,7 @@ WORKLOAD = Workload(
     needs=("cuda",),
     devices=("cuda",),
     reference=Reference(
-        value=0.9264, what="test accuracy of VGG16 after 200 epochs of SGD", source="kuangliu/pytorch-cifar, README"
+        value=0.9264, what="test accuracy of VGG16 trained long by SGD", source="kuangliu/pytorch-cifar, README"
     ),
     notes=(
         "The last batch of an epoch is filled from the next one, where the source trains on a smaller batch (196 "

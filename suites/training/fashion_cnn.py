@@ -17,7 +17,7 @@ WORKLOAD = Workload(
     tiers=("standard",),
     reference=Reference(
         value=0.916,
-        what="test accuracy of a network of two convolutions and pooling (the data set's benchmark table)",
+        what="test accuracy of two convolutions with max pooling (TensorFlow), as submitted to the benchmark table",
         source="zalandoresearch/fashion-mnist, README; Xiao, Rasul and Vollgraf, arXiv 1708.07747",
     ),
     notes="No augmentation.",

@@ -85,6 +85,7 @@ CPU = Workload(
         source="karpathy/nanoGPT, README",
     ),
     notes=(
-        "Sizes of nanoGPT's CPU example. A seventeenth of the text is seen, once. 256 evenly spaced windows are evaluated."
+        "Sizes of nanoGPT's CPU example. A seventeenth of the text is seen, once; 256 evenly spaced windows of the "
+        "evaluation text are evaluated."
     ),
 )
