@@ -43,7 +43,7 @@ class OptimizerStepRuntime:
     """Fulfils :class:`harness.catalogue.task.TaskRuntime` and :class:`harness.catalogue.task.Stateful`."""
 
     def content(self, problem: Problem, seed: int) -> list[Tensor]:
-        """One gradient a parameter, gaussian, its scale drawn log-uniformly from 0.005 to 0.05 by parameter."""
+        """One gradient a parameter, gaussian, its scale from 0.005 to 0.05 by parameter, for every seed alike."""
         return gradients(problem, seed, _dtype(problem))
 
     def vary(self, content: list[Tensor], step: int) -> list[Tensor]:
@@ -187,10 +187,10 @@ def _dtype(problem: Problem) -> torch.dtype:
 
 
 def _drawn(problem: Problem, seed: int) -> Iterator[Tensor]:
-    """One gaussian tensor a parameter in float32 on the problem's device, with its scale applied."""
+    """One gaussian tensor a parameter in float32 on the problem's device, times a scale that no seed changes."""
     generator = torch.Generator(problem.device).manual_seed(7_919 * (problem.seed + 1) + seed)
-    for weight in NETWORKS[problem.kind]:
-        scale = torch.rand((), generator=generator, device=problem.device)
+    scales = torch.rand(len(NETWORKS[problem.kind]), generator=torch.Generator().manual_seed(problem.seed)).tolist()
+    for weight, scale in zip(NETWORKS[problem.kind], scales, strict=True):
         yield torch.randn(weight.shape, generator=generator, device=problem.device) * 0.005 * 10.0**scale
 
 

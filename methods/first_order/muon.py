@@ -78,8 +78,8 @@ class Muon(torch.optim.Optimizer):
         self._stopwatch = Stopwatch()
         super().__init__(params, defaults)
         parameter = self.param_groups[0]["params"][0]
-        iteration_dtype_of(iteration_dtype, parameter)  # names are checked now, for a clear error early
-        orthogonalizer_of(orthogonalizer, parameter.device.type, torch.float32)
+        # Names are checked now, for a clear error early.
+        orthogonalizer_of(orthogonalizer, parameter.device.type, iteration_dtype_of(iteration_dtype, parameter))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters; stacks are laid out anew at the next step, with their momentum."""

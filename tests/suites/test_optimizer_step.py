@@ -187,6 +187,20 @@ def test_content_depends_on_problem_and_seed_alone():
     assert RUNTIME.same(buffer, other)
 
 
+@pytest.mark.parametrize("name", METHODS[:-1])
+def test_the_descent_gap_is_the_same_for_every_content(name):
+    """Blocks are held to the gate's worst, so the content's draw must not decide."""
+    case = Problem(kind="digits_cnn", shape=(scalars("digits_cnn"),), dtype="float32", device="cpu")
+    method = registry.method(name)
+    op = RUNTIME.bind(registry.resolve(method.impl), case, method.hyper)
+    gaps = []
+    for seed in (0, 1, 1000, 1001):
+        content = RUNTIME.content(case, seed)
+        RUNTIME.rewind(op)
+        gaps.append(RUNTIME.glance(op(content), content, RUNTIME.oracle(content, case), case)["descent_gap"])
+    assert max(gaps) < 1.1 * min(gaps)
+
+
 def test_hidden_state_is_refused():
     class Hidden(torch.optim.SGD):
         def state_dict(self):
