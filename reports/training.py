@@ -18,6 +18,8 @@ from reports import plain, theme
 from reports.tables import SIDES
 
 Row = dict[str, Any]
+#: A space that no line breaks at.
+NARROW = "\u00a0"
 UNKNOWN_DEVICE = "unknown device"
 #: Runs that one page lists; the rest are in the download.
 RUNS_ON_PAGE = 400
@@ -106,13 +108,13 @@ def level_text(metric: str, value: float | None) -> str:
     """A metric's value: accuracies in per cent."""
     if value is None or not math.isfinite(value):
         return plain.DASH
-    return f"{100 * value:.2f} %" if "accuracy" in metric else f"{value:.4g}"
+    return f"{100 * value:.2f}{NARROW}%" if "accuracy" in metric else f"{value:.4g}"
 
 
 def _spread(metric: str, value: float | None) -> str:
     if value is None:
         return ""
-    return f"± {100 * value:.2f} %" if "accuracy" in metric else f"± {value:.2g}"
+    return f"± {100 * value:.2f}{NARROW}%" if "accuracy" in metric else f"± {value:.2g}"
 
 
 def time_text(value: float | None) -> str:

@@ -215,6 +215,25 @@ def test_without_script_everything_is_readable(opened: Any) -> None:
     assert page.locator("#claims-table tbody tr").filter(visible=True).count() == 6
 
 
+def test_the_menu_of_workloads_opens_within_a_phone(opened: Any) -> None:
+    page = opened(width=390)
+    page.locator("nav details.menu summary", has_text="Training").click()
+    links = page.locator("nav details.menu ul a").filter(visible=True)
+    assert links.count() == 2
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    links.first.click()
+    assert page.locator("h1").inner_text().startswith("Training ")
+    assert page.locator("#training-table tbody tr").count() >= 3
+
+
+def test_methods_of_a_workload_sort_with_what_was_not_reached_last(opened: Any, site: Path) -> None:
+    page = opened(next(name for name in names(site) if name.startswith("train--sotu")))
+    page.locator("#training-table thead th", has_text="time to target").get_by_role("button").click()
+    order = page.eval_on_selector_all("#training-table tbody tr", "rows => rows.map(r => r.cells[2].innerText)")
+    assert order[-1].startswith("not reached")
+    assert not order[0].startswith("not reached")
+
+
 def test_print_shows_every_device(opened: Any) -> None:
     page = opened()
     page.emulate_media(media="print")

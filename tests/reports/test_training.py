@@ -66,14 +66,14 @@ def test_the_table_says_what_happened(usual: Place) -> None:
     assert adamw["share_text"] == "6.0 %"
     assert adamw["state_text"] == "2.86 MiB"
     assert adamw["command"] == "speedclaim train digits-cnn training.adamw --seeds 10"
-    assert adamw["final_text"].endswith(" %")
+    assert adamw["final_text"].endswith("\u00a0%")
 
 
 def test_numbers_in_words() -> None:
     assert training.time_text(math.inf) == "not reached"
     assert training.count_text(1234.4) == "1,234"
     assert training.level_text("val_loss", 1.23456) == "1.235"
-    assert training.level_text("test_accuracy", 0.98) == "98.00 %"
+    assert training.level_text("test_accuracy", 0.98) == "98.00\u00a0%"
     assert training.level_text("test_accuracy", None) == "—"
     assert training.ratio_text({"ratio": math.nan, "low": 1.4, "high": math.inf}) == "over 1.40×"
     assert training.ratio_text({"ratio": math.nan, "low": 0.0, "high": 0.5}) == "under 0.500×"
