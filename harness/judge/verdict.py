@@ -87,6 +87,16 @@ def judge(
         One verdict per device with a run of the candidate or the baseline on the claim's problems, sorted by
         device; without any, one "not testable here" that names what is missing.
     """
+    return _judge(claim, runs, headers, program, _devices(runs))
+
+
+def _devices(runs: pd.DataFrame) -> list[str]:
+    return sorted(set(evidence.complete(runs)["device"].dropna().unique()))
+
+
+def _judge(
+    claim: Claim, runs: pd.DataFrame, headers: Iterable[Mapping[str, Any]], program: str, devices: list[str]
+) -> list[Verdict]:
     if claim.kind == "exists":
         return [_verdict(claim, _exists(claim), None, "any", program)]
     by_device: dict[str, list[Group]] = {}
@@ -94,7 +104,6 @@ def judge(
         by_device.setdefault(group.device, []).append(group)
     if not by_device:
         finding = Finding(outcome=Outcome(word="not testable here", why=_missing(claim, runs)))
-        devices = sorted(set(evidence.complete(runs)["device"].dropna()))
         return [_verdict(claim, finding, None, devices[0] if len(devices) == 1 else "", program)]
     verdicts = []
     for device, groups in sorted(by_device.items()):
@@ -107,8 +116,15 @@ def judge_all(
     claims: Iterable[Claim], runs: pd.DataFrame, headers: Iterable[Mapping[str, Any]] = (), program: str = "speedclaim"
 ) -> list[Verdict]:
     """The verdicts of every claim, in the ledger's order."""
-    kept = list(headers)
-    return [verdict for claim in claims for verdict in judge(claim, runs, kept, program)]
+    kept, devices = list(headers), _devices(runs)
+    runs = evidence.complete(runs)
+    trained = runs["workload"].notna()
+    parts = {True: runs[trained], False: runs[~trained]}
+    return [
+        verdict
+        for claim in claims
+        for verdict in _judge(claim, parts[claim.workload is not None], kept, program, devices)
+    ]
 
 
 def _find(claim: Claim, group: Group) -> Finding:

@@ -14,7 +14,7 @@ LEDGER = [claim for claim in load_claims() if claim.workload is not None]
 #: Metrics that the trainer records, or that are derived from what it records.
 RECORDED = {
     *("time_to_target_s", "steps_to_target", "samples_to_target", "elapsed_s", "samples", "step_s", "optimizer_share"),
-    *("final_val_loss", "final_test_accuracy", "final_weight_sigma_spread", "final_noise_accuracy_0.2"),
+    *("final_test_loss", "final_test_accuracy", "final_weight_sigma_spread", "final_noise_accuracy_0.2"),
 }
 
 
@@ -77,3 +77,20 @@ def test_each_row_can_come_out_either_way(claim: Claim, store: Any) -> None:
         assert told(claim, store, good, 0.9).verdict == "not reproduced"
     elif claim.guard:
         assert "confounded" in told(claim, store, good, 0.99).reason
+
+
+@pytest.mark.parametrize("claim", LEDGER, ids=lambda claim: claim.id)
+def test_metrics_and_clocks_agree_with_the_workload(claim: Claim) -> None:
+    workload = registry.workload(str(claim.workload))
+    target = workload.target
+    if claim.metric == "elapsed_s":
+        assert target.mode == "final"
+    if "_to_target" in claim.metric:
+        assert target.mode == "crossing"
+    if claim.metric == "final_test_loss":
+        assert target.metric == "test_loss"
+    if claim.guard is not None:
+        assert claim.guard.metric == f"final_{target.metric}"
+        assert claim.guard.larger_is_better == target.larger_is_better
+        assert claim.guard.reaches in (None, target.value)
+    assert ("cuda" in claim.needs) == (workload.devices == ("cuda",) or "cuda" in workload.needs)
