@@ -1,0 +1,70 @@
+"""Search spaces of tuning: equal ranges in decades for every method unless it ships a table of its own."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.resources
+import math
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.catalogue.method import Method
+from harness.errors import UserError
+from harness.measure.training.recipe import Hyper
+
+#: Three decades of learning rate around the base value; the schedule's length is tuned in every arm.
+DEFAULT: Mapping[str, Mapping[str, Any]] = {
+    "lr": {"decades": 3.0},
+    "epochs": {"factors": [0.25, 0.5, 0.75, 1.0]},
+}
+_FORMS = "low and high (log = true for decades), decades, factors, or values"
+
+
+def space(method: Method, hyper: Hyper, file: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Name -> ``{"low", "high", "log"}`` or ``{"values"}``.
+
+    The file on the command line, else ``spaces/<method>.toml`` in the package of the method's code, else
+    :data:`DEFAULT`. ``decades`` is a log range centred on the base value, ``factors`` multiply it.
+
+    Raises:
+        UserError: a file that cannot be read, or an entry of no known form.
+    """
+    table = _read(file) if file is not None else _shipped(method) or DEFAULT
+    base = {**hyper.trainer, **hyper.factory}
+    return {name: _entry(name, dict(entry), base.get(name)) for name, entry in table.items()}
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"--space {path}: expected a TOML table per hyper-parameter ({error}).") from error
+
+
+def _shipped(method: Method) -> Mapping[str, Any] | None:
+    package = method.impl.partition(":")[0].rpartition(".")[0]
+    if not package:
+        return None
+    path = importlib.resources.files(importlib.import_module(package)) / "spaces" / f"{method.name}.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _entry(name: str, entry: dict[str, Any], base: Any) -> dict[str, Any]:
+    number = isinstance(base, int | float) and not isinstance(base, bool)
+    if entry.get("values"):
+        return {"values": list(entry["values"])}
+    if {"low", "high"} <= entry.keys() and entry["low"] < entry["high"]:
+        return {"low": float(entry["low"]), "high": float(entry["high"]), "log": bool(entry.get("log", False))}
+    if "decades" in entry and number and base > 0:
+        half = 10 ** (float(entry["decades"]) / 2)
+        return {"low": base / half, "high": base * half, "log": True}
+    if "factors" in entry and number:
+        return {"values": [base * factor for factor in entry["factors"]]}
+    raise UserError(f"space of {name!r}: expected {_FORMS} around a base value, got {entry} around {base!r}.")
+
+
+def decades(entry: Mapping[str, Any]) -> float | None:
+    """Width of a log range in decades."""
+    return math.log10(entry["high"] / entry["low"]) if entry.get("log") else None

@@ -1,0 +1,81 @@
+"""Tuning: ranges, objective, a search that goes on where it stopped, on the validation split alone."""
+
+import pytest
+
+from harness import read_runs
+from harness.catalogue import registry
+from harness.catalogue.workload import Target
+from harness.errors import UserError
+from harness.measure.training import space as spaces
+from harness.measure.training.plan import TrainRequest, build
+from harness.measure.training.tune import FAILED, STREAM, objective, tune
+
+UP = Target(metric="test_accuracy", value=0.9, source="t")
+
+
+def plan():
+    request = TrainRequest(
+        workloads=("blobs",), methods=("toy-sgd",), seeds=1, full=True, validation=True, hyper=("momentum=0.5",)
+    )
+    made = build(request)
+    made.phase = "tune"
+    return made
+
+
+def test_objective_orders_hits_before_misses_before_failures():
+    def run(status, steps=None, curve=None):
+        measured = {"samples_to_target": ("1", [steps], None)} if steps else {}
+        return {"status": status, "measurements": {**measured, "curve_val_accuracy": ("1", curve or [], None)}}
+
+    fast = objective(run("target_reached", 100.0), UP, "val_accuracy", 1000.0)
+    slow = objective(run("target_reached", 900.0), UP, "val_accuracy", 1000.0)
+    close = objective(run("budget_exhausted", curve=[0.1, 0.81, 0.8]), UP, "val_accuracy", 1000.0)
+    lost = objective(run("diverged", curve=[0.1]), UP, "val_accuracy", 1000.0)
+    assert (fast, slow) == pytest.approx((0.1, 0.9))
+    assert close == pytest.approx(1.1)
+    assert lost == FAILED > close
+
+
+def test_spaces(toys, tmp_path):
+    made = plan()
+    arm = made.parts[0].arms[0]
+    method = registry.method("training.toy-sgd")
+    with pytest.raises(UserError, match="around a base value"):
+        spaces.space(method, arm.hyper)  # the factory's lr has no base value in the descriptor
+    file = tmp_path / "space.toml"
+    file.write_text(
+        "[lr]\nlow = 1e-3\nhigh = 1.0\nlog = true\n[epochs]\nfactors = [0.5, 1]\n[warmup]\nvalues = [0, 0.1]\n"
+    )
+    found = spaces.space(method, arm.hyper, file)
+    assert found == {
+        "lr": {"low": 1e-3, "high": 1.0, "log": True},
+        "epochs": {"values": [3.0, 6.0]},
+        "warmup": {"values": [0, 0.1]},
+    }
+    assert spaces.decades(found["lr"]) == pytest.approx(3.0)
+    file.write_text("[momentum]\ndecades = 2\n")
+    [entry] = spaces.space(method, arm.hyper, file).values()
+    assert (entry["low"], entry["high"]) == pytest.approx((0.05, 5.0))
+    file.write_text("[lr]\nlow = 2\nhigh = 1\n")
+    with pytest.raises(UserError, match="low and high"):
+        spaces.space(method, arm.hyper, file)
+
+
+def test_a_search_is_resumed_and_every_trial_has_its_row(toys, tmp_path):
+    pytest.importorskip("optuna")
+    ranges = {"lr": {"low": 1e-2, "high": 1.0, "log": True}, "epochs": {"values": [2.0, 3.0]}}
+    first = tune(plan(), ranges, 2, tmp_path, "test")
+    again = tune(plan(), ranges, 5, tmp_path, "test")
+    assert (first.trials, again.trials) == (2, 5)
+    assert len(again.objectives) == 5
+    assert again.objective == min(again.objectives)
+    assert set(again.best) == {"lr", "epochs"}
+    frame = read_runs(tmp_path)
+    runs = frame.drop_duplicates("run")
+    assert sorted(d["trial"] for d in runs["detail"]) == [0, 1, 2, 3, 4]
+    assert {d["split"] for d in runs["detail"]} == {"validation"}
+    assert {d["stream"] for d in runs["detail"]} == {STREAM}
+    assert len({d["hyper"]["lr"] for d in runs["detail"]}) == 5
+    assert {d["hyper"]["momentum"] for d in runs["detail"]} == {0.5}
+    assert {d["hyper_sources"]["lr"] for d in runs["detail"]} == {"tuning trial"}
+    assert not any("test" in str(metric) for metric in frame["metric"])
