@@ -9,7 +9,7 @@ WORKLOAD = Workload(
     runtime="suites.training.images:RUNTIME",
     params={"net": "fashion-cnn", "channels": 1, "stored_side": 28},
     batch=256,
-    epochs=4,
+    epochs=3,
     eval_every=15_000,
     target=Target(metric="test_accuracy", value=0.90, source="set here", others=(0.88,)),
     max_s=600.0,
