@@ -36,9 +36,9 @@ bench: $(READY) ## measure every suite this machine can run, judge the claims, r
 data: $(READY) ## fetch what the default training tier needs (digits, fashion-mnist, cifar10, sotu), or NAMES="mnist …"
 	$(PY) -m harness data fetch $(NAMES)
 
-train: $(READY) ## train TIER's workloads to their targets, or WORKLOAD=name METHODS="sgd muon" SEEDS=6 BUDGET=seconds
+train: $(READY) ## train TIER's workloads to their targets, or WORKLOAD=name METHODS="sgd muon" SEEDS=6; at most BUDGET=3300 s
 	$(PY) -m harness train $(WORKLOAD) $(METHODS) --out $(OUT) $(if $(TIER),--tier $(TIER)) $(if $(SEEDS),--seeds $(SEEDS)) \
-	  $(if $(BUDGET),--budget-s $(BUDGET)) $(if $(DEVICE),--device $(DEVICE))
+	  --budget-s $(or $(BUDGET),3300) $(if $(DEVICE),--device $(DEVICE))
 
 test: $(READY) ## the test suite
 	$(PY) -m pytest

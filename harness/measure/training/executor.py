@@ -65,6 +65,7 @@ class TrainExecutor:
         self.writer: store.Writer
         self._last: dict[str, Any] = {}
         self._seed_s: dict[tuple[str, int], float] = {}
+        self._limit_s = 0.0
 
     def run(self) -> TrainResult:
         """Train whatever has no row yet."""
@@ -81,8 +82,7 @@ class TrainExecutor:
                     self._header()
                 self.listener.plan(self._total(), len(self.done))
                 self._skip_arms()
-                for part in self.plan.parts:
-                    self._part(part)
+                self._train()
                 self.writer.end(utc=utc(), elapsed_s=round(time.monotonic() - self.start, 1))
         return TrainResult(
             path=self.writer.path, resumed=resumed, elapsed_s=time.monotonic() - self.start, runs=self.count
@@ -126,15 +126,21 @@ class TrainExecutor:
 
     # -- one workload ----------------------------------------------------------------------------------------------
 
+    def _train(self) -> None:
+        """Every workload gets an equal share of what is left of the budget; what remains goes to those cut short."""
+        for index, part in enumerate(self.plan.parts):
+            used = time.monotonic() - self.start
+            self._limit_s = used + ((self.plan.request.budget_s or 0.0) - used) / (len(self.plan.parts) - index)
+            self._part(part)
+        self._limit_s = self.plan.request.budget_s or 0.0
+        for part in self.plan.parts:
+            self._part(part)
+            if pending := self._pending(part):
+                self._left_out(part, pending)
+
     def _part(self, part: Part) -> None:
-        pending = self._pending(part)
-        while pending:
-            if not self._time_for(part, pending[0]):
-                break
+        while (pending := self._pending(part)) and self._time_for(part, pending[0]):
             self._work(part, pending)
-            pending = self._pending(part)
-        if pending:
-            self._left_out(part, pending)
 
     def _pending(self, part: Part) -> list[RunSpec]:
         """Runs without a row, seed after seed, the arms of each in a shuffled order of the file's own."""
@@ -158,7 +164,7 @@ class TrainExecutor:
             return True
         spent = [seconds for (name, _), seconds in self._seed_s.items() if name == part.workload.name]
         used = time.monotonic() - self.start
-        return used < budget if not spent else used + max(spent[-3:]) <= budget
+        return used < self._limit_s if not spent else used + max(spent[-3:]) <= self._limit_s
 
     def _work(self, part: Part, pending: list[RunSpec]) -> None:
         """One worker over the pending runs; a crash or a hang costs the run under way."""

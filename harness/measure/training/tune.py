@@ -129,7 +129,8 @@ class TuneExecutor(TrainExecutor):
     def _finished(self) -> int:
         return sum(trial.state.name == "COMPLETE" for trial in self._study.get_trials(deepcopy=False))
 
-    def _part(self, part: Part) -> None:
+    def _train(self) -> None:
+        part = self.plan.parts[0]
         budget = self.plan.request.budget_s
         while (left := self._trials - self._finished()) > 0:
             used = time.monotonic() - self.start

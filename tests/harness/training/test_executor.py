@@ -181,7 +181,6 @@ def test_a_plan_says_what_is_wrong(toys):
         "workload": ({"workloads": ("blob",)}, "Did you mean blobs"),
         "method": ({"methods": ("toy-sdg",)}, "Did you mean training.toy-sgd"),
         "tier": ({"workloads": (), "tier": "tiny"}, "one of quick"),
-        "none": ({"workloads": (), "tier": "full"}, "nothing to train"),
     }
     for fields, text in bad.values():
         with pytest.raises(UserError, match=text):
@@ -232,3 +231,26 @@ def test_recipes_stand_between_the_command_line_and_defaults(toys):
     finally:
         for name in ("toy_package", "toy_package.work"):
             sys.modules.pop(name, None)
+
+
+def test_workloads_share_the_budget_and_what_is_left_goes_to_those_cut_short(toys, tmp_path, monkeypatch):
+    """On a clock of its own: each seed of the first workload takes 30 s, of the second 5 s; 100 s in all."""
+    plan = build(replace(ASKED, workloads=("blobs-long", "blobs"), methods=("toy-sgd",), seeds=5, budget_s=100.0))
+    made = executor.TrainExecutor(plan, tmp_path, "test", Silent())
+    now = [0.0]
+    order = []
+    made.start, made.hash = 0.0, "x"
+
+    def work(part, pending):
+        cost = 30.0 if part.workload.name == "blobs-long" else 5.0
+        order.append((part.workload.name, pending[0].seed))
+        now[0] += cost
+        made._seed_s[part.workload.name, pending[0].seed] = cost
+        made.done.add((part.workload.name, pending[0].arm, pending[0].seed))
+
+    monkeypatch.setattr(made, "_work", work)
+    monkeypatch.setattr(executor.time, "monotonic", lambda: now[0])
+    with store.Writer(tmp_path / "r.jsonl") as made.writer:
+        made._train()
+    assert order == [("blobs-long", 0), *(("blobs", seed) for seed in range(5)), ("blobs-long", 1)]
+    assert now[0] <= 100.0
