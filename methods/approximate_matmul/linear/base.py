@@ -1,0 +1,257 @@
+"""What the linear methods share: checked inputs, the fitted operator, saving and loading.
+
+``make(**hyper)`` gives an :class:`Estimator`; ``fit(a_train, b)`` learns from B and the training rows and gives an
+:class:`Op`; ``op(a)`` approximates ``a @ b``. What is learned is a dictionary of plain tensors (``state``); whatever
+a library wants on top of it (transposed copies, narrow dtypes) is rebuilt from it by :meth:`Op.prepare`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.errors import Unsupported, UserError
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+State = dict[str, Tensor]
+
+
+class Op:
+    """A fitted product. ``op(a)`` returns a new [N, M] tensor in a's dtype on a's device and leaves a untouched.
+
+    Attributes:
+        hyper: the options that it was made with.
+        state: what was learned, as plain tensors.
+        dtype: dtype of the training rows.
+        times: seconds spent on the training rows (``train_s``) and on B (``table_s``).
+    """
+
+    method: ClassVar[str]
+    #: half inputs are computed in float32 unless a method says otherwise
+    native_half: ClassVar[bool] = False
+
+    def __init__(self, hyper: Mapping[str, Any], state: State, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+        self.hyper = dict(hyper)
+        self.state = state
+        self.dtype = dtype
+        self.inner, self.outer = shape
+        self.times: dict[str, float] = {"train_s": 0.0, "table_s": 0.0}
+        self.prepare()
+
+    @classmethod
+    def learn(cls, a_train: Tensor, b: Tensor, hyper: Mapping[str, Any], times: dict[str, float]) -> State:
+        """What fit computes, from checked inputs in the working dtype."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Build what :meth:`product` needs from ``state``."""
+
+    def product(self, a: Tensor) -> Tensor:
+        """The approximate product of a checked [N, D] tensor in the working dtype."""
+        raise NotImplementedError
+
+    @property
+    def work(self) -> torch.dtype:
+        """The dtype in which A enters the arithmetic."""
+        return working(self.dtype, self.native_half)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the operator was fitted."""
+        return next(iter(self.state.values())).device
+
+    @torch.no_grad()
+    def __call__(self, a: Tensor) -> Tensor:
+        """Approximate ``a @ b``.
+
+        Raises:
+            UserError: a is no floating matrix of the fitted width on the fitted device.
+        """
+        matrix(a, "a", self.method)
+        if a.shape[1] != self.inner:
+            raise UserError(
+                f"{self.method}: a must have the {self.inner} columns it was fitted with, got {a.shape[1]}."
+            )
+        if a.device != self.device:
+            raise UserError(f"{self.method}: fitted on {self.device}, but a is on {a.device}; move a or fit there.")
+        if not a.shape[0]:
+            return a.new_empty((0, self.outer))
+        return self.product(a.to(self.work)).to(a.dtype)
+
+    def describe(self) -> dict[str, Any]:
+        """What really runs: back-end, level, threads and dtype of the arithmetic."""
+        return {
+            "method": self.method,
+            "backend": "torch",
+            "level": "library",
+            "device": str(self.device),
+            "threads": torch.get_num_threads() if self.device.type == "cpu" else 1,
+            "dtype": str(self.work).removeprefix("torch."),
+            "hyper": self.hyper,
+        }
+
+    def multiplies(self, n: int) -> float:
+        """Multiply-adds of one call on n rows."""
+        return float(n) * self.inner * self.outer
+
+    def bytes_read(self, n: int) -> float:
+        """Bytes of A and of the learned arrays, each read once."""
+        item = torch.empty((), dtype=self.dtype).element_size()
+        return float(n) * self.inner * item + float(sum(t.numel() * t.element_size() for t in self.state.values()))
+
+    def save(self, path: str | Path) -> None:
+        """Write ``state`` as an .npz of plain arrays, with the method's name and options as JSON."""
+        arrays = {f"state_{key}": plain(value) for key, value in self.state.items()}
+        about = {"dtype": str(self.dtype).removeprefix("torch."), "shape": [self.inner, self.outer]}
+        with Path(path).open("wb") as file:
+            np.savez(
+                file,
+                method=np.array(self.method),
+                module=np.array(type(self).__module__),
+                hyper=np.array(json.dumps(self.hyper)),
+                about=np.array(json.dumps(about)),
+                times=np.array(json.dumps(self.times)),
+                **arrays,  # type: ignore[arg-type]
+            )
+
+
+class Estimator:
+    """An unfitted method: ``fit`` gives the operator."""
+
+    def __init__(self, kind: type[Op], hyper: Mapping[str, Any]) -> None:
+        self.kind, self.hyper = kind, dict(hyper)
+
+    @torch.no_grad()
+    def fit(self, a_train: Tensor, b: Tensor) -> Op:
+        """Learn from training rows ``a_train`` [N', D] and the known ``b`` [D, M].
+
+        Raises:
+            UserError: the matrices do not fit each other, are empty, not floating or not finite.
+        """
+        checked(a_train, b, self.kind.method)
+        times = {"train_s": 0.0, "table_s": 0.0}
+        work = working(a_train.dtype, self.kind.native_half)
+        state = self.kind.learn(a_train.detach().to(work), b.detach().to(work), self.hyper, times)
+        op = self.kind(self.hyper, state, a_train.dtype, (int(b.shape[0]), int(b.shape[1])))
+        op.times = times
+        return op
+
+    def __call__(self, a: Tensor) -> Tensor:
+        """Refuse: there is no B yet."""
+        raise UserError(f"{self.kind.method} is not fitted: call fit(a_train, b) and use the operator that it returns.")
+
+
+class Clock:
+    """Adds the seconds of a ``with`` block to ``times[key]``; used outside every measurement."""
+
+    def __init__(self, times: dict[str, float], key: str) -> None:
+        self._times, self._key, self._start = times, key, 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._times[self._key] += time.perf_counter() - self._start
+
+
+def working(dtype: torch.dtype, native_half: bool = False) -> torch.dtype:
+    """Float64 stays, float32 stays, half dtypes become float32 unless the method computes in them."""
+    return dtype if native_half or dtype == torch.float64 else torch.float32
+
+
+def matrix(value: Tensor, name: str, method: str) -> None:
+    """Check that ``value`` is a dense floating matrix."""
+    if not isinstance(value, Tensor):
+        raise UserError(f"{method}: {name} must be a torch tensor, got {type(value).__name__}.")
+    if value.ndim != 2:
+        raise UserError(f"{method}: {name} must have two dimensions, got shape {tuple(value.shape)}.")
+    if value.dtype not in DTYPES:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise UserError(f"{method}: {name} must be one of {known}, got {value.dtype}; cast it first.")
+    if value.layout != torch.strided:
+        raise UserError(f"{method}: {name} must be dense, got layout {value.layout}; call to_dense().")
+    if value.device.type not in ("cpu", "cuda"):
+        raise Unsupported(f"{method} runs on cpu and cuda, {name} is on {value.device}")
+
+
+def checked(a_train: Tensor, b: Tensor, method: str) -> None:
+    """Check what fit is given."""
+    matrix(a_train, "a_train", method)
+    matrix(b, "b", method)
+    if a_train.shape[1] != b.shape[0]:
+        raise UserError(
+            f"{method}: a_train has {a_train.shape[1]} columns but b has {b.shape[0]} rows; they must be equal."
+        )
+    if a_train.device != b.device:
+        raise UserError(f"{method}: a_train is on {a_train.device} and b on {b.device}; put both on one device.")
+    for name, value in (("a_train", a_train), ("b", b)):
+        if not value.numel():
+            raise UserError(f"{method}: {name} is empty (shape {tuple(value.shape)}); at least one row and column.")
+        if not bool(torch.isfinite(value).all()):
+            raise UserError(f"{method}: {name} has NaN or infinite entries; remove those rows or mend the data.")
+
+
+def limited_rank(rank: int, inner: int, outer: int, method: str) -> None:
+    """A factorisation through ``rank`` columns saves work only below both D and M (the limit of the published sweep).
+
+    Raises:
+        UserError: naming the limit.
+    """
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise UserError(f"{method}: rank must be an integer of at least 1, got {rank!r}.")
+    if rank >= inner or rank >= outer:
+        limit = min(inner, outer) - 1
+        raise UserError(
+            f"{method}: rank {rank} must be below both D = {inner} and M = {outer}; use at most {limit}"
+            + (" (no rank fits this shape)." if limit < 1 else ".")
+        )
+
+
+def choice(value: str, known: tuple[str, ...], name: str, method: str) -> str:
+    """Check an option that names one of a few things."""
+    if value not in known:
+        raise UserError(f"{method}: {name} must be one of {', '.join(known)}; got {value!r}.")
+    return value
+
+
+def plain(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """A NumPy copy; dtypes that NumPy lacks are widened to float32, which is exact."""
+    host = tensor.detach().cpu()
+    known = (torch.float32, torch.float64, torch.float16, torch.int8, torch.int32, torch.int64, torch.uint8)
+    return (host if host.dtype in known else host.float()).numpy().copy()
+
+
+def load(path: str | Path, device: str = "cpu") -> Op:
+    """Read an operator that :meth:`Op.save` wrote.
+
+    Raises:
+        UserError: the file is not such an operator.
+    """
+    try:
+        with np.load(Path(path), allow_pickle=False) as stored:
+            files = {key: stored[key] for key in stored.files}
+        module, hyper, about = str(files["module"]), json.loads(str(files["hyper"])), json.loads(str(files["about"]))
+        times = json.loads(str(files["times"]))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path}: not a saved product ({type(error).__name__}: {error}); write one with op.save."
+        ) from error
+    if not module.startswith(f"{__package__}."):
+        raise UserError(f"{path}: saved by {module!r}; load it with that module.")
+    kind: type[Op] = importlib.import_module(module).KIND
+    state = {
+        key.removeprefix("state_"): torch.from_numpy(value).to(device)
+        for key, value in files.items()
+        if key.startswith("state_")
+    }
+    op = kind(hyper, state, getattr(torch, about["dtype"]), (about["shape"][0], about["shape"][1]))
+    op.times = times
+    return op
