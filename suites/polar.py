@@ -50,6 +50,13 @@ GRADIENTS: Mapping[str, tuple[str, str, tuple[int, int]]] = {
     "grad_text_qkv": ("gradients-text-transformer", "qkv", (384, 128)),
     "grad_text_mlp_in": ("gradients-text-transformer", "mlp_in", (512, 128)),
     "grad_text_mlp_out": ("gradients-text-transformer", "mlp_out", (128, 512)),
+    "grad_air_groups0_conv2": ("gradients-cifar10-airbench", "groups0_conv2", (64, 576)),
+    "grad_air_groups1_conv1": ("gradients-cifar10-airbench", "groups1_conv1", (256, 576)),
+    "grad_air_groups2_conv2": ("gradients-cifar10-airbench", "groups2_conv2", (256, 2304)),
+    "grad_sotu_qkv": ("gradients-sotu-gpt-cpu", "qkv", (384, 128)),
+    "grad_sotu_mlp_in": ("gradients-sotu-gpt-cpu", "mlp_in", (512, 128)),
+    "grad_sotu_wide_qkv": ("gradients-sotu-gpt", "qkv", (1152, 384)),
+    "grad_sotu_wide_mlp_out": ("gradients-sotu-gpt", "mlp_out", (384, 1536)),
 }
 
 QUICK: tuple[Tier, ...] = ("quick", "standard")
@@ -108,10 +115,17 @@ CPU = _problems(
         ("lowrank", (512, 512), "float32", STANDARD),
         ("levy15", (1024, 1024), "float32", STANDARD),
         ("gaussian", (1024, 4096), "float32", STANDARD),
+        ("grad_air_groups1_conv1", None, "float32", STANDARD),
+        ("grad_sotu_qkv", None, "float32", STANDARD),
         ("grad_cnn_fc2", None, "float32", FULL),
         ("gaussian", (1024, 256), "float32", FULL),
         ("gaussian", (4096, 1024), "float32", FULL),
         ("gaussian", (2048, 2048), "float32", FULL),
+        ("grad_air_groups0_conv2", None, "float32", FULL),
+        ("grad_air_groups2_conv2", None, "float32", FULL),
+        ("grad_sotu_mlp_in", None, "float32", FULL),
+        ("grad_sotu_wide_qkv", None, "float32", FULL),
+        ("grad_sotu_wide_mlp_out", None, "float32", FULL),
     ],
 )
 
@@ -145,12 +159,20 @@ CUDA = _problems(
         ("grad_cnn_conv2", None, "bfloat16", STANDARD),
         ("gaussian", (2048, 2048), "float16", STANDARD),
         ("gaussian", (2048, 2048), "float32", STANDARD),
+        ("grad_air_groups2_conv2", None, "bfloat16", STANDARD),
+        ("grad_sotu_wide_mlp_out", None, "bfloat16", STANDARD),
+        ("grad_air_groups1_conv1", None, "bfloat16", STANDARD),
+        ("grad_air_groups0_conv2", None, "bfloat16", STANDARD),
+        ("grad_sotu_mlp_in", None, "bfloat16", STANDARD),
+        ("grad_sotu_qkv", None, "bfloat16", STANDARD),
         ("logspec6", (1024, 1024), "bfloat16", FULL),
         ("lowrank", (1024, 1024), "bfloat16", FULL),
         ("gaussian", (4096, 1024), "bfloat16", FULL),
         ("gaussian", (256, 256), "bfloat16", FULL),
         ("gaussian", (128, 128), "bfloat16", FULL),
         ("gaussian", (1024, 1024), "float64", FULL),
+        # Nearly of rank seven: what little an iteration gains there decides about gates more than about methods.
+        ("grad_sotu_wide_qkv", None, "bfloat16", FULL),
     ],
 )
 
