@@ -88,7 +88,8 @@ def test_crashes_hangs_and_refusals_cost_their_own_run_only(toys, tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_ctrl_c_leaves_a_row_and_the_same_plan_resumes(toys, tmp_path):
+def test_ctrl_c_leaves_a_row_and_the_same_plan_resumes(toys, tmp_path, monkeypatch):
+    monkeypatch.setattr(executor.machine, "git", lambda: {"commit": "c", "diff": ""})
     asked = replace(
         ASKED,
         workloads=("blobs-long",),
@@ -128,6 +129,7 @@ import sys
 from pathlib import Path
 from harness.measure.training import executor
 from harness.measure.training.plan import TrainRequest, build
+executor.machine.git = lambda: {"commit": "c", "diff": ""}  # whoever edits the tree now must not part the plans
 asked = TrainRequest(workloads=("blobs-long",), methods=("toy-slow",), seeds=1, hyper=("epochs=10",), block_updates=5,
                      checkpoint_updates=5)
 print(executor.execute(build(asked), Path(sys.argv[1]), "test").path)
