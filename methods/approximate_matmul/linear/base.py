@@ -7,10 +7,12 @@ a library wants on top of it (transposed copies, narrow dtypes) is rebuilt from 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +26,26 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 State = dict[str, Tensor]
 
 
+@dataclass
+class Fit:
+    """What fit notes beside the state.
+
+    Attributes:
+        times: seconds on the training rows (``train_s``) and on B (``table_s``).
+        choices: what fit decided by measuring, as plain JSON values.
+    """
+
+    times: dict[str, float] = field(default_factory=lambda: {"train_s": 0.0, "table_s": 0.0})
+    choices: dict[str, Any] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def clock(self, key: str) -> Iterator[None]:
+        """Add the seconds of a ``with`` block to ``times[key]``; no measurement reads it."""
+        start = time.perf_counter()
+        yield
+        self.times[key] += time.perf_counter() - start
+
+
 class Op:
     """A fitted product. ``op(a)`` returns a new [N, M] tensor in a's dtype on a's device and leaves a untouched.
 
@@ -32,22 +54,25 @@ class Op:
         state: what was learned, as plain tensors.
         dtype: dtype of the training rows.
         times: seconds spent on the training rows (``train_s``) and on B (``table_s``).
+        choices: what fit decided by measuring.
     """
 
     method: ClassVar[str]
     #: half inputs are computed in float32 unless a method says otherwise
     native_half: ClassVar[bool] = False
 
-    def __init__(self, hyper: Mapping[str, Any], state: State, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    def __init__(
+        self, hyper: Mapping[str, Any], state: State, dtype: torch.dtype, shape: tuple[int, int], fit: Fit
+    ) -> None:
         self.hyper = dict(hyper)
         self.state = state
         self.dtype = dtype
         self.inner, self.outer = shape
-        self.times: dict[str, float] = {"train_s": 0.0, "table_s": 0.0}
+        self.times, self.choices = fit.times, fit.choices
         self.prepare()
 
     @classmethod
-    def learn(cls, a_train: Tensor, b: Tensor, hyper: Mapping[str, Any], times: dict[str, float]) -> State:
+    def learn(cls, a_train: Tensor, b: Tensor, hyper: Mapping[str, Any], fit: Fit) -> State:
         """What fit computes, from checked inputs in the working dtype."""
         raise NotImplementedError
 
@@ -110,7 +135,8 @@ class Op:
     def save(self, path: str | Path) -> None:
         """Write ``state`` as an .npz of plain arrays, with the method's name and options as JSON."""
         arrays = {f"state_{key}": plain(value) for key, value in self.state.items()}
-        about = {"dtype": str(self.dtype).removeprefix("torch."), "shape": [self.inner, self.outer]}
+        dtype = str(self.dtype).removeprefix("torch.")
+        about = {"dtype": dtype, "shape": [self.inner, self.outer], "choices": self.choices}
         with Path(path).open("wb") as file:
             np.savez(
                 file,
@@ -137,29 +163,14 @@ class Estimator:
             UserError: the matrices do not fit each other, are empty, not floating or not finite.
         """
         checked(a_train, b, self.kind.method)
-        times = {"train_s": 0.0, "table_s": 0.0}
+        fit = Fit()
         work = working(a_train.dtype, self.kind.native_half)
-        state = self.kind.learn(a_train.detach().to(work), b.detach().to(work), self.hyper, times)
-        op = self.kind(self.hyper, state, a_train.dtype, (int(b.shape[0]), int(b.shape[1])))
-        op.times = times
-        return op
+        state = self.kind.learn(a_train.detach().to(work), b.detach().to(work), self.hyper, fit)
+        return self.kind(self.hyper, state, a_train.dtype, (int(b.shape[0]), int(b.shape[1])), fit)
 
     def __call__(self, a: Tensor) -> Tensor:
         """Refuse: there is no B yet."""
         raise UserError(f"{self.kind.method} is not fitted: call fit(a_train, b) and use the operator that it returns.")
-
-
-class Clock:
-    """Adds the seconds of a ``with`` block to ``times[key]``; used outside every measurement."""
-
-    def __init__(self, times: dict[str, float], key: str) -> None:
-        self._times, self._key, self._start = times, key, 0.0
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._times[self._key] += time.perf_counter() - self._start
 
 
 def working(dtype: torch.dtype, native_half: bool = False) -> torch.dtype:
@@ -252,6 +263,5 @@ def load(path: str | Path, device: str = "cpu") -> Op:
         for key, value in files.items()
         if key.startswith("state_")
     }
-    op = kind(hyper, state, getattr(torch, about["dtype"]), (about["shape"][0], about["shape"][1]))
-    op.times = times
-    return op
+    shape = (int(about["shape"][0]), int(about["shape"][1]))
+    return kind(hyper, state, getattr(torch, about["dtype"]), shape, Fit(times, about["choices"]))

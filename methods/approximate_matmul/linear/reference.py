@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from methods.approximate_matmul.linear.base import checked
+from methods.approximate_matmul.linear.int8 import SMALLEST
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Product = Callable[[Array], Array]
@@ -44,3 +45,87 @@ def _wide(tensor: Tensor) -> Array:
 def exact(*, backend: str = "auto", rows: int | None = None) -> Plain:
     """A B in float64."""
     return Plain("exact", lambda _, b: lambda a: a @ b, {"backend": backend, "rows": rows})
+
+
+def bf16() -> Plain:
+    """Operands and result rounded to bfloat16, sums in float64."""
+
+    def learn(_: Array, b: Array) -> Product:
+        return lambda a: _bf16(_bf16(a) @ _bf16(b))
+
+    return Plain("bf16", learn, {})
+
+
+def _bf16(values: Array) -> Array:
+    """Round to eight significant bits, to nearest even, by way of float32."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).astype(np.uint64)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).astype(np.uint32)
+    return np.where(np.isfinite(values), rounded.view(np.float32), values).astype(np.float64)
+
+
+def int8() -> Plain:
+    """Entries quantised in float32, as the method does, then exact integer sums and float64 scalings."""
+
+    def learn(_: Array, b: Array) -> Product:
+        narrow, scale = _columns(b)
+
+        def product(a: Array) -> Array:
+            rows, steps = _columns(a.T)
+            return (rows.T @ narrow) * steps[:, None].astype(np.float64) * scale
+
+        return product
+
+    return Plain("int8", learn, {})
+
+
+def int8_static(*, granularity: str = "tensor") -> Plain:
+    """Scales of A from the training rows, folded into B; clipping at run time."""
+
+    def learn(a_train: Array, b: Array) -> Product:
+        size = np.abs(a_train.astype(np.float32))
+        top = size.max(axis=0) if granularity == "column" else size.max(keepdims=True)[0]
+        top = np.where(top < np.float32(SMALLEST), np.maximum(size.max(), np.float32(SMALLEST)), top)
+        narrow, scale = _columns(b.astype(np.float32) * (top / np.float32(127))[:, None])
+
+        def product(a: Array) -> Array:
+            entries = np.clip(np.rint(a.astype(np.float32) * _up(top)), -127, 127).astype(np.int64)
+            return (entries @ narrow) * scale.astype(np.float64)
+
+        return product
+
+    return Plain("int8-static", learn, {"granularity": granularity})
+
+
+def _up(top: Array) -> Array:
+    return (np.float32(1) / top) * np.float32(127)
+
+
+def _columns(b: Array) -> tuple[Array, Array]:
+    """Integers of each column and its scale, both found in float32."""
+    narrow = b.astype(np.float32)
+    top = np.maximum(np.abs(narrow).max(axis=0), np.float32(SMALLEST))
+    return np.rint(narrow * _up(top)).astype(np.int64), top / np.float32(127)
+
+
+def fp8(*, fast_accumulation: bool = False) -> Plain:
+    """Entries rounded to E4M3 (3 fraction bits, subnormals below 2**-6), sums in float64."""
+
+    def learn(_: Array, b: Array) -> Product:
+        narrow, scale = _e4m3_columns(b)
+
+        def product(a: Array) -> Array:
+            rows, steps = _e4m3_columns(a.T)
+            return (rows.T @ narrow) * steps[:, None].astype(np.float64) * scale
+
+        return product
+
+    return Plain("fp8", learn, {"fast_accumulation": fast_accumulation})
+
+
+def _e4m3_columns(b: Array) -> tuple[Array, Array]:
+    narrow, largest = b.astype(np.float32), np.float32(448)
+    top = np.maximum(np.abs(narrow).max(axis=0), np.float32(SMALLEST) * largest)
+    scaled = np.clip(narrow * ((np.float32(1) / top) * largest), -largest, largest).astype(np.float64)
+    exponent = np.maximum(np.floor(np.log2(np.maximum(np.abs(scaled), 2.0**-60))), -6)
+    step = 2.0 ** (exponent - 3)
+    return np.clip(np.rint(scaled / step) * step, -448, 448), top / largest

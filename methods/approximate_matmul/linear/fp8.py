@@ -1,0 +1,94 @@
+"""``approximate_matmul.fp8``: the product in float8 (E4M3) on NVIDIA tensor cores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from harness.errors import Unsupported
+from methods.approximate_matmul.linear.base import Estimator, Fit, Op, State
+from methods.approximate_matmul.linear.int8 import SMALLEST
+
+#: Largest finite E4M3 number (Micikevicius et al., FP8 Formats for Deep Learning, arXiv 2209.05433, table 1).
+TOP = 448.0
+#: torch._scaled_mm wants both sides of B to be multiples of 16 (ATen, cuda/Blas.cpp).
+_SIDE = 16
+#: First compute capability with float8 tensor cores.
+_CAPABILITY = (8, 9)
+FLOAT8 = torch.float8_e4m3fn
+
+
+class Fp8(Op):
+    """Y = (e4m3(A / s) e4m3(B / t)) s t, s = max|row of A| / 448 at run time, t = max|column of B| / 448.
+
+    Fit: B is scaled and cast. Run time: row maxima, scaling and cast, torch._scaled_mm with float32 result and unit
+    scales, two scalings. ``fast_accumulation`` lets the tensor cores keep their short accumulators (H100: about 14
+    bits); off, partial sums are promoted to float32. Sides are padded with zeros to multiples of 16.
+    """
+
+    method = "approximate_matmul.fp8"
+
+    @property
+    def work(self) -> torch.dtype:
+        """Scales and results are float32."""
+        return torch.float32
+
+    @classmethod
+    def learn(cls, a_train: Tensor, b: Tensor, hyper: Mapping[str, Any], fit: Fit) -> State:
+        """Scale and cast B.
+
+        Raises:
+            Unsupported: no CUDA device, or one without float8.
+        """
+        if b.device.type != "cuda":
+            raise Unsupported(f"{cls.method} needs an NVIDIA GPU, got tensors on {b.device}")
+        have = torch.cuda.get_device_capability(b.device)
+        if have < _CAPABILITY:
+            raise Unsupported(f"{cls.method} needs compute capability 8.9 or later, this GPU has {have[0]}.{have[1]}")
+        with fit.clock("table_s"):
+            top = b.float().abs().amax(dim=0).clamp(min=SMALLEST * TOP)
+            narrow = (b.float() * (top.reciprocal() * TOP)).clamp_(-TOP, TOP).to(FLOAT8)
+        return {"b": narrow, "scale": top / TOP}
+
+    def prepare(self) -> None:
+        """Pad B and store it column by column, as the tensor cores read it."""
+        inner, outer = self.inner, self.outer
+        wide = functional.pad(self.state["b"].float(), (0, -outer % _SIDE, 0, -inner % _SIDE))
+        self._weight = wide.to(FLOAT8).t().contiguous().t()
+        self._one = torch.ones((), device=wide.device)
+
+    def product(self, a: Tensor) -> Tensor:
+        """Scale, cast, multiply, scale back."""
+        top = a.abs().amax(dim=1, keepdim=True).clamp_(min=SMALLEST * TOP)
+        scaled = (a * (top.reciprocal() * TOP)).clamp_(-TOP, TOP)
+        if self._weight.shape[0] != self.inner:
+            scaled = functional.pad(scaled, (0, self._weight.shape[0] - self.inner))
+        sums = torch._scaled_mm(
+            scaled.to(FLOAT8).contiguous(),
+            self._weight,
+            self._one,
+            self._one,
+            out_dtype=torch.float32,
+            use_fast_accum=self.hyper["fast_accumulation"],
+        )
+        return (sums[:, : self.outer] * top.div_(TOP)).mul_(self.state["scale"])
+
+    def describe(self) -> dict[str, Any]:
+        """The arithmetic is float8."""
+        return super().describe() | {"backend": "torch._scaled_mm", "dtype": "float8_e4m3fn"}
+
+
+KIND = Fp8
+
+
+def make(*, fast_accumulation: bool = False) -> Estimator:
+    """The float8 product.
+
+    Args:
+        fast_accumulation: keep partial sums in the tensor cores' short accumulators.
+    """
+    return Estimator(Fp8, {"fast_accumulation": bool(fast_accumulation)})
