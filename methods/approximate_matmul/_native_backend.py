@@ -1,0 +1,64 @@
+"""The native back-end: C++ kernels with run-time dispatch, for trees with 8-bit tables on the CPU."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.approximate_matmul.encoders import Encoder, TreeEncoder
+from methods.approximate_matmul.tables import Tables
+
+_BINDING = "methods.approximate_matmul.native.binding"
+
+
+def missing(encoder: Encoder, tables: Tables, device: torch.device) -> str | None:
+    """Why these arrays cannot run natively here; None when they can."""
+    if not isinstance(encoder, TreeEncoder):
+        return "the native kernels encode by trees only"
+    if not tables.quantised:
+        return "the native kernels need 8-bit tables (lut_bits)"
+    if device.type != "cpu":
+        return f"the native kernels run on the CPU, not on {device.type}"
+    try:
+        reason = binding().available()
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("methods.approximate_matmul.native"):
+            raise
+        return "the native kernels are not installed"
+    return None if reason is None else str(reason)
+
+
+def binding() -> Any:
+    """The binding's module; it builds or loads the library when first asked."""
+    return importlib.import_module(_BINDING)
+
+
+class NativeBackend:
+    """Packed codes, byte-shuffle scans and a fused product."""
+
+    name = "native"
+
+    def __init__(self, encoder: TreeEncoder, tables: Tables, upcast: int | None) -> None:
+        self._native = binding()
+        self.device = torch.device("cpu")
+        self._trees, self._tables, self._upcast = encoder.trees, tables, upcast
+        self._prepared = self._native.prepare(tables.values, tables.scale, tables.offset)
+
+    @property
+    def level(self) -> str:
+        """The instruction set that runs."""
+        return str(self._native.level())
+
+    def encode(self, a: Tensor) -> Tensor:
+        """(N, C) uint8 codes, unpacked."""
+        return torch.from_numpy(self._packed(a).unpack())
+
+    def _packed(self, a: Tensor) -> Any:
+        return self._native.encode(a, self._trees.columns, self._trees.thresholds)
+
+    def __call__(self, a: Tensor) -> Tensor:
+        """(N, M) float32 outputs."""
+        raise NotImplementedError

@@ -1,0 +1,97 @@
+"""What the vector-quantisation estimators share: checked options, checked data, and the clock of fitting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.errors import UserError
+from methods.approximate_matmul.checks import one_of, training, whole
+from methods.approximate_matmul.encoders import Encoder
+from methods.approximate_matmul.operator import BACKENDS, LookupProduct
+from methods.approximate_matmul.tables import Tables, group, largest_exact
+from methods.approximate_matmul.tree import F32, F64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What the training rows alone determine.
+
+    Attributes:
+        encoder: rows to codes.
+        build: B (D, M) float64 to tables.
+    """
+
+    encoder: Encoder
+    build: Callable[[F64], Tables]
+
+
+class Estimator:
+    """An unfitted look-up product: ``fit`` gives the operator.
+
+    Attributes:
+        name: the method's name, without the task.
+        hyper: its options.
+    """
+
+    def __init__(
+        self, name: str, hyper: Mapping[str, Any], train: Callable[[F32], Trained], upcast: int | None
+    ) -> None:
+        self.name, self.hyper = name, dict(hyper)
+        self._train, self._upcast = train, upcast
+
+    @torch.no_grad()
+    def fit(self, a_train: Tensor, b: Tensor) -> LookupProduct:
+        """Learn codes from the rows of ``a_train`` (N', D), then tables from ``b`` (D, M).
+
+        Learning runs on the CPU in NumPy; the operator runs on b's device.
+
+        Raises:
+            UserError: the matrices do not fit each other, are empty, not floating or not finite, or D < C.
+        """
+        training(a_train, b, int(self.hyper["codebooks"]), self.name)
+        rows = a_train.detach().to("cpu", torch.float32).contiguous().numpy()
+        weights = b.detach().to("cpu", torch.float64).numpy()
+        start = time.perf_counter()
+        trained = self._train(rows)
+        between = time.perf_counter()
+        tables = trained.build(weights)
+        times = {"train_s": between - start, "table_s": time.perf_counter() - between}
+        return LookupProduct(self.name, self.hyper, trained.encoder, tables, self._upcast, b.device, times)
+
+    def __call__(self, a: Tensor) -> Tensor:
+        """Refuse: there are no tables yet."""
+        raise UserError(f"{self.name} is not fitted: call fit(a_train, b) and use the operator that it returns.")
+
+    encode = __call__
+
+
+def check_common(name: str, codebooks: int, lut_bits: int | None, aggregation: str, upcast: int, backend: str) -> None:
+    """Check the options that all look-up products share, the 16-bit limit of exact sums among them."""
+    whole(name, "codebooks", codebooks, 1)
+    one_of(name, "aggregation", aggregation, ("exact", "average"))
+    one_of(name, "backend", backend, BACKENDS)
+    whole(name, "upcast", upcast, 1, 256)
+    if upcast & (upcast - 1):
+        raise UserError(f"{name}: upcast must be a power of two (a balanced tree of averages), got {upcast}.")
+    if lut_bits is None:
+        if aggregation == "average":
+            raise UserError(f"{name}: averages are of bytes; give lut_bits (8) or use aggregation 'exact'.")
+        return
+    whole(name, "lut_bits", lut_bits, 1, 8)
+    limit = largest_exact(lut_bits)
+    if aggregation == "exact" and codebooks > limit:
+        raise UserError(
+            f"{name}: exact sums of {codebooks} codebooks overflow 16 bits with {lut_bits}-bit tables; at most {limit} "
+            f"codebooks, fewer lut_bits, lut_bits=None, or aggregation 'average'."
+        )
+
+
+def upcast_of(codebooks: int, aggregation: str, upcast: int) -> int | None:
+    """The group really averaged, or None for exact sums."""
+    return group(codebooks, upcast) if aggregation == "average" else None

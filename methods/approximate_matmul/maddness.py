@@ -1,0 +1,137 @@
+"""MADDNESS: rows hashed by trees, tables of products, no multiplication while A is encoded.
+
+encode: 4 compares per code (``tree``) · tables: T[c, k, m] = <P[c, k], B[:, m]> (``tables``) · scan: y = sum of
+T[c, code_c] over c (``scan``).
+
+Source: Blalock and Guttag, Multiplying Matrices Without Multiplying (ICML 2021, arXiv 2106.10860). Departures, each an
+option: exact 16-bit sums instead of averaged bytes (``aggregation``), a scale per output instead of one power of two
+(``scale``), float thresholds (``thresholds``), x >= v as in the paper's text (``compare``; its programs use >).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.errors import UserError
+from methods.approximate_matmul import tables as lut
+from methods.approximate_matmul import tree
+from methods.approximate_matmul.checks import one_of, whole
+from methods.approximate_matmul.encoders import TreeEncoder
+from methods.approximate_matmul.estimator import Estimator, Trained, check_common, upcast_of
+from methods.approximate_matmul.tables import Scale
+from methods.approximate_matmul.tree import F32, F64, U8
+
+
+def make(**hyper: Any) -> Estimator:
+    """MADDNESS with ridge-optimised dense prototypes."""
+    return build("maddness", **hyper)
+
+
+def make_pq(**hyper: Any) -> Estimator:
+    """MADDNESS-PQ: prototypes are means on their own subspace, so that tables cost C times less to build."""
+    return build("maddness-pq", **{"nonzeros": 1, **hyper})
+
+
+def make_sparse(**hyper: Any) -> Estimator:
+    """Prototypes with at most ``nonzeros`` D / C non-zero columns (published: 2 and 4)."""
+    return build("maddness-sparse", **{"nonzeros": 4, **hyper})
+
+
+def make_direct(**hyper: Any) -> Estimator:
+    """Tables fitted to A B instead of prototypes fitted to A."""
+    return build("maddness-direct", **{"tables": "direct", **hyper})
+
+
+def make_average(**hyper: Any) -> Estimator:
+    """The paper's averaged bytes, with its bias correction."""
+    return build("maddness-avg", **{"aggregation": "average", **hyper})
+
+
+def build(
+    name: str,
+    *,
+    codebooks: int = 16,
+    candidates: int = tree.CANDIDATES,
+    ridge: float = 1.0,
+    lut_bits: int | None = 8,
+    aggregation: str = "exact",
+    upcast: int = 16,
+    tables: str = "prototype",
+    thresholds: str = "float",
+    compare: tree.Compare = ">=",
+    nonzeros: int | None = None,
+    scale: Scale = "output",
+    min_leaf: int = 1,
+    backend: str = "auto",
+    seed: int = 0,
+) -> Estimator:
+    """The estimator of every variant.
+
+    Args:
+        name: the method's name, without the task.
+        codebooks: C.
+        candidates: columns tried per level (4: section 4.2 of the paper).
+        ridge: lambda (1: the published programs).
+        lut_bits: bits of a table entry (8: the paper), or None for float32 tables.
+        aggregation: ``exact`` or ``average``.
+        upcast: codebooks averaged together (16: the published programs); lowered to a power of two that divides C.
+        tables: ``prototype`` or ``direct``.
+        thresholds: ``float``, or ``int8`` on a power-of-two grid per level.
+        compare: ``>=`` or ``>``.
+        nonzeros: columns of a prototype in units of D / C; None is dense, 1 is MADDNESS-PQ.
+        scale: ``output``, ``shared`` or ``power-of-two`` table scales.
+        min_leaf: least training rows of a leaf.
+        backend: ``auto`` (native, else torch), ``native``, ``torch`` or ``numpy``.
+        seed: unused by this deterministic method; part of the common options.
+
+    Raises:
+        UserError: an option out of its range.
+    """
+    hyper = {key: value for key, value in locals().items() if key != "name"}
+    check_common(name, codebooks, lut_bits, aggregation, upcast, backend)
+    whole(name, "candidates", candidates, 1)
+    whole(name, "min_leaf", min_leaf, 1)
+    whole(name, "seed", seed, 0)
+    one_of(name, "tables", tables, ("prototype", "direct"))
+    one_of(name, "thresholds", thresholds, ("float", "int8"))
+    one_of(name, "compare", compare, (">=", ">"))
+    one_of(name, "scale", scale, ("output", "shared", "power-of-two"))
+    if nonzeros is not None:
+        whole(name, "nonzeros", nonzeros, 1)
+    if not ridge > 0:
+        raise UserError(f"{name}: ridge must be positive (one-hot blocks are linearly dependent), got {ridge!r}.")
+    if tables == "direct" and nonzeros is not None:
+        raise UserError(f"{name}: nonzeros limits prototypes, which tables='direct' has none of; leave it None.")
+    return Estimator(name, hyper, lambda rows: _train(rows, hyper), upcast_of(codebooks, aggregation, upcast))
+
+
+def _train(rows: F32, h: dict[str, Any]) -> Trained:
+    trees, codes = learn_trees(rows, h["codebooks"], h["candidates"], h["min_leaf"], h["compare"], h["thresholds"])
+    stats = lut.statistics(rows, codes)
+    prototypes = None if h["tables"] == "direct" else _prototypes(stats, trees, h["ridge"], h["nonzeros"])
+
+    def build_tables(b: F64) -> lut.Tables:
+        values = lut.direct(stats, b, h["ridge"]) if prototypes is None else prototypes @ b
+        return lut.floating(values) if h["lut_bits"] is None else lut.quantise(values, h["lut_bits"], h["scale"])
+
+    return Trained(encoder=TreeEncoder(trees=trees), build=build_tables)
+
+
+def learn_trees(
+    rows: F32, codebooks: int, candidates: int, min_leaf: int, compare: tree.Compare, thresholds: str
+) -> tuple[tree.Trees, U8]:
+    """Trees and the codes that the *encoder* gives the training rows (thresholds on a grid move some of them)."""
+    trees, codes = tree.learn(rows, codebooks, candidates=candidates, min_leaf=min_leaf, compare=compare)
+    if thresholds == "int8":
+        trees, _ = tree.to_int8(trees, rows)
+        codes = tree.encode(rows, trees)
+    return trees, codes
+
+
+def _prototypes(stats: lut.Statistics, trees: tree.Trees, ridge: float, nonzeros: int | None) -> F64:
+    start = lut.means(stats, trees.starts)
+    if nonzeros == 1:
+        return start
+    if nonzeros is None:
+        return lut.ridge(stats, start, ridge)
+    return lut.sparse_ridge(stats, start, ridge, nonzeros, trees.starts)

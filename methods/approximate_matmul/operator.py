@@ -1,0 +1,168 @@
+"""The fitted operator: an encoder and tables, run by one back-end that :meth:`LookupProduct.describe` names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.errors import Unsupported, UserError
+from methods.approximate_matmul import scan
+from methods.approximate_matmul._native_backend import NativeBackend, missing
+from methods.approximate_matmul._torch_backend import TorchBackend
+from methods.approximate_matmul.checks import matrix
+from methods.approximate_matmul.encoders import Encoder, TreeEncoder
+from methods.approximate_matmul.tables import Tables
+
+BACKENDS = ("auto", "native", "torch", "numpy")
+
+
+class Backend(Protocol):
+    """What runs the arrays."""
+
+    name: str
+
+    def encode(self, a: Tensor) -> Tensor:
+        """(N, C) uint8 codes of (N, D) float32 rows."""
+
+    def __call__(self, a: Tensor) -> Tensor:
+        """(N, M) float32 outputs of (N, D) float32 rows."""
+
+
+class NumpyBackend:
+    """The plain twin: NumPy on the CPU, outputs on the input's device."""
+
+    name = "numpy"
+
+    def __init__(self, encoder: Encoder, tables: Tables, upcast: int | None) -> None:
+        self._encoder, self._tables, self._upcast = encoder, tables, upcast
+
+    def encode(self, a: Tensor) -> Tensor:
+        """(N, C) uint8 codes."""
+        return torch.from_numpy(self._encoder.encode(a.cpu().numpy())).to(a.device)
+
+    def __call__(self, a: Tensor) -> Tensor:
+        """(N, M) float32 outputs."""
+        codes = self._encoder.encode(a.cpu().numpy())
+        return torch.from_numpy(scan.scan(codes, self._tables, self._upcast)).to(a.device)
+
+
+class LookupProduct:
+    """A B by look-ups. ``op(a)`` returns a new (N, M) tensor in a's dtype on a's device; a is left untouched.
+
+    Rows are encoded in float32 whatever a's dtype. A NaN compares false, so a row with NaN still gets some code:
+    the output is finite and means nothing.
+
+    Attributes:
+        name: the method's name, without the task.
+        hyper: the options that it was made with.
+        encoder: what turns rows into codes.
+        tables: what the codes look up.
+        upcast: codebooks averaged together, or None for exact sums.
+        times: seconds of training (``train_s``) and of building tables from B (``table_s``).
+        device: where it runs; :meth:`to` gives a copy elsewhere.
+        fallback: why ``auto`` did not take the native kernels; None when it did or was not asked.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        hyper: Mapping[str, Any],
+        encoder: Encoder,
+        tables: Tables,
+        upcast: int | None,
+        device: torch.device,
+        times: Mapping[str, float],
+    ) -> None:
+        self.name, self.hyper, self.times = name, dict(hyper), dict(times)
+        self.encoder, self.tables, self.upcast, self.device = encoder, tables, upcast, device
+        self.inner, self.outer = encoder.width, int(tables.values.shape[2])
+        self.fallback: str | None = None
+        self._backend = self._chosen(str(self.hyper.get("backend", "auto")))
+
+    def _chosen(self, wanted: str) -> Backend:
+        if wanted == "numpy":
+            return NumpyBackend(self.encoder, self.tables, self.upcast)
+        if wanted in ("auto", "native"):
+            self.fallback = missing(self.encoder, self.tables, self.device)
+            if self.fallback is None:
+                assert isinstance(self.encoder, TreeEncoder)
+                return NativeBackend(self.encoder, self.tables, self.upcast)
+            if wanted == "native":
+                raise Unsupported(f"{self.name}: back-end 'native' cannot run: {self.fallback}; use 'torch'.")
+        return TorchBackend(self.encoder, self.tables, self.upcast, self.device)
+
+    def __call__(self, a: Tensor) -> Tensor:
+        """Approximate ``a @ b``.
+
+        Raises:
+            UserError: a is no floating matrix of the fitted width on the operator's device.
+        """
+        rows = self._rows(a)
+        if not len(a):
+            return a.new_empty((0, self.outer))
+        return self._backend(rows).to(a.dtype)
+
+    def encode(self, a: Tensor) -> Tensor:
+        """(N, C) uint8 codes of the rows of ``a`` (N, D)."""
+        rows = self._rows(a)
+        if not len(a):
+            return torch.empty((0, self.encoder.codebooks), dtype=torch.uint8, device=a.device)
+        return self._backend.encode(rows)
+
+    def _rows(self, a: Tensor) -> Tensor:
+        matrix(a, "a", self.name)
+        if a.shape[1] != self.inner:
+            raise UserError(f"{self.name}: a must have the {self.inner} columns it was fitted with, got {a.shape[1]}.")
+        if a.device != self.device:
+            raise UserError(f"{self.name}: the operator is on {self.device}, a on {a.device}; use op.to('{a.device}').")
+        return a.detach().to(torch.float32)
+
+    def to(self, device: str | torch.device) -> LookupProduct:
+        """The same operator on another device, its back-end chosen anew."""
+        place = torch.empty(0, device=device).device
+        return LookupProduct(self.name, self.hyper, self.encoder, self.tables, self.upcast, place, self.times)
+
+    def describe(self) -> dict[str, Any]:
+        """What really runs."""
+        on_cpu = self.device.type == "cpu"
+        levels = {"numpy": "numpy", "torch": "embedding_bag" if self.upcast is None else "embedding and averages"}
+        return {
+            "method": f"approximate_matmul.{self.name}",
+            "backend": self._backend.name,
+            "level": getattr(self._backend, "level", levels.get(self._backend.name, "")),
+            "not_native_because": self.fallback,
+            "device": str(self.device),
+            "threads": (1 if self._backend.name == "numpy" else torch.get_num_threads()) if on_cpu else None,
+            "dtype": str(self.tables.values.dtype),
+            "aggregation": "exact" if self.upcast is None else "average",
+            "upcast": self.upcast,
+            "codebooks": self.encoder.codebooks,
+            "entries": self.encoder.entries,
+            "hyper": self.hyper,
+        }
+
+    def bytes_read(self, n: int) -> float:
+        """Bytes of A that encoding touches, codes written and read, and tables: a model, each byte once."""
+        code_bytes = self.encoder.codebooks * math.log2(self.encoder.entries) / 8
+        return n * (4.0 * self.encoder.columns_read + 2 * code_bytes) + float(self.tables.values.nbytes)
+
+    def multiplies(self, n: int) -> float:
+        """Multiply-adds: those of the encoder, and one per output to undo quantised tables."""
+        return float(n) * (self.encoder.multiplies + (self.outer if self.tables.quantised else 0))
+
+    def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """All learned arrays by name."""
+        tables = {"values": self.tables.values, "scale": self.tables.scale, "offset": self.tables.offset}
+        return {**self.encoder.arrays(), **tables}
+
+    def save(self, path: str | Path) -> None:
+        """Write an .npz of plain arrays; read it back with :func:`methods.approximate_matmul.save.load`."""
+        from methods.approximate_matmul.save import write
+
+        write(self, path)

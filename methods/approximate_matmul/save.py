@@ -1,0 +1,61 @@
+"""Operators on disk: an .npz of plain arrays, with the method's name and options as JSON. No pickles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness.errors import UserError
+from methods.approximate_matmul.encoders import KINDS
+from methods.approximate_matmul.operator import LookupProduct
+from methods.approximate_matmul.tables import Tables
+
+_VERSION = 1
+
+
+def write(op: LookupProduct, path: str | Path) -> None:
+    """Write ``op`` to exactly ``path``."""
+    about = {"version": _VERSION, "kind": op.encoder.kind, "upcast": op.upcast, "times": op.times}
+    arrays: dict[str, Any] = op.arrays()
+    with Path(path).open("wb") as file:
+        np.savez(
+            file,
+            method=np.array(op.name),
+            hyper=np.array(json.dumps(op.hyper)),
+            about=np.array(json.dumps(about)),
+            **arrays,
+        )
+
+
+def load(path: str | Path, device: str = "cpu", backend: str | None = None) -> LookupProduct:
+    """Read an operator that ``op.save`` wrote; the back-end is chosen anew for this machine.
+
+    Args:
+        path: the file.
+        device: where it shall run.
+        backend: replaces the stored option when given.
+
+    Raises:
+        UserError: the file is no such operator, or one of another version.
+    """
+    try:
+        with np.load(Path(path), allow_pickle=False) as stored:
+            files = {key: stored[key] for key in stored.files}
+        about, hyper = json.loads(str(files["about"])), json.loads(str(files["hyper"]))
+        if about["version"] != _VERSION:
+            raise UserError(f"{path}: format version {about['version']}, this code reads {_VERSION}; save it again.")
+        encoder = KINDS[about["kind"]].from_arrays(files)
+        tables = Tables(values=files["values"], scale=files["scale"], offset=files["offset"])
+        name, upcast, times = str(files["method"]), about["upcast"], about["times"]
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(
+            f"{path}: not a saved look-up product ({type(error).__name__}: {error}); write one with op.save."
+        ) from error
+    if backend is not None:
+        hyper["backend"] = backend
+    place = torch.empty(0, device=device).device
+    return LookupProduct(name, hyper, encoder, tables, upcast, place, times)
