@@ -1,0 +1,65 @@
+// Shared declarations of the CPU kernels for tree-encoded approximate products (MADDNESS, arXiv 2106.10860).
+//
+// A kernel works on one chunk of rows, a multiple of kBlock; buffers are padded by the driver and no pointer is assumed
+// to be aligned. The driver (driver.cpp) checks every size before a kernel sees it.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace amm {
+
+constexpr int kBlock = 32;          // rows of one block of packed codes
+constexpr int kGroup = 8;           // outputs that one transposing store handles
+constexpr int kPrototypes = 16;     // 4-bit codes, four levels
+constexpr int kNodes = 15;          // thresholds of a tree in heap order
+constexpr int kMaxCodebooks = 257;  // 257 * 255 = 65535: the largest count whose sums fit 16 bits
+
+enum Aggregation { kExact = 0, kAverage = 1 };
+
+// Unpacked codes of a chunk; `stride` is the number of bytes between two codebooks of one row in the plain layout.
+//   plain: byte [c * stride + r] = code
+//   quad:  byte [(c / 4) * 4 * stride + 4 * r + c % 4] = code + 16 * (c % 4), the index of a 64-byte permute
+// Columns of floats whose rows are contiguous: element (r, j) is base[j * stride + r].
+struct Columns {
+    const float* base;
+    int64_t stride;
+};
+
+struct Kernels {
+    const char* name;
+    int tile_bytes;  // bytes of one sum in a tile
+    int code_step;   // bytes between neighbouring rows of a code layout: 1 plain, 4 quad
+    // Thresholds [C, 15] into the kernel's own order, 32 floats a codebook.
+    void (*thresholds)(const float* heap, int codebooks, float* own);
+    // Codes of `rows` rows for ceil4(C) codebooks (padding gets code 0).
+    void (*encode)(Columns a, const int32_t* columns, const float* own, int codebooks, int rows, uint8_t* codes,
+                   int64_t stride);
+    // Row-major rows into columns: group g covers columns groups[g]..+3, column i goes to slot slots[4 g + i] (-1: not
+    // needed). `rows` is a multiple of 8.
+    void (*gather)(const float* a, int64_t row_stride, const int32_t* groups, const int32_t* slots, int n_groups,
+                   int rows, float* out, int64_t out_stride);
+    // Packed bytes of a chunk, [block][ceil2(C) / 2][32], low nibble the even codebook.
+    void (*pack)(const uint8_t* codes, int64_t stride, int codebooks, int rows, uint8_t* packed);
+    void (*unpack)(const uint8_t* packed, int codebooks, int rows, uint8_t* codes, int64_t stride);
+    // Sums of `outputs` outputs; tables [outputs][ceil4(C)][16]. Output o starts at element o * rows of the tile; the
+    // order of rows inside a block is the kernel's own affair.
+    void (*sums)(const uint8_t* codes, int64_t stride, const uint8_t* tables, int codebooks, int rows, int outputs,
+                 int aggregation, int upcast, void* tile);
+    // Up to kGroup outputs of a tile, `valid` <= `rows` rows, row-major: float32 = sum * scale + offset, or 16 bits.
+    void (*store_f32)(const void* tile, int rows, int valid, int outputs, const float* scale, const float* offset,
+                      float* out, int64_t out_stride);
+    void (*store_u16)(const void* tile, int rows, int valid, int outputs, uint16_t* out, int64_t out_stride);
+    // One output in row order.
+    void (*column_u16)(const void* tile, int rows, uint16_t* out);
+};
+
+const Kernels& scalar_kernels();
+#if defined(__x86_64__)
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+const Kernels& vbmi_kernels();
+#endif
+
+inline int padded(int codebooks) { return (codebooks + 3) & ~3; }
+
+}  // namespace amm

@@ -1,0 +1,322 @@
+// The AVX2 level: byte shuffles as 16-entry tables, exact sums from rounding averages and low bytes.
+#include "amm.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#define AVX2 __attribute__((target("avx2,fma")))
+#define AVX2_INLINE __attribute__((target("avx2,fma"), always_inline)) static inline
+
+namespace amm {
+namespace {
+
+AVX2_INLINE __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+AVX2_INLINE void store(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
+
+// The tree is walked with n = -i (a compare yields -1): n <- 2 n + mask needs no extra negation. A level's thresholds
+// stand at (-i) & 7, the bits that the float permute reads.
+void own_thresholds(const float* heap, int codebooks, float* own) {
+    for (int c = 0; c < codebooks; ++c)
+        for (int t = 0; t < 4; ++t)
+            for (int p = 0; p < 8; ++p) {
+                const int i = (8 - p) & 7;
+                own[32 * c + 8 * t + p] = t == 0 ? heap[kNodes * c] : i < (1 << t) ? heap[kNodes * c + (1 << t) - 1 + i] : 0.0f;
+            }
+}
+
+AVX2_INLINE __m256i walk8(const float* x0, const float* x1, const float* x2, const float* x3, const float* v) {
+    __m256i n = _mm256_castps_si256(_mm256_cmp_ps(_mm256_loadu_ps(x0), _mm256_loadu_ps(v), _CMP_GE_OQ));
+    const float* const x[3] = {x1, x2, x3};
+#pragma GCC unroll 3
+    for (int t = 0; t < 3; ++t) {
+        const __m256 node = _mm256_permutevar8x32_ps(_mm256_loadu_ps(v + 8 * (t + 1)), n);
+        const __m256i bit = _mm256_castps_si256(_mm256_cmp_ps(_mm256_loadu_ps(x[t]), node, _CMP_GE_OQ));
+        n = _mm256_add_epi32(_mm256_add_epi32(n, n), bit);
+    }
+    return n;
+}
+
+AVX2 void encode(Columns a, const int32_t* columns, const float* own, int codebooks, int rows, uint8_t* codes,
+                 int64_t stride) {
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    for (int c = 0; c < padded(codebooks); ++c) {
+        uint8_t* to = codes + c * stride;
+        if (c >= codebooks) {
+            for (int r = 0; r < rows; r += 32) store(to + r, _mm256_setzero_si256());
+            continue;
+        }
+        const float* x0 = a.base + columns[4 * c] * a.stride;
+        const float* x1 = a.base + columns[4 * c + 1] * a.stride;
+        const float* x2 = a.base + columns[4 * c + 2] * a.stride;
+        const float* x3 = a.base + columns[4 * c + 3] * a.stride;
+        const float* v = own + 32 * c;
+        for (int r = 0; r < rows; r += 32) {
+            const __m256i n0 = walk8(x0 + r, x1 + r, x2 + r, x3 + r, v);
+            const __m256i n1 = walk8(x0 + r + 8, x1 + r + 8, x2 + r + 8, x3 + r + 8, v);
+            const __m256i n2 = walk8(x0 + r + 16, x1 + r + 16, x2 + r + 16, x3 + r + 16, v);
+            const __m256i n3 = walk8(x0 + r + 24, x1 + r + 24, x2 + r + 24, x3 + r + 24, v);
+            const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(n0, n1), _mm256_packs_epi32(n2, n3));
+            store(to + r, _mm256_abs_epi8(_mm256_permutevar8x32_epi32(bytes, order)));
+        }
+    }
+}
+
+// 8 rows x 4 columns at a time: rows r and r + 4 share a register, so two rounds of interleaving finish the transpose.
+AVX2 void gather(const float* a, int64_t row_stride, const int32_t* groups, const int32_t* slots, int n_groups,
+                 int rows, float* out, int64_t out_stride) {
+    for (int r = 0; r < rows; r += 8) {
+        const float* row = a + r * row_stride;
+        for (int g = 0; g < n_groups; ++g) {
+            const float* p = row + groups[g];
+            const int32_t* slot = slots + 4 * g;
+            __m256 q[4];
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i)
+                q[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + i * row_stride)),
+                                            _mm_loadu_ps(p + (i + 4) * row_stride), 1);
+            const __m256 a01 = _mm256_unpacklo_ps(q[0], q[1]), a23 = _mm256_unpacklo_ps(q[2], q[3]);
+            const __m256 b01 = _mm256_unpackhi_ps(q[0], q[1]), b23 = _mm256_unpackhi_ps(q[2], q[3]);
+            if (slot[0] >= 0) _mm256_storeu_ps(out + slot[0] * out_stride + r, _mm256_shuffle_ps(a01, a23, 0x44));
+            if (slot[1] >= 0) _mm256_storeu_ps(out + slot[1] * out_stride + r, _mm256_shuffle_ps(a01, a23, 0xee));
+            if (slot[2] >= 0) _mm256_storeu_ps(out + slot[2] * out_stride + r, _mm256_shuffle_ps(b01, b23, 0x44));
+            if (slot[3] >= 0) _mm256_storeu_ps(out + slot[3] * out_stride + r, _mm256_shuffle_ps(b01, b23, 0xee));
+        }
+    }
+}
+
+AVX2 void pack(const uint8_t* codes, int64_t stride, int codebooks, int rows, uint8_t* packed) {
+    const int pairs = (codebooks + 1) / 2;
+    for (int b = 0; b < rows / kBlock; ++b)
+        for (int j = 0; j < pairs; ++j) {
+            const uint8_t* low = codes + 2 * j * stride + b * kBlock;
+            store(packed + (static_cast<int64_t>(b) * pairs + j) * kBlock,
+                  _mm256_or_si256(load(low), _mm256_slli_epi16(load(low + stride), 4)));
+        }
+}
+
+AVX2 void unpack(const uint8_t* packed, int codebooks, int rows, uint8_t* codes, int64_t stride) {
+    const int pairs = (codebooks + 1) / 2;
+    const __m256i nibble = _mm256_set1_epi8(15);
+    for (int b = 0; b < rows / kBlock; ++b)
+        for (int j = 0; j < padded(codebooks) / 2; ++j) {
+            uint8_t* low = codes + 2 * j * stride + b * kBlock;
+            const __m256i both = j < pairs ? load(packed + (static_cast<int64_t>(b) * pairs + j) * kBlock) : _mm256_setzero_si256();
+            store(low, _mm256_and_si256(both, nibble));
+            store(low + stride, _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble));
+        }
+}
+
+AVX2_INLINE __m256i look(const uint8_t* codes, const uint8_t* table) {
+    const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+    return _mm256_shuffle_epi8(t, load(codes));
+}
+
+// Rounding-average tree over U neighbouring codebooks; with Low, also the byte sums modulo 256.
+template <int U, bool Low>
+struct Tree {
+    AVX2_INLINE __m256i run(const uint8_t* codes, int64_t stride, const uint8_t* table, __m256i& low) {
+        const __m256i a = Tree<U / 2, Low>::run(codes, stride, table, low);
+        const __m256i b = Tree<U / 2, Low>::run(codes + U / 2 * stride, stride, table + U / 2 * kPrototypes, low);
+        return _mm256_avg_epu8(a, b);
+    }
+};
+template <bool Low>
+struct Tree<1, Low> {
+    AVX2_INLINE __m256i run(const uint8_t* codes, int64_t, const uint8_t* table, __m256i& low) {
+        const __m256i v = look(codes, table);
+        if (Low) low = _mm256_add_epi8(low, v);
+        return v;
+    }
+};
+
+// Even rows and odd rows of a block as 16-bit numbers.
+struct Halves {
+    __m256i even, odd;
+};
+
+// Exact sums over at most 96 codebooks (a multiple of 4). A group of U is averaged: U * mean exceeds the sum by at most
+// U log2(U) / 2, that is 32 for U = 16 and 4 for U = 4, in all at most 6 * 32 + 3 * 4 = 204 < 256 here. The byte sums give
+// the true sum modulo 256, hence the excess, hence the sum: 3.1 instructions a look-up instead of 4.
+template <int NB>
+AVX2_INLINE void exact_part(const uint8_t* codes, int64_t stride, const uint8_t* table, int count, Halves* out) {
+    const __m256i byte = _mm256_set1_epi16(255);
+    __m256i low[NB], all[NB], odd[NB];
+    for (int b = 0; b < NB; ++b) low[b] = all[b] = odd[b] = _mm256_setzero_si256();
+    int c = 0;
+    for (; c + 16 <= count; c += 16)
+#pragma GCC unroll 2
+        for (int b = 0; b < NB; ++b) {
+            const __m256i m = Tree<16, true>::run(codes + c * stride + 32 * b, stride, table + c * kPrototypes, low[b]);
+            all[b] = _mm256_add_epi16(all[b], m);
+            odd[b] = _mm256_add_epi16(odd[b], _mm256_srli_epi16(m, 8));
+        }
+    Halves h[NB];
+    for (int b = 0; b < NB; ++b) {
+        h[b].even = _mm256_slli_epi16(_mm256_sub_epi16(all[b], _mm256_slli_epi16(odd[b], 8)), 2);
+        h[b].odd = _mm256_slli_epi16(odd[b], 2);
+    }
+    for (; c < count; c += 4)
+#pragma GCC unroll 2
+        for (int b = 0; b < NB; ++b) {
+            const __m256i m = Tree<4, true>::run(codes + c * stride + 32 * b, stride, table + c * kPrototypes, low[b]);
+            h[b].even = _mm256_add_epi16(h[b].even, _mm256_and_si256(m, byte));
+            h[b].odd = _mm256_add_epi16(h[b].odd, _mm256_srli_epi16(m, 8));
+        }
+    for (int b = 0; b < NB; ++b) {
+        const __m256i even = _mm256_slli_epi16(h[b].even, 2), odd4 = _mm256_slli_epi16(h[b].odd, 2);
+        const __m256i over_even = _mm256_and_si256(_mm256_sub_epi16(even, low[b]), byte);
+        const __m256i over_odd = _mm256_and_si256(_mm256_sub_epi16(odd4, _mm256_srli_epi16(low[b], 8)), byte);
+        out[b].even = _mm256_add_epi16(out[b].even, _mm256_sub_epi16(even, over_even));
+        out[b].odd = _mm256_add_epi16(out[b].odd, _mm256_sub_epi16(odd4, over_odd));
+    }
+}
+
+template <int NB>
+AVX2_INLINE void exact(const uint8_t* codes, int64_t stride, const uint8_t* table, int count, uint8_t* to) {
+    Halves h[NB];
+    for (int b = 0; b < NB; ++b) h[b].even = h[b].odd = _mm256_setzero_si256();
+    for (int c = 0; c < count; c += 96)
+        exact_part<NB>(codes + c * stride, stride, table + c * kPrototypes, count - c < 96 ? count - c : 96, h);
+    for (int b = 0; b < NB; ++b) {
+        store(to + 64 * b, h[b].even);
+        store(to + 64 * b + 32, h[b].odd);
+    }
+}
+
+template <int U>
+AVX2 void average(const uint8_t* codes, int64_t stride, const uint8_t* table, int count, int rows, uint8_t* to) {
+    const __m256i byte = _mm256_set1_epi16(255);
+    for (int r = 0; r < rows; r += 32) {
+        Halves h = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+        __m256i unused = h.even;
+        for (int c = 0; c < count; c += U) {
+            const __m256i m = Tree<U, false>::run(codes + c * stride + r, stride, table + c * kPrototypes, unused);
+            h.even = _mm256_add_epi16(h.even, _mm256_and_si256(m, byte));
+            h.odd = _mm256_add_epi16(h.odd, _mm256_srli_epi16(m, 8));
+        }
+        store(to + 2 * r, h.even);
+        store(to + 2 * r + 32, h.odd);
+    }
+}
+
+AVX2 void sums(const uint8_t* codes, int64_t stride, const uint8_t* tables, int codebooks, int rows, int outputs,
+               int aggregation, int upcast, void* tile) {
+    const int count = padded(codebooks);
+    for (int o = 0; o < outputs; ++o) {
+        const uint8_t* table = tables + static_cast<int64_t>(o) * count * kPrototypes;
+        uint8_t* to = static_cast<uint8_t*>(tile) + static_cast<int64_t>(o) * rows * 2;
+        if (aggregation == kExact) {
+            int r = 0;
+            for (; r + 64 <= rows; r += 64) exact<2>(codes + r, stride, table, count, to + 2 * r);
+            for (; r < rows; r += 32) exact<1>(codes + r, stride, table, count, to + 2 * r);
+            continue;
+        }
+        switch (upcast) {
+            case 1: average<1>(codes, stride, table, codebooks, rows, to); break;
+            case 2: average<2>(codes, stride, table, codebooks, rows, to); break;
+            case 4: average<4>(codes, stride, table, codebooks, rows, to); break;
+            case 8: average<8>(codes, stride, table, codebooks, rows, to); break;
+            case 16: average<16>(codes, stride, table, codebooks, rows, to); break;
+            case 32: average<32>(codes, stride, table, codebooks, rows, to); break;
+            case 64: average<64>(codes, stride, table, codebooks, rows, to); break;
+            default: average<128>(codes, stride, table, codebooks, rows, to); break;
+        }
+    }
+}
+
+// t[i] = outputs 0..7 of element i in the low lane and of element i + 8 in the high lane; half 0 holds even rows.
+AVX2_INLINE void transpose(const uint16_t* tile, int rows, int outputs, __m256i* t) {
+    __m256i m[8], u[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) m[i] = i < outputs ? load(tile + static_cast<int64_t>(i) * rows) : _mm256_setzero_si256();
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        u[i] = _mm256_unpacklo_epi16(m[2 * i], m[2 * i + 1]);
+        u[i + 4] = _mm256_unpackhi_epi16(m[2 * i], m[2 * i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h)
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i) {
+            m[4 * h + i] = _mm256_unpacklo_epi32(u[4 * h + 2 * i], u[4 * h + 2 * i + 1]);
+            m[4 * h + i + 2] = _mm256_unpackhi_epi32(u[4 * h + 2 * i], u[4 * h + 2 * i + 1]);
+        }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        t[2 * i] = _mm256_unpacklo_epi64(m[2 * i], m[2 * i + 1]);
+        t[2 * i + 1] = _mm256_unpackhi_epi64(m[2 * i], m[2 * i + 1]);
+    }
+}
+
+AVX2 void store_f32(const void* tile, int rows, int valid, int outputs, const float* scale, const float* offset,
+                    float* out, int64_t out_stride) {
+    float spare[16] = {0};
+    for (int o = 0; o < outputs; ++o) {
+        spare[o] = scale[o];
+        spare[8 + o] = offset[o];
+    }
+    const __m256 s = _mm256_loadu_ps(spare), f = _mm256_loadu_ps(spare + 8);
+    for (int r = 0; r < valid; r += 32)
+        for (int half = 0; half < 2; ++half) {
+            __m256i t[8];
+            transpose(static_cast<const uint16_t*>(tile) + r + 16 * half, rows, outputs, t);
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; ++i) {
+                const __m256i low = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(t[i]));
+                const __m256i high = _mm256_cvtepu16_epi32(_mm256_extracti128_si256(t[i], 1));
+                const __m256 y0 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(low), s, f);
+                const __m256 y1 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(high), s, f);
+                const int r0 = r + 2 * i + half, r1 = r0 + 16;
+                if (outputs == kGroup && r + 32 <= valid) {
+                    _mm256_storeu_ps(out + r0 * out_stride, y0);
+                    _mm256_storeu_ps(out + r1 * out_stride, y1);
+                    continue;
+                }
+                float y[8];
+                _mm256_storeu_ps(y, y0);
+                for (int o = 0; o < outputs && r0 < valid; ++o) out[r0 * out_stride + o] = y[o];
+                _mm256_storeu_ps(y, y1);
+                for (int o = 0; o < outputs && r1 < valid; ++o) out[r1 * out_stride + o] = y[o];
+            }
+        }
+}
+
+AVX2 void store_u16(const void* tile, int rows, int valid, int outputs, uint16_t* out, int64_t out_stride) {
+    for (int r = 0; r < valid; r += 32)
+        for (int half = 0; half < 2; ++half) {
+            __m256i t[8];
+            transpose(static_cast<const uint16_t*>(tile) + r + 16 * half, rows, outputs, t);
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; ++i)
+#pragma GCC unroll 2
+                for (int lane = 0; lane < 2; ++lane) {
+                    const int row = r + 2 * i + half + 16 * lane;
+                    const __m128i y = lane ? _mm256_extracti128_si256(t[i], 1) : _mm256_castsi256_si128(t[i]);
+                    uint16_t part[8];
+                    uint16_t* to = out + row * out_stride;
+                    const bool whole = outputs == kGroup && r + 32 <= valid;
+                    _mm_storeu_si128(reinterpret_cast<__m128i*>(whole ? to : part), y);
+                    for (int o = 0; !whole && row < valid && o < outputs; ++o) to[o] = part[o];
+                }
+        }
+}
+
+AVX2 void column_u16(const void* tile, int rows, uint16_t* out) {
+    const uint16_t* from = static_cast<const uint16_t*>(tile);
+    for (int r = 0; r < rows; r += 32) {
+        const __m256i even = load(from + r), odd = load(from + r + 16);
+        const __m256i a = _mm256_unpacklo_epi16(even, odd), b = _mm256_unpackhi_epi16(even, odd);
+        store(out + r, _mm256_permute2x128_si256(a, b, 0x20));
+        store(out + r + 16, _mm256_permute2x128_si256(a, b, 0x31));
+    }
+}
+
+}  // namespace
+
+const Kernels& avx2_kernels() {
+    static const Kernels kernels = {"avx2", 2, 1, own_thresholds, encode,    gather,    pack,
+                                    unpack, sums, store_f32,      store_u16, column_u16};
+    return kernels;
+}
+
+}  // namespace amm
+#endif

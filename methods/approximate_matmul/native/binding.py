@@ -1,0 +1,405 @@
+"""Python door of the C++ kernels: encode, scan and the fused product on NumPy arrays and torch CPU tensors.
+
+    y[n, m] = (sum_c tables[c, code[n, c], m]) * scale[m] + offset[m]
+
+Codes follow the walk i <- 2 i + [x >= v]; sums are exact in 16 bits up to 257 codebooks, or rounding averages over
+groups of ``upcast`` codebooks (MADDNESS, arXiv 2106.10860, section 4.4). Nothing is copied; ctypes releases the
+interpreter's lock.
+All levels (scalar, AVX2, AVX-512, AVX-512 VBMI) give identical codes and integers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.errors import SpeedclaimError, Unavailable, Unsupported, UserError
+from methods.approximate_matmul.native import build
+
+LEVELS = ("scalar", "avx2", "avx512", "avx512vbmi")
+#: Limits the level from outside, e.g. to compare levels on one machine.
+VARIABLE = "SPEEDCLAIM_SIMD"
+BLOCK = 32
+PROTOTYPES = 16
+#: 257 * 255 = 65535: exact sums of bytes fit 16 bits up to here.
+MAX_CODEBOOKS = 257
+_ABI = 1
+_KINDS = {"float32": 0, "uint16": 1, "uint8": 3}
+_ERRORS = {
+    1: "a null pointer was passed",
+    2: "a size or stride is out of range",
+    3: "a split column lies outside the data's columns",
+    4: "a buffer is smaller than its stated shape",
+    5: f"too many codebooks: exact 16-bit sums hold at most {MAX_CODEBOOKS}",
+    6: "upcast must be a power of two up to 128 that divides the codebooks",
+    7: "out of memory",
+    8: "this processor lacks the wanted SIMD level",
+    9: "unknown kind of output",
+}
+_P, _L, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_SIGNATURES: dict[str, list[Any]] = {
+    "amm_encode": [_I, _P, _L, _L, _L, _L, _P, _P, _I, _P, _L, _I],
+    "amm_scan": [_I, _P, _L, _L, _P, _L, _I, _I, _P, _P, _I, _I, _I, _P, _L, _L, _I],
+    "amm_matmul": [_I, _P, _L, _L, _L, _L, _P, _P, _P, _L, _I, _I, _P, _P, _I, _I, _I, _P, _L, _L, _I],
+}
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Codes of N rows in blocks of 32: ``data[block, pair, row]``, low nibble codebook 2·pair, high nibble the next."""
+
+    data: npt.NDArray[np.uint8]
+    n: int
+    codebooks: int
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Tables in the kernels' order, ``data[m, c, k]`` with C padded by zero tables to a multiple of 4."""
+
+    data: npt.NDArray[np.uint8]
+    scale: npt.NDArray[np.float32]
+    offset: npt.NDArray[np.float32]
+    codebooks: int
+    aggregation: str
+    upcast: int
+
+    @property
+    def m(self) -> int:
+        """Number of outputs."""
+        return int(self.data.shape[0])
+
+
+@functools.lru_cache(maxsize=1)
+def _load() -> ctypes.CDLL:
+    path = build.library()
+    try:
+        lib = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise Unavailable(f"cannot load {path}: {error}; set $SPEEDCLAIM_CACHE to a folder that allows it.") from error
+    if lib.amm_abi() != _ABI:
+        raise Unavailable(f"{path} is of another version; delete it and try again.")
+    for name, arguments in _SIGNATURES.items():
+        getattr(lib, name).argtypes = arguments
+        getattr(lib, name).restype = ctypes.c_int
+    return lib
+
+
+@functools.lru_cache(maxsize=1)
+def available() -> str | None:
+    """Why the kernels cannot run here; None = they can (compiles them on the first call)."""
+    try:
+        _load()
+    except SpeedclaimError as error:
+        return str(error)
+    return None
+
+
+def highest_level() -> str:
+    """The best level that this processor has."""
+    return LEVELS[_load().amm_highest_level()]
+
+
+def level() -> str:
+    """The level that calls use: the processor's best, limited by ``$SPEEDCLAIM_SIMD``."""
+    return LEVELS[_level(None)]
+
+
+def _level(wanted: str | None) -> int:
+    highest = int(_load().amm_highest_level())
+    limit = wanted or os.environ.get(VARIABLE)
+    if not limit:
+        return highest
+    if limit not in LEVELS:
+        where = "level" if wanted else f"${VARIABLE}"
+        raise UserError(f"{where} must be one of {', '.join(LEVELS)}, got {limit!r}.")
+    index = LEVELS.index(limit)
+    if wanted and index > highest:
+        raise Unsupported(f"level {wanted!r} was asked for and this processor's best is {LEVELS[highest]!r}.")
+    return min(index, highest)
+
+
+def default_threads() -> int:
+    """``$OMP_NUM_THREADS``, else torch's own count when torch is loaded, else 1."""
+    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    torch = sys.modules.get("torch")
+    return int(torch.get_num_threads()) if torch is not None else 1
+
+
+def describe(threads: int | None = None) -> dict[str, Any]:
+    """What really runs: back-end, level, threads and compiler."""
+    command = build.compiler()
+    return {
+        "backend": "native",
+        "level": level(),
+        "threads": threads or default_threads(),
+        "compiler": build.version(command),
+    }
+
+
+def _is_torch(a: object) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(a, torch.Tensor)
+
+
+def _plain(a: Any, dtype: Any, name: str) -> Array:
+    """A contiguous NumPy array of the wanted type; lossy conversions are refused."""
+    if isinstance(a, np.ndarray) and a.dtype == dtype and a.flags.c_contiguous and a.flags.aligned:
+        return a
+    array = np.asarray(a.detach().cpu().numpy() if _is_torch(a) else a)
+    if not np.can_cast(array.dtype, dtype, "same_kind"):
+        raise UserError(f"{name} must be {np.dtype(dtype).name}, got {array.dtype}; convert it first.")
+    if np.issubdtype(dtype, np.integer) and array.size:
+        info = np.iinfo(dtype)
+        if int(array.min()) < info.min or int(array.max()) > info.max:
+            raise UserError(f"{name} must fit {info.dtype}, got values in {array.min()}..{array.max()}.")
+    return np.require(array, dtype, ["C", "A"])
+
+
+def _input(a: Any) -> tuple[int, int, int, int, int]:
+    """(pointer, N, D, row stride, column stride), strides in elements."""
+    if _is_torch(a):
+        if a.device.type != "cpu":
+            raise Unsupported(
+                f"native kernels read CPU tensors, got one on {a.device}; move it or choose a GPU back-end."
+            )
+        dtype, stride, pointer, good = (
+            str(a.dtype),
+            tuple(a.stride()),
+            a.data_ptr(),
+            a.layout is sys.modules["torch"].strided,
+        )
+    elif isinstance(a, np.ndarray):
+        dtype, pointer, good = str(a.dtype), int(a.__array_interface__["data"][0]), a.dtype.isnative
+        if a.dtype == np.float32 and (any(s % 4 for s in a.strides) or pointer % 4):
+            raise UserError("float32 rows that start between 4-byte places cannot be read; pass a copy of the array.")
+        stride = tuple(s // a.itemsize for s in a.strides)
+    else:
+        raise UserError(f"a must be a NumPy array or a torch tensor, got {type(a).__name__}.")
+    if dtype.removeprefix("torch.") != "float32" or not good:
+        raise Unsupported(
+            f"native kernels read dense float32, got {dtype}; convert with .float() / .astype(np.float32)."
+        )
+    if a.ndim != 2:
+        raise UserError(f"a must have the shape [N, D], got {tuple(a.shape)}.")
+    return pointer, int(a.shape[0]), int(a.shape[1]), int(stride[0]), int(stride[1])
+
+
+def _tree(columns: Any, thresholds: Any) -> tuple[Array, Array, int]:
+    c, v = _plain(columns, np.int32, "columns"), _plain(thresholds, np.float32, "thresholds")
+    if c.ndim != 2 or c.shape[1] != 4 or c.shape[0] < 1:
+        raise UserError(f"columns must have the shape [C, 4], got {c.shape}.")
+    if v.shape != (c.shape[0], 15):
+        raise UserError(f"thresholds must have the shape [{c.shape[0]}, 15] like columns, got {v.shape}.")
+    return c, v, int(c.shape[0])
+
+
+def _check(code: int) -> None:
+    if code:
+        text = _ERRORS.get(code, f"error {code}")
+        if code == 8:
+            raise Unsupported(f"native kernels: {text}.")
+        if code == 7:
+            raise MemoryError(f"native kernels: {text}")
+        raise UserError(f"native kernels: {text}.")
+
+
+def encode(a: Any, columns: Any, thresholds: Any, *, threads: int | None = None, level: str | None = None) -> Packed:
+    """Codes of every row, packed two to a byte.
+
+    Args:
+        a: float32 [N, D] with any strides (column-major reads only the touched columns).
+        columns: int32 [C, 4], one column per level.
+        thresholds: float32 [C, 15] in heap order.
+        threads: worker threads over rows.
+        level: SIMD level instead of the best one.
+    """
+    pointer, n, d, rows, cols = _input(a)
+    c, v, codebooks = _tree(columns, thresholds)
+    data = np.empty((-(-n // BLOCK), (codebooks + 1) // 2, BLOCK), np.uint8)
+    _check(
+        _load().amm_encode(
+            _level(level), pointer, n, d, rows, cols, c.ctypes.data, v.ctypes.data, codebooks, data.ctypes.data,
+            data.nbytes, threads or default_threads(),
+        )
+    )  # fmt: skip
+    return Packed(data, n, codebooks)
+
+
+def pack(codes: Any) -> Packed:
+    """Packed form of plain codes uint8 [N, C] with values 0..15."""
+    plain = _plain(codes, np.uint8, "codes")
+    if plain.ndim != 2 or plain.shape[1] < 1 or (plain.size and int(plain.max()) > 15):
+        raise UserError(f"codes must be [N, C] with values 0..15, got shape {plain.shape}.")
+    n, codebooks = plain.shape
+    blocks, pairs = -(-n // BLOCK), (codebooks + 1) // 2
+    whole = np.zeros((blocks * BLOCK, 2 * pairs), np.uint8)
+    whole[:n, :codebooks] = plain
+    split = whole.reshape(blocks, BLOCK, pairs, 2)
+    return Packed(np.ascontiguousarray((split[..., 0] | split[..., 1] << 4).transpose(0, 2, 1)), n, codebooks)
+
+
+def unpack(packed: Packed) -> npt.NDArray[np.uint8]:
+    """Plain codes uint8 [N, C]."""
+    blocks, pairs, _ = packed.data.shape
+    both = packed.data.transpose(0, 2, 1).reshape(blocks * BLOCK, pairs)
+    codes = np.stack([both & 15, both >> 4], axis=-1).reshape(blocks * BLOCK, 2 * pairs)
+    return np.ascontiguousarray(codes[: packed.n, : packed.codebooks])
+
+
+def prepare(
+    tables_q: Any, scale: Any = 1.0, offset: Any = 0.0, *, aggregation: str = "exact", upcast: int = 16
+) -> Tables:
+    """Tables uint8 [C, 16, M] in the kernels' order; averaging folds its factor and its bias into scale and offset.
+
+    A sum of means over groups of U stands for U times as much and is too large by C log2(U) / 4 on average (uniform low
+    bits): y = (U s - C log2(U) / 4) scale + offset.
+    """
+    q = _plain(tables_q, np.uint8, "tables_q")
+    if q.ndim != 3 or q.shape[1] != PROTOTYPES or 0 in q.shape:
+        raise UserError(f"tables_q must have the shape [C, {PROTOTYPES}, M], got {q.shape}.")
+    codebooks, _, m = q.shape
+    if aggregation not in ("exact", "average"):
+        raise UserError(f"aggregation must be 'exact' or 'average', got {aggregation!r}.")
+    if aggregation == "average" and (upcast not in (1, 2, 4, 8, 16, 32, 64, 128) or codebooks % upcast):
+        raise UserError(
+            f"upcast must be a power of two up to 128 that divides the {codebooks} codebooks, got {upcast}; "
+            "choose a smaller one or aggregation='exact'."
+        )
+    if codebooks // (upcast if aggregation == "average" else 1) > MAX_CODEBOOKS:
+        raise UserError(f"exact 16-bit sums hold at most {MAX_CODEBOOKS} codebooks, got {codebooks}; use fewer.")
+    data = np.zeros((m, -(-codebooks // 4) * 4, PROTOTYPES), np.uint8)
+    data[:, :codebooks] = q.transpose(2, 0, 1)
+    s, f = (_vector(x, m, name) for x, name in ((scale, "scale"), (offset, "offset")))
+    if aggregation == "average":
+        f = f - s * (codebooks * math.log2(upcast) / 4)
+        s = s * upcast
+    return Tables(data, s.astype(np.float32), f.astype(np.float32), codebooks, aggregation, upcast)
+
+
+def _vector(x: Any, m: int, name: str) -> npt.NDArray[np.float64]:
+    values = np.asarray(x.detach().cpu().numpy() if _is_torch(x) else x, np.float64)
+    if values.shape not in ((), (1,), (m,)):
+        raise UserError(f"{name} must be a number or have the shape [{m}], got {values.shape}.")
+    return np.array(np.broadcast_to(values, (m,)))
+
+
+def _output(kind: str, order: str, n: int, m: int, like_torch: bool, out: Any) -> tuple[Any, int, int, int, int]:
+    """(array, kind code, pointer, stride, elements)."""
+    if kind not in _KINDS or order not in ("row", "column") or (order == "column" and kind != "uint16"):
+        raise UserError(
+            f"out is float32, uint16 or uint8 in order 'row', or uint16 in order 'column', got {kind}, {order}."
+        )
+    if out is not None:
+        pointer, rows, cols, stride, unit = _input(out)
+        if kind != "float32" or (rows, cols) != (n, m) or (unit != 1 and m > 1) or (stride < m and n > 1):
+            raise UserError(f"out must be float32 [{n}, {m}] with neighbouring columns, got {tuple(out.shape)}.")
+        stride = max(stride, m)
+        return out, 0, pointer, stride, (n - 1) * stride + m
+    if order == "column":
+        columns = np.empty((m, n), np.uint16)
+        return columns.T, 2, columns.ctypes.data, max(n, 1), columns.size
+    if like_torch:
+        torch = sys.modules["torch"]
+        tensor = torch.empty((n, m), dtype=getattr(torch, kind))
+        return tensor, _KINDS[kind], tensor.data_ptr(), m, n * m
+    array = np.empty((n, m), np.dtype(kind))
+    return array, _KINDS[kind], array.ctypes.data, m, n * m
+
+
+def scan(
+    packed: Packed,
+    tables_q: Any,
+    out: str = "float32",
+    scale: Any = 1.0,
+    offset: Any = 0.0,
+    aggregation: str = "exact",
+    upcast: int = 16,
+    *,
+    order: str = "row",
+    threads: int | None = None,
+    level: str | None = None,
+) -> Array:
+    """Look up and add: [N, M] from packed codes.
+
+    Args:
+        packed: codes from :func:`encode` or :func:`pack`.
+        tables_q: :class:`Tables` from :func:`prepare` (which then holds the next four), or uint8 [C, 16, M].
+        out: "float32" (scaled), "uint16" (sums; with averaging the sums of group means) or "uint8" (those, saturated).
+        scale: number or float32 [M].
+        offset: number or float32 [M].
+        aggregation: "exact" or "average".
+        upcast: codebooks averaged before widening.
+        order: memory order of the result; "column" (uint16) stores each output's rows together.
+        threads: worker threads over rows.
+        level: SIMD level instead of the best one.
+    """
+    t = (
+        tables_q
+        if isinstance(tables_q, Tables)
+        else prepare(tables_q, scale, offset, aggregation=aggregation, upcast=upcast)
+    )
+    if t.codebooks != packed.codebooks:
+        raise UserError(f"codes have {packed.codebooks} codebooks and the tables {t.codebooks}; they must agree.")
+    array, kind, pointer, stride, elements = _output(out, order, packed.n, t.m, False, None)
+    data = _plain(packed.data, np.uint8, "packed.data")
+    _check(
+        _load().amm_scan(
+            _level(level), data.ctypes.data, data.nbytes, packed.n, t.data.ctypes.data, t.data.nbytes, t.codebooks, t.m,
+            t.scale.ctypes.data, t.offset.ctypes.data, int(t.aggregation == "average"), t.upcast, kind, pointer, stride,
+            elements, threads or default_threads(),
+        )
+    )  # fmt: skip
+    return array  # type: ignore[no-any-return]
+
+
+def matmul(
+    a: Any,
+    columns: Any,
+    thresholds: Any,
+    tables_q: Any,
+    scale: Any = 1.0,
+    offset: Any = 0.0,
+    threads: int | None = None,
+    *,
+    out: Any = None,
+    level: str | None = None,
+) -> Any:
+    """Encode and scan in one pass over the rows: float32 [N, M], a tensor for a tensor and an array for an array.
+
+    Args:
+        a: float32 [N, D] with any strides.
+        columns: int32 [C, 4].
+        thresholds: float32 [C, 15] in heap order.
+        tables_q: :class:`Tables` (scale and offset are then its own) or uint8 [C, 16, M].
+        scale: number or float32 [M].
+        offset: number or float32 [M].
+        threads: worker threads over rows.
+        out: float32 [N, M] to write into.
+        level: SIMD level instead of the best one.
+    """
+    pointer, n, d, rows, cols = _input(a)
+    c, v, codebooks = _tree(columns, thresholds)
+    t = tables_q if isinstance(tables_q, Tables) else prepare(tables_q, scale, offset)
+    if t.codebooks != codebooks:
+        raise UserError(f"the trees have {codebooks} codebooks and the tables {t.codebooks}; they must agree.")
+    array, kind, target, stride, elements = _output("float32", "row", n, t.m, _is_torch(a), out)
+    _check(
+        _load().amm_matmul(
+            _level(level), pointer, n, d, rows, cols, c.ctypes.data, v.ctypes.data, t.data.ctypes.data, t.data.nbytes,
+            codebooks, t.m, t.scale.ctypes.data, t.offset.ctypes.data, int(t.aggregation == "average"), t.upcast, kind,
+            target, stride, elements, threads or default_threads(),
+        )
+    )  # fmt: skip
+    return array

@@ -1,0 +1,343 @@
+// The C interface: checks every size, picks the level, cuts rows into chunks and shares them among threads.
+//
+// All functions return 0 or an error code of `Error`; binding.py turns the codes into words. Strides are in elements.
+#include <climits>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <vector>
+
+#include "amm.h"
+#include "pool.h"
+
+namespace amm {
+namespace {
+
+enum Error {
+    kOk = 0, kNull = 1, kSize = 2, kColumn = 3, kBuffer = 4, kCodebooks = 5, kUpcast = 6, kMemory = 7, kLevel = 8,
+    kOutput = 9
+};
+enum Output { kFloat = 0, kU16 = 1, kU16Columns = 2, kU8 = 3 };
+
+constexpr int kChunk = 256;            // rows; codes of 64 codebooks and the tables of 8 outputs then fit a 32 KiB L1
+constexpr int kCodeBytes = 16 * 1024;  // fewer rows when codes would take more
+constexpr int kMaxTrees = 1 << 15;
+constexpr int kMaxUpcast = 128;
+
+int highest_level() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
+        return 1;
+    return 1;  // TODO
+#else
+    return 0;
+#endif
+}
+
+// The quad layout of the top level serves exact sums only: averages run one level below.
+const Kernels* kernels(int level, int aggregation) {
+    if (level < 0 || level > highest_level()) return nullptr;
+#if defined(__x86_64__)
+    if (level == 3 && aggregation == kAverage) level = 2;
+    if (level == 1) return &avx2_kernels();
+#endif
+    (void)aggregation;
+    return &scalar_kernels();
+}
+
+// Scratch that a thread keeps between chunks and calls.
+struct Scratch {
+    void* data = nullptr;
+    size_t size = 0;
+    ~Scratch() { std::free(data); }
+    void* take(size_t bytes) {
+        if (bytes > size) {
+            std::free(data);
+            size = 0;
+            data = std::malloc(bytes);
+            if (!data) throw std::bad_alloc();
+            size = bytes;
+        }
+        return data;
+    }
+};
+thread_local Scratch code_scratch, stage_scratch, tile_scratch;
+
+int chunk_rows(int codebooks) {
+    int rows = kChunk;
+    while (rows > 64 && static_cast<int64_t>(padded(codebooks)) * rows > kCodeBytes) rows /= 2;
+    return rows;
+}
+
+struct Span {
+    int64_t row;
+    int valid, rows;  // rows = valid rounded up to a block
+};
+
+// Whole blocks first, then the last rows, fewer than a block, on their own.
+struct Spans {
+    int64_t whole, n;
+    int step;
+    Spans(int64_t n_, int step_) : whole(n_ / kBlock * kBlock), n(n_), step(step_) {}
+    int64_t count() const { return (whole + step - 1) / step + (whole < n ? 1 : 0); }
+    Span at(int64_t i) const {
+        const int64_t row = i * step;
+        if (row >= whole) return {whole, static_cast<int>(n - whole), kBlock};
+        const int rows = static_cast<int>(whole - row < step ? whole - row : step);
+        return {row, rows, rows};
+    }
+};
+
+struct Source {
+    const float* a;
+    int64_t n, row_stride, col_stride;
+    int codebooks;
+    const int32_t* columns;
+    std::vector<float> own;                       // thresholds
+    std::vector<int32_t> used, slots_of_columns;  // touched columns in order; slot of column (c, t)
+    std::vector<int32_t> groups, slots;           // for Kernels::gather
+};
+
+bool prepare_source(const Kernels& k, Source& s, int64_t d, const float* thresholds) {
+    for (int i = 0; i < 4 * s.codebooks; ++i)
+        if (s.columns[i] < 0 || s.columns[i] >= d) return false;
+    s.own.assign(32 * static_cast<size_t>(s.codebooks), 0.0f);
+    k.thresholds(thresholds, s.codebooks, s.own.data());
+    if (s.row_stride == 1 && s.n % kBlock == 0) return true;  // nothing is ever staged
+    std::vector<int32_t> slot(static_cast<size_t>(d), -1);
+    for (int i = 0; i < 4 * s.codebooks; ++i) slot[s.columns[i]] = 0;
+    const int32_t last = static_cast<int32_t>(d) - 4;
+    for (int64_t j = 0; j < d; ++j) {
+        if (slot[j] < 0) continue;
+        slot[j] = static_cast<int32_t>(s.used.size());
+        s.used.push_back(static_cast<int32_t>(j));
+        const int32_t start = static_cast<int32_t>(j / 4 * 4) < last ? static_cast<int32_t>(j / 4 * 4) : last;
+        if (s.groups.empty() || s.groups.back() != start) {
+            s.groups.push_back(start);
+            s.slots.insert(s.slots.end(), 4, -1);
+        }
+        s.slots[s.slots.size() - 4 + (j - start)] = slot[j];
+    }
+    s.slots_of_columns.resize(4 * static_cast<size_t>(s.codebooks));
+    for (int i = 0; i < 4 * s.codebooks; ++i) s.slots_of_columns[i] = slot[s.columns[i]];
+    return true;
+}
+
+void encode_span(const Kernels& k, const Source& s, int64_t d, Span span, uint8_t* codes, int64_t stride) {
+    if (s.row_stride == 1 && span.valid == span.rows) {
+        k.encode({s.a + span.row, s.col_stride}, s.columns, s.own.data(), s.codebooks, span.rows, codes, stride);
+        return;
+    }
+    float* stage = static_cast<float*>(stage_scratch.take(s.used.size() * kBlock * sizeof(float)));
+    for (int r = 0; r < span.rows; r += kBlock) {
+        const float* from = s.a + (span.row + r) * s.row_stride;
+        const int valid = span.valid - r < kBlock ? span.valid - r : kBlock;
+        if (s.col_stride == 1 && valid == kBlock && d >= 4) {
+            k.gather(from, s.row_stride, s.groups.data(), s.slots.data(), static_cast<int>(s.groups.size()), kBlock,
+                     stage, kBlock);
+        } else {
+            for (size_t j = 0; j < s.used.size(); ++j)
+                for (int i = 0; i < kBlock; ++i)  // a NaN compares false: rows beyond the last get code 0
+                    stage[j * kBlock + i] =
+                        i < valid ? from[i * s.row_stride + s.used[j] * s.col_stride] : __builtin_nanf("");
+        }
+        k.encode({stage, kBlock}, s.slots_of_columns.data(), s.own.data(), s.codebooks, kBlock,
+                 codes + static_cast<int64_t>(r) * k.code_step, stride);
+    }
+}
+
+struct Sink {
+    int m, codebooks, aggregation, upcast, kind;
+    const uint8_t* tables;
+    const float *scale, *offset;
+    void* out;
+    int64_t stride;
+};
+
+void narrow(const Kernels& k, const void* tile, Span span, int outputs, uint8_t* out, int64_t stride) {
+    uint16_t wide[kChunk * kGroup];
+    k.store_u16(tile, span.rows, span.valid, outputs, wide, kGroup);
+    for (int r = 0; r < span.valid; ++r)
+        for (int o = 0; o < outputs; ++o) {
+            const uint16_t v = wide[r * kGroup + o];
+            out[r * stride + o] = static_cast<uint8_t>(v < 255 ? v : 255);
+        }
+}
+
+void store_group(const Kernels& k, const Sink& s, Span span, int first, int outputs, const char* tile) {
+    const int64_t at = span.row * s.stride + first;
+    if (s.kind == kFloat)
+        k.store_f32(tile, span.rows, span.valid, outputs, s.scale + first, s.offset + first,
+                    static_cast<float*>(s.out) + at, s.stride);
+    else if (s.kind == kU16)
+        k.store_u16(tile, span.rows, span.valid, outputs, static_cast<uint16_t*>(s.out) + at, s.stride);
+    else
+        narrow(k, tile, span, outputs, static_cast<uint8_t*>(s.out) + at, s.stride);
+}
+
+void store_columns(const Kernels& k, const Sink& s, Span span, int first, int outputs, const char* tile) {
+    const int64_t output_bytes = static_cast<int64_t>(span.rows) * k.tile_bytes;
+    for (int o = 0; o < outputs; ++o) {
+        uint16_t* to = static_cast<uint16_t*>(s.out) + (first + o) * s.stride + span.row;
+        if (span.valid == span.rows) {
+            k.column_u16(tile + o * output_bytes, span.rows, to);
+            continue;
+        }
+        uint16_t spare[kBlock];
+        k.column_u16(tile + o * output_bytes, span.rows, spare);
+        std::memcpy(to, spare, sizeof(uint16_t) * static_cast<size_t>(span.valid));
+    }
+}
+
+// Groups of kGroup outputs; the last takes the remainder with it, so that two overlapping whole stores cover it.
+void scan_span(const Kernels& k, const Sink& s, Span span, const uint8_t* codes, int64_t stride) {
+    const int64_t table_bytes = static_cast<int64_t>(padded(s.codebooks)) * kPrototypes;
+    const int64_t output_bytes = static_cast<int64_t>(span.rows) * k.tile_bytes;
+    char* tile = static_cast<char*>(tile_scratch.take(static_cast<size_t>(2 * kGroup * output_bytes)));
+    for (int first = 0; first < s.m;) {
+        int outputs = s.m - first;
+        if (outputs >= 2 * kGroup) outputs = kGroup;
+        k.sums(codes, stride, s.tables + first * table_bytes, s.codebooks, span.rows, outputs, s.aggregation, s.upcast,
+               tile);
+        if (s.kind == kU16Columns) {
+            store_columns(k, s, span, first, outputs, tile);
+        } else {
+            const int extra = outputs > kGroup ? outputs - kGroup : 0;
+            store_group(k, s, span, first, outputs - extra, tile);
+            if (extra) store_group(k, s, span, first + extra, kGroup, tile + extra * output_bytes);
+        }
+        first += outputs;
+    }
+}
+
+int check_sink(int64_t n, const Sink& s, int64_t tables_bytes, int64_t out_elements) {
+    if (!s.tables || !s.out || (s.kind == kFloat && (!s.scale || !s.offset))) return kNull;
+    if (s.m < 1 || n < 0) return kSize;
+    if (s.kind < kFloat || s.kind > kU8) return kOutput;
+    const int u = s.upcast;
+    if (s.aggregation == kAverage) {
+        if (u < 1 || u > kMaxUpcast || (u & (u - 1)) || s.codebooks % u) return kUpcast;
+    } else if (s.aggregation != kExact) {
+        return kUpcast;
+    }
+    if (s.codebooks < 1 || s.codebooks / (s.aggregation == kAverage ? u : 1) > kMaxCodebooks) return kCodebooks;
+    if (tables_bytes < static_cast<int64_t>(s.m) * padded(s.codebooks) * kPrototypes) return kBuffer;
+    const int64_t lines = s.kind == kU16Columns ? s.m : n, width = s.kind == kU16Columns ? n : s.m;
+    if (s.stride < width || s.stride > INT64_MAX / 8 / (lines > 0 ? lines : 1)) return kSize;
+    if (lines > 0 && width > 0 && out_elements < (lines - 1) * s.stride + width) return kBuffer;
+    return kOk;
+}
+
+int check_source(const Source& s, int64_t d, const float* thresholds) {
+    if (!s.columns || !thresholds || (!s.a && s.n > 0)) return kNull;
+    if (s.n < 0 || d < 1 || d > INT32_MAX - 8) return kSize;
+    return s.codebooks < 1 || s.codebooks > kMaxTrees ? kCodebooks : kOk;
+}
+
+// Runs `work` on every span; the first exception, which can only be want of memory, becomes an error code.
+template <class Work>
+int each(const Spans& spans, int threads, const Work& work) {
+    volatile bool failed = false;
+    share(spans.count(), threads, [&](int64_t i) {
+        try {
+            work(spans.at(i));
+        } catch (const std::exception&) {
+            failed = true;
+        }
+    });
+    return failed ? kMemory : kOk;
+}
+
+uint8_t* codes_for(int codebooks, int rows) {
+    return static_cast<uint8_t*>(code_scratch.take(static_cast<size_t>(padded(codebooks)) * static_cast<size_t>(rows)));
+}
+
+}  // namespace
+}  // namespace amm
+
+using namespace amm;
+
+extern "C" {
+
+int amm_abi() { return 1; }
+
+int amm_highest_level() { return highest_level(); }
+
+const char* amm_level_name(int level) {
+    const char* const names[] = {"scalar", "avx2", "avx512", "avx512vbmi"};
+    return level >= 0 && level < 4 ? names[level] : "unknown";
+}
+
+// a: N x D floats; columns: [C, 4]; thresholds: [C, 15] heap order; packed: [ceil(N / 32)][ceil(C / 2)][32] bytes.
+int amm_encode(int level, const float* a, int64_t n, int64_t d, int64_t row_stride, int64_t col_stride,
+               const int32_t* columns, const float* thresholds, int codebooks, uint8_t* packed, int64_t packed_bytes,
+               int threads) try {
+    const Kernels* k = kernels(level, kAverage);
+    if (!k) return kLevel;
+    Source s{a, n, row_stride, col_stride, codebooks, columns, {}, {}, {}, {}, {}};
+    if (const int error = check_source(s, d, thresholds)) return error;
+    if (!packed && n > 0) return kNull;
+    const int pairs = (codebooks + 1) / 2;
+    if (packed_bytes < (n + kBlock - 1) / kBlock * pairs * kBlock) return kBuffer;
+    if (!prepare_source(*k, s, d, thresholds)) return kColumn;
+    const int rows = chunk_rows(codebooks);
+    return each(Spans(n, rows), threads, [&](Span span) {
+        uint8_t* codes = codes_for(codebooks, rows);
+        encode_span(*k, s, d, span, codes, rows);
+        k->pack(codes, rows, codebooks, span.rows, packed + span.row * pairs);
+    });
+} catch (const std::exception&) {
+    return kMemory;
+}
+
+// tables: [M][ceil4(C)][16] bytes, zero for padding codebooks; out: kind 0 float32 [N, M], 1 uint16 [N, M], 2 uint16
+// [M, N], 3 uint8 [N, M] (saturated); out_elements counts what `out` holds.
+int amm_scan(int level, const uint8_t* packed, int64_t packed_bytes, int64_t n, const uint8_t* tables,
+             int64_t tables_bytes, int codebooks, int m, const float* scale, const float* offset, int aggregation,
+             int upcast, int kind, void* out, int64_t out_stride, int64_t out_elements, int threads) try {
+    const Kernels* k = kernels(level, aggregation);
+    if (!k) return kLevel;
+    const Sink s{m, codebooks, aggregation, upcast, kind, tables, scale, offset, out, out_stride};
+    if (n == 0) return kOk;
+    if (!packed) return kNull;
+    if (const int error = check_sink(n, s, tables_bytes, out_elements)) return error;
+    const int pairs = (codebooks + 1) / 2;
+    if (packed_bytes < (n + kBlock - 1) / kBlock * pairs * kBlock) return kBuffer;
+    const int rows = chunk_rows(codebooks);
+    return each(Spans(n, rows), threads, [&](Span span) {
+        uint8_t* codes = codes_for(codebooks, rows);
+        k->unpack(packed + span.row * pairs, codebooks, span.rows, codes, rows);
+        scan_span(*k, s, span, codes, rows);
+    });
+} catch (const std::exception&) {
+    return kMemory;
+}
+
+// Encode and scan chunk by chunk: codes never leave the first-level cache.
+int amm_matmul(int level, const float* a, int64_t n, int64_t d, int64_t row_stride, int64_t col_stride,
+               const int32_t* columns, const float* thresholds, const uint8_t* tables, int64_t tables_bytes,
+               int codebooks, int m, const float* scale, const float* offset, int aggregation, int upcast, int kind,
+               void* out, int64_t out_stride, int64_t out_elements, int threads) try {
+    const Kernels* k = kernels(level, aggregation);
+    if (!k) return kLevel;
+    Source s{a, n, row_stride, col_stride, codebooks, columns, {}, {}, {}, {}, {}};
+    const Sink to{m, codebooks, aggregation, upcast, kind, tables, scale, offset, out, out_stride};
+    if (n == 0) return kOk;
+    if (const int error = check_source(s, d, thresholds)) return error;
+    if (const int error = check_sink(n, to, tables_bytes, out_elements)) return error;
+    if (!prepare_source(*k, s, d, thresholds)) return kColumn;
+    const int rows = chunk_rows(codebooks);
+    return each(Spans(n, rows), threads, [&](Span span) {
+        uint8_t* codes = codes_for(codebooks, rows);
+        encode_span(*k, s, d, span, codes, rows);
+        scan_span(*k, to, span, codes, rows);
+    });
+} catch (const std::exception&) {
+    return kMemory;
+}
+
+}  // extern "C"
