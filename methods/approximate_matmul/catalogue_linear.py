@@ -70,3 +70,146 @@ FP8 = Method(
     devices=("cuda",),
     origin="library",
 )
+
+PCA = Method(
+    name="approximate_matmul.pca",
+    impl=f"{_HERE}.pca:make",
+    summary="Projection on the d leading principal directions of the training rows, mean not subtracted",
+    source="Jolliffe, Principal Component Analysis (2002), chapter 2; the comparison of arXiv 2106.10860",
+    formula="Y = (A V)(Vᵀ B)",
+    needs=("torch",),
+    reference=f"{_HERE}.reference_factors:pca",
+    cost=f"{_HERE}.cost:rank_one",
+    hyper={"rank": 16, "centre": False},
+    origin="published design",
+)
+
+SPARSE_PCA = Method(
+    name="approximate_matmul.sparse-pca",
+    impl=f"{_HERE}.sparse_pca:make",
+    summary="Projection on sparse loadings of the training rows, least-squares decoder",
+    source="Mairal et al., ICML 2009; sklearn.decomposition.SparsePCA; the comparison of arXiv 2106.10860",
+    formula="Y = (A W) T, T = argmin |Ã B - (Ã W) T|",
+    needs=("torch", "package:sklearn"),
+    reference=f"{_HERE}.reference_factors:sparse_pca",
+    cost=f"{_HERE}.cost:touched",
+    hyper={"rank": 16, "alpha": 0.03125, "backend": "auto", "seed": 0},
+    origin="published design",
+)
+
+FAST_JL = Method(
+    name="approximate_matmul.fast-jl",
+    impl=f"{_HERE}.fast_jl:make",
+    summary="Fast Johnson-Lindenstrauss transform: signs, Walsh-Hadamard transform, sparse Gaussian projection",
+    source="Ailon and Chazelle, SIAM J. Comput. 39 (2009), section 2",
+    formula="Y = (A S)(Sᵀ B), S = diag(signs) H P",
+    needs=("torch",),
+    reference=f"{_HERE}.reference_factors:fast_jl",
+    cost=f"{_HERE}.cost:rank_one",
+    hyper={"rank": 16, "scaling": "unbiased", "density": "theory", "backend": "auto", "seed": 0},
+    origin="published design",
+)
+
+HASH_JL = Method(
+    name="approximate_matmul.hash-jl",
+    impl=f"{_HERE}.hash_jl:make",
+    summary="Feature hashing (count sketch): every column added with a random sign to one of d",
+    source="Weinberger et al., Feature Hashing (arXiv 0902.2206), definition 1",
+    formula="Y = (A S)(Sᵀ B), one +-1 in every row of S",
+    needs=("torch",),
+    reference=f"{_HERE}.reference_factors:hash_jl",
+    cost=f"{_HERE}.cost:rank_one",
+    hyper={"rank": 16, "scaling": "unbiased", "backend": "auto", "seed": 0},
+    origin="published design",
+)
+
+OSNAP = Method(
+    name="approximate_matmul.osnap",
+    impl=f"{_HERE}.osnap:make",
+    summary="Sparse sketch with s signs in every row",
+    source="Nelson and Nguyen, OSNAP (arXiv 1211.1002), section 1",
+    formula="Y = (A S)(Sᵀ B), s entries +-1/sqrt(s) in every row of S",
+    needs=("torch",),
+    reference=f"{_HERE}.reference_factors:osnap",
+    cost=f"{_HERE}.cost:rank_one",
+    hyper={"rank": 16, "nonzeros": "auto", "backend": "auto", "seed": 0},
+    origin="published design",
+)
+
+RADEMACHER = Method(
+    name="approximate_matmul.rademacher",
+    impl=f"{_HERE}.rademacher:make",
+    summary="Dense sketch of random signs",
+    source="Achlioptas, J. Comput. Syst. Sci. 66 (2003), theorem 1.1",
+    formula="Y = (A S)(Sᵀ B), S = +-1/sqrt(d)",
+    needs=("torch",),
+    reference=f"{_HERE}.reference_factors:rademacher",
+    cost=f"{_HERE}.cost:rank_one",
+    hyper={"rank": 16, "scaling": "unbiased", "seed": 0},
+    origin="published design",
+)
+
+GAUSS = Method(
+    name="approximate_matmul.gauss",
+    impl=f"{_HERE}.gauss:make",
+    summary="Dense Gaussian sketch",
+    source="Indyk and Motwani, STOC 1998",
+    formula="Y = (A S)(Sᵀ B), S ~ N(0, 1/d)",
+    needs=("torch",),
+    reference=f"{_HERE}.reference_factors:gauss",
+    cost=f"{_HERE}.cost:rank_one",
+    hyper={"rank": 16, "scaling": "unbiased", "seed": 0},
+    origin="published design",
+)
+
+FD_AMM = Method(
+    name="approximate_matmul.fd-amm",
+    impl=f"{_HERE}.fd_amm:make",
+    summary="Frequent directions of A and B together, found at run time",
+    source="Ye, Luo and Zhang, IJCAI 2016; Ghashami et al., SIAM J. Comput. 45 (2016)",
+    formula="sigma_i <- sqrt(max(sigma_i² - sigma_d², 0)) over the rows of [Aᵀ, B]",
+    needs=("torch",),
+    reference=f"{_HERE}.reference_factors:fd_amm",
+    cost=f"{_HERE}.cost:rank_one",
+    hyper={"rank": 16, "shrink": "theory", "buffer": "double"},
+    origin="published design",
+)
+
+COOCCUR = Method(
+    name="approximate_matmul.cooccur",
+    impl=f"{_HERE}.cooccur:make",
+    summary="Co-occurring directions of A and B, found at run time",
+    source="Mroueh, Marcheret and Goel, AISTATS 2017, algorithm 2",
+    formula="A B ~ X Zᵀ, singular values of X Zᵀ soft-thresholded whenever the buffers are full",
+    needs=("torch",),
+    reference=f"{_HERE}.reference_factors:cooccur",
+    cost=f"{_HERE}.cost:rank_one",
+    hyper={"rank": 16, "buffer": "double"},
+    origin="published design",
+)
+
+SAMPLING = Method(
+    name="approximate_matmul.sampling",
+    impl=f"{_HERE}.sampling:make",
+    summary="Columns of A and rows of B drawn by the product of their norms, at run time",
+    source="Drineas, Kannan and Mahoney, SIAM J. Comput. 36 (2006), lemma 4",
+    formula="Y = sum of A^(k) B_(k) / (d p_k), p_k ~ |A^(k)| |B_(k)|",
+    needs=("torch",),
+    reference=f"{_HERE}.reference_factors:sampling",
+    cost=f"{_HERE}.cost:rank_one",
+    hyper={"rank": 16, "norms": "run", "seed": 0},
+    origin="published design",
+)
+
+SVD = Method(
+    name="approximate_matmul.svd",
+    impl=f"{_HERE}.svd:make",
+    summary="Randomised SVD of A at run time and of B at fit, thin factors multiplied",
+    source="Halko, Martinsson and Tropp, SIAM Review 53 (2011), algorithms 4.4 and 5.1",
+    formula="Y = A_d B_d",
+    needs=("torch",),
+    reference=f"{_HERE}.reference_factors:svd",
+    cost=f"{_HERE}.cost:rank_one",
+    hyper={"rank": 16, "side": "both", "seed": 0},
+    origin="published design",
+)

@@ -1,4 +1,4 @@
-"""Plain NumPy twins of the linear methods: float64, nothing stored in a library's layout, no backend.
+"""Plain NumPy twins of the exact and quantised products: float64, nothing stored in a library's layout, no backend.
 
 A twin draws the same random numbers as its method (``draws.py``), so that the two may be compared digit by digit.
 """

@@ -1,0 +1,77 @@
+"""``approximate_matmul.sampling``: columns of A and rows of B drawn by the product of their norms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.approximate_matmul.linear.base import Estimator, Fit, Op, State, choice, limited_rank
+from methods.approximate_matmul.linear.draws import uniforms
+from methods.approximate_matmul.linear.sketch import checked_seed
+
+NORMS = ("run", "train")
+
+
+class Sampling(Op):
+    """Y = sum over d draws of A^(k) B_(k) / (d p_k), with replacement, p_k proportional to |A^(k)| |B_(k)|.
+
+    Drineas, Kannan and Mahoney, SIAM J. Comput. 36 (2006), algorithm BasicMatrixMultiplication and lemma 4; unbiased,
+    E|Y - A B|_F² = ((sum_k |A^(k)| |B_(k)|)² - |A B|_F²) / d, the least of all p. Fit: norms of B's rows and the
+    uniform numbers (so a call repeats). Run time: norms of A's columns, the draw, a gather, a thin product.
+    ``norms="train"`` takes |A^(k)| from the training rows: everything but the gather and the product moves to fit.
+    """
+
+    method = "approximate_matmul.sampling"
+
+    @classmethod
+    def learn(cls, a_train: Tensor, b: Tensor, hyper: Mapping[str, Any], fit: Fit) -> State:
+        """Norms of B's rows; with norms="train" the draw as well."""
+        limited_rank(hyper["rank"], int(b.shape[0]), int(b.shape[1]), cls.method)
+        with fit.clock("table_s"):
+            numbers = torch.from_numpy(uniforms(hyper["rank"], hyper["seed"])).to(b.device)
+            state = {"b": b.contiguous().clone(), "norms": b.double().norm(dim=1), "uniforms": numbers}
+        if hyper["norms"] == "train":
+            with fit.clock("train_s"):
+                picked, weights = drawn(a_train.double().norm(dim=0) * state["norms"], numbers)
+                state |= {"picked": picked, "rows": (b.double()[picked] * weights[:, None]).to(b.dtype)}
+        return state
+
+    def prepare(self) -> None:
+        """Cast B."""
+        self._b = self.state["b"].to(self.work)
+        self._rows = self.state["rows"].to(self.work) if "rows" in self.state else None
+
+    def product(self, a: Tensor) -> Tensor:
+        """Draw, gather, multiply."""
+        if self._rows is not None:
+            return a.index_select(1, self.state["picked"]) @ self._rows
+        sizes = torch.linalg.vector_norm(a, dim=0).double() * self.state["norms"]
+        picked, weights = drawn(sizes, self.state["uniforms"])
+        rows = self._b.index_select(0, picked) * weights.to(self.work).unsqueeze(1)
+        return a.index_select(1, picked) @ rows
+
+    def multiplies(self, n: int) -> float:
+        """N D for the norms where they are found at run time, N d M for the product."""
+        norms = float(n) * self.inner if self._rows is None else 0.0
+        return norms + float(n) * int(self.hyper["rank"]) * self.outer
+
+
+def drawn(sizes: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices [d] by inverting the cumulative distribution, and their weights 1 / (d p). All-zero sizes: p uniform."""
+    total = sizes.sum()
+    sizes = torch.where(total > 0, sizes, torch.ones_like(sizes))
+    cumulative = sizes.cumsum(0)
+    picked = torch.searchsorted(cumulative, numbers * cumulative[-1], right=True).clamp_(max=len(sizes) - 1)
+    return picked, cumulative[-1] / (len(numbers) * sizes[picked])
+
+
+KIND = Sampling
+
+
+def make(*, rank: int = 16, norms: str = "run", seed: int = 0) -> Estimator:
+    """``rank`` draws; ``norms`` of A's columns from run (published) or train."""
+    choice(norms, NORMS, "norms", Sampling.method)
+    return Estimator(Sampling, {"rank": rank, "norms": norms, "seed": checked_seed(seed, Sampling.method)})
