@@ -96,3 +96,54 @@ MADDNESS_AVERAGE = Method(
     dtypes=_DTYPES,
     origin="published design",
 )
+
+BOLT = Method(
+    name="approximate_matmul.bolt",
+    impl=f"{_HERE}.bolt:make",
+    summary="16 k-means centroids per subspace, clipped 8-bit tables, exact sums",
+    source="Blalock and Guttag, Bolt, arXiv 1706.10283; clipped fractions: dblalock/bolt; 25 Lloyd steps: faiss",
+    formula=f"code_c = argmin_k |x_c - P[c, k]|; {_SCAN}",
+    needs=("torch",),
+    reference=f"{_HERE}.reference:bolt",
+    cost=f"{_HERE}.cost:centroids",
+    hyper={
+        "codebooks": 16,
+        "lut_bits": 8,
+        "aggregation": "exact",
+        "upcast": 16,
+        "scale": "shared",
+        "iterations": 25,
+        "backend": "auto",
+        "seed": 0,
+    },
+    dtypes=_DTYPES,
+    origin="published design",
+)
+
+PQ = Method(
+    name="approximate_matmul.pq",
+    impl=f"{_HERE}.pq:make",
+    summary="product quantisation: 256 k-means centroids per subspace, float32 tables",
+    source="Jegou, Douze and Schmid, PAMI 2011; 25 Lloyd steps: faiss",
+    formula="code_c = argmin_k |x_c - P[c, k]|; y = sum_c T[c, code_c]",
+    needs=("torch",),
+    reference=f"{_HERE}.reference:pq",
+    cost=f"{_HERE}.cost:centroids",
+    hyper={"codebooks": 16, "iterations": 25, "backend": "auto", "seed": 0},
+    dtypes=_DTYPES,
+    origin="published design",
+)
+
+OPQ = Method(
+    name="approximate_matmul.opq",
+    impl=f"{_HERE}.opq:make",
+    summary="product quantisation after a learned rotation (more multiplications than the exact product if D > M)",
+    source="Ge, He, Ke and Sun, PAMI 2014; 20 alternations: ours",
+    formula="x <- x R; code_c = argmin_k |x_c - P[c, k]|; y = sum_c T[c, code_c]",
+    needs=("torch",),
+    reference=f"{_HERE}.reference:opq",
+    cost=f"{_HERE}.cost:rotated",
+    hyper={"codebooks": 16, "rotations": 20, "iterations": 25, "backend": "auto", "seed": 0},
+    dtypes=_DTYPES,
+    origin="published design",
+)

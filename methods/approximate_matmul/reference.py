@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from methods.approximate_matmul import bolt as fast_bolt
 from methods.approximate_matmul import maddness as fast
+from methods.approximate_matmul import opq as fast_opq
+from methods.approximate_matmul import pq as fast_pq
 from methods.approximate_matmul.estimator import Estimator
 from methods.approximate_matmul.tree import F32, F64, U8
 
@@ -39,6 +42,21 @@ def maddness_direct(**hyper: Any) -> Estimator:
 def maddness_average(**hyper: Any) -> Estimator:
     """``approximate_matmul.maddness-avg`` in NumPy."""
     return fast.make_average(**{**hyper, "backend": "numpy"})
+
+
+def bolt(**hyper: Any) -> Estimator:
+    """``approximate_matmul.bolt`` in NumPy."""
+    return fast_bolt.make(**{**hyper, "backend": "numpy"})
+
+
+def pq(**hyper: Any) -> Estimator:
+    """``approximate_matmul.pq`` in NumPy."""
+    return fast_pq.make(**{**hyper, "backend": "numpy"})
+
+
+def opq(**hyper: Any) -> Estimator:
+    """``approximate_matmul.opq`` in NumPy."""
+    return fast_opq.make(**{**hyper, "backend": "numpy"})
 
 
 def encode(a: F32, columns: NDArray[np.int32], thresholds: F32) -> U8:

@@ -189,6 +189,14 @@ def quantise(tables: F64, bits: int = 8, scale: Scale = "output", clip: float = 
             outputs (raw sums stay comparable); ``power-of-two``: as shared, with the published 2^-ceil(log2 gap) 255.
         clip: fraction of a codebook's entries allowed to saturate at either end (Bolt); 0 keeps all of them.
     """
+    low, step = grid(tables, bits, scale, clip)
+    q = np.clip(np.floor((tables - low) / step + 0.5), 0, 2**bits - 1).astype(np.uint8)
+    offset = np.broadcast_to(low.sum(axis=0), (1, tables.shape[-1]))
+    return Tables(values=q, scale=step[0].astype(np.float32), offset=offset[0].astype(np.float32))
+
+
+def grid(tables: F64, bits: int, scale: Scale, clip: float) -> tuple[F64, F64]:
+    """Offsets (C, 1, M or 1) and steps (1, M) of :func:`quantise`."""
     top = 2**bits - 1
     axes = (1,) if scale == "output" else (1, 2)
     low = np.quantile(tables, clip, axis=axes, keepdims=True) if clip else tables.min(axis=axes, keepdims=True)
@@ -197,10 +205,7 @@ def quantise(tables: F64, bits: int = 8, scale: Scale = "output", clip: float = 
     gap = np.where(gap > 0, gap, 1.0)
     if scale == "power-of-two":
         gap = np.exp2(np.ceil(np.log2(gap)))
-    step = np.broadcast_to(gap / top, (1, tables.shape[-1]))
-    q = np.clip(np.floor((tables - low) / step + 0.5), 0, top).astype(np.uint8)
-    offset = np.broadcast_to(low.sum(axis=0), (1, tables.shape[-1]))
-    return Tables(values=q, scale=step[0].astype(np.float32), offset=offset[0].astype(np.float32))
+    return np.asarray(low), np.broadcast_to(gap / top, (1, tables.shape[-1]))
 
 
 def largest_exact(bits: int) -> int:
