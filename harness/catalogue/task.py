@@ -115,3 +115,14 @@ class Stateful(Protocol):
 
     def held_bytes(self, op: Callable[[Any], Any]) -> Mapping[str, float]:
         """Bytes that the operation keeps from call to call, by metric name; read after the memory pass."""
+
+
+@runtime_checkable
+class Described(Protocol):
+    """What a runtime adds when a bound operation has more to tell than its time (what was fitted, what really runs)."""
+
+    def facts(self, op: Any, content: Any, problem: Problem) -> tuple[Mapping[str, tuple[float, str]], dict[str, Any]]:
+        """Numbers with their units by metric name, and plain JSON detail; asked once, after the gate was passed.
+
+        A number of seconds here is written down with the host's clock and enters no ranking.
+        """

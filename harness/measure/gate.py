@@ -16,7 +16,7 @@ from typing import Any
 from harness.catalogue.method import Method
 from harness.catalogue.registry import resolve
 from harness.catalogue.suite import Problem
-from harness.catalogue.task import Stateful, TaskRuntime
+from harness.catalogue.task import Described, Stateful, TaskRuntime
 from harness.errors import Unavailable, Unsupported
 from harness.measure.device import Device
 from harness.record.run import worst
@@ -24,13 +24,17 @@ from harness.record.run import worst
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What the gate found on one case; ``planning_s`` is the second call's time, used for the plan alone."""
+    """What the gate found on one case; ``planning_s`` is the second call's time, used for the plan alone.
+
+    ``facts`` are numbers with units that the task's runtime tells about the bound operation.
+    """
 
     status: str = "passed"
     reason: str | None = None
     errors: dict[str, list[float]] = field(default_factory=dict)
     first_call_s: float | None = None
     planning_s: float | None = None
+    facts: dict[str, tuple[float, str]] = field(default_factory=dict)
     detail: dict[str, Any] = field(default_factory=dict)
 
     def mark(self, status: str, reason: str | None) -> None:
@@ -118,6 +122,10 @@ def _check(
         earlier = (output, runtime.snapshot(output), content)
     if earlier is not None:
         _check_repeat(outcome, runtime, problem, op, earlier)
+        if isinstance(runtime, Described) and outcome.status == "passed":
+            numbers, detail = runtime.facts(op, earlier[2], problem)
+            outcome.facts = {name: (float(value), unit) for name, (value, unit) in numbers.items()}
+            outcome.detail |= detail
 
 
 def _check_output(

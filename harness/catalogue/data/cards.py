@@ -14,7 +14,8 @@ ROUTE_KINDS = ("torchvision", "npm", "pip", "apt", "package", "folder")
 #: Routes that need no download, so that ``load`` may use them by itself.
 LOCAL_KINDS = ("package", "folder")
 #: Kinds of data set. ``gradients`` cards describe a committed .npz and are read by the suites themselves.
-KINDS = ("images", "text", "labels", "folder", "gradients")
+#: ``arrays`` cards hold whatever their arrays' names say (series, photographs, features, a file of weights).
+KINDS = ("images", "text", "labels", "folder", "gradients", "arrays")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,8 @@ def fetch(card: DataCard, progress: Progress | None = None) -> Path | None:
     there = cache.find(card)
     if there is not None:
         return there
+    if "command" in card.card.fields and not card.routes:
+        raise Unavailable(f"{card.name!r} is computed, not fetched: run `{card.card.fields['command']}`.")
     failed = []
     for route in card.routes:
         try:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from harness.catalogue.data import pickles
+from harness.catalogue.data import formats_arrays, pickles
 from harness.catalogue.data.archive import Source
 from harness.errors import MissingDependency, UserError
 
@@ -186,8 +186,8 @@ def lacking(name: str) -> str | None:
     """What a reader needs and this environment lacks, known before anything is downloaded; None = nothing."""
     if name not in READERS:
         return f"unknown format {name!r} on the card; known: {', '.join(READERS)}"
-    if name == "png-strips" and importlib.util.find_spec("PIL") is None:
-        return "reading PNG strips needs Pillow: pip install pillow (or speedclaim[data])"
+    if name in ("png-strips", "photos") and importlib.util.find_spec("PIL") is None:
+        return "reading pictures needs Pillow: pip install pillow (or speedclaim[data])"
     return None
 
 
@@ -199,4 +199,7 @@ READERS: dict[str, Reader] = {
     "label-pickles": label_pickles,
     "text-files": text_files,
     "image-folder": image_folder,
+    "photos": formats_arrays.photos,
+    "ucr-series": formats_arrays.ucr_series,
+    "raw-files": formats_arrays.raw_files,
 }

@@ -117,6 +117,8 @@ def _local(card: DataCard) -> list[Route]:
 
 def _advice(card: DataCard) -> str:
     """What to do about an absent data set."""
+    if "command" in card.card.fields and not card.routes:
+        return f"run `{card.card.fields['command']}`"
     advice = []
     if any(route.kind not in LOCAL_KINDS for route in card.routes):
         advice.append(f"run `speedclaim data fetch {card.name}`")
