@@ -66,8 +66,11 @@ class LookupProduct:
         upcast: codebooks averaged together, or None for exact sums.
         times: seconds of training (``train_s``) and of building tables from B (``table_s``).
         device: where it runs; :meth:`to` gives a copy elsewhere.
+        loader: "module:function" that reads what :meth:`save` wrote, called with path and device.
         fallback: why ``auto`` did not take the native kernels; None when it did or was not asked.
     """
+
+    loader = "methods.approximate_matmul.save:load"
 
     def __init__(
         self,
