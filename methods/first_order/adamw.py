@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from methods.first_order.groups import covered, decay_groups, scalars, trainable
+from methods.first_order.groups import covered, decay_groups, scalars, trainable, with_factors
 
 
 def make(
@@ -56,7 +56,8 @@ def over(
     weight_decay: float,
     decay: str,
     fused: bool = True,
+    factors: Mapping[Tensor, float] | None = None,
 ) -> torch.optim.AdamW:
     """AdamW over ``parameters`` alone: the fallback of methods that cannot handle every parameter."""
-    groups = decay_groups(parameters, weight_decay, decay)
+    groups = with_factors(decay_groups(parameters, weight_decay, decay), lr, factors or {})
     return torch.optim.AdamW(groups, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, fused=fused)

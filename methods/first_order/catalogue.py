@@ -6,6 +6,7 @@ from harness.catalogue.method import Method
 
 _HERE = "methods.first_order"
 _DTYPES = ("float32", "bfloat16", "float64")
+_FACTORS = {"norm_bias_lr_factor": 1.0, "bias_lr_factor": 1.0}
 
 SGD = Method(
     name="training.sgd",
@@ -15,7 +16,7 @@ SGD = Method(
     formula="g <- g + wd w; v <- mu v + g; w <- w - lr (g + mu v)",
     needs=("torch",),
     reference=f"{_HERE}.reference:sgd",
-    hyper={"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.0, "decay": "all"},
+    hyper={"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.0, "decay": "all", **_FACTORS},
     dtypes=_DTYPES,
     origin="library",
 )
@@ -59,12 +60,21 @@ _MUON_FORMULA = "m <- m + (1 - mu)(g - m); o = orthogonalize(g + mu (m - g)); w 
 MUON = Method(
     name="training.muon",
     impl=f"{_HERE}.muon:make",
-    summary="Muon, matrices of one shape in one batched orthogonalization by any polar.* method; AdamW for the rest",
+    summary="Muon, matrices of one shape in one batched call of any polar.* method; AdamW or SGD for the rest",
     source="K. Jordan et al., Muon (2024), KellerJordan/Muon; factor 'rms': arXiv 2502.16982; batching: ours",
     formula=_MUON_FORMULA,
     needs=("torch",),
     reference=f"{_HERE}.reference:muon",
-    hyper={**_MUON, "orthogonalizer": "auto", "iteration_dtype": "auto", **_FALLBACK},
+    hyper={
+        **_MUON,
+        "orthogonalizer": "auto",
+        "iteration_dtype": "auto",
+        "renormalize": False,
+        "fallback": "adamw",
+        "fallback_momentum": 0.85,
+        **_FALLBACK,
+        **_FACTORS,
+    },
     dtypes=_DTYPES,
     origin="own design",
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harness.errors import Unsupported, UserError
 
@@ -14,6 +14,10 @@ from harness.errors import Unsupported, UserError
 Decay = Literal["all", "matrices"]
 Named = Sequence[tuple[str, nn.Parameter]]
 _Optimizer = TypeVar("_Optimizer", bound=torch.optim.Optimizer)
+NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LayerNorm, nn.GroupNorm),
+)
 
 
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -53,7 +57,41 @@ def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float, decay:
     return [group for group in groups if group["params"]]
 
 
-def scalars(parameters: Iterable[torch.Tensor]) -> int:
+def bias_factors(model: nn.Module, norm_bias: float = 1.0, bias: float = 1.0) -> dict[Tensor, float]:
+    """Learning-rate factors of biases: those of normalization layers, and those of all other modules.
+
+    airbench (K. Jordan, 2024) trains the shifts of its batch norms at 64 times the rate of the rest.
+
+    Raises:
+        UserError: a factor that is not positive.
+    """
+    if norm_bias <= 0 or bias <= 0:
+        raise UserError(f"norm_bias_lr_factor and bias_lr_factor are positive; got {norm_bias} and {bias}.")
+    found: dict[Tensor, float] = {}
+    for module in model.modules():
+        own = getattr(module, "bias", None)
+        if isinstance(own, nn.Parameter):
+            found[own] = norm_bias if isinstance(module, NORMS) else bias
+    return {parameter: factor for parameter, factor in found.items() if factor != 1.0}
+
+
+def with_factors(groups: Iterable[dict[str, Any]], lr: float, factors: Mapping[Tensor, float]) -> list[dict[str, Any]]:
+    """``groups`` split by the factor of each parameter: rate times factor, decay divided by it.
+
+    So what a step takes off a weight, lr wd w, does not depend on the factor (as in airbench).
+    """
+    found: list[dict[str, Any]] = []
+    for group in groups:
+        by_factor: dict[float, list[Tensor]] = {}
+        for parameter in group["params"]:
+            by_factor.setdefault(factors.get(parameter, 1.0), []).append(parameter)
+        for factor, members in by_factor.items():
+            decay = group["weight_decay"] / factor
+            found.append({**group, "params": members, "lr": lr * factor, "weight_decay": decay})
+    return found
+
+
+def scalars(parameters: Iterable[Tensor]) -> int:
     """Number of scalars in all of ``parameters``."""
     return sum(parameter.numel() for parameter in parameters)
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import Unsupported, UserError
-from methods.first_order import adamw
+from methods.first_order import adamw, sgd
 from methods.first_order.composite import Composite
+from methods.first_order.groups import bias_factors
 from methods.first_order.muon_rules import ADJUST, iteration_dtype_of, orthogonalizer_of
 from methods.first_order.muon_stack import Stack, key_of
 from methods.first_order.selection import split
@@ -28,7 +29,7 @@ class Muon(torch.optim.Optimizer):
     """Muon over matrices and convolution weights (flattened to (out, in k k)).
 
     m <- m + (1 - mu)(g - m);  u = g + mu (m - g) with Nesterov, m without;  o = orthogonalize(u);
-    w <- (1 - lr wd) w - lr f(m, n) o.
+    w <- (1 - lr wd) w - lr f(m, n) o; before that w <- w sqrt(m) / |w| with ``renormalize``.
 
     Also works on a plain list of parameters. Momentum has the parameter's dtype; the iteration has its own.
 
@@ -43,6 +44,8 @@ class Muon(torch.optim.Optimizer):
         adjust: factor f by the matrix's shape: ``spectral``, ``rms`` or ``none``; see ``ADJUST``.
         iteration_dtype: dtype of the iteration, ``parameter``, or ``auto``: bfloat16 on a GPU as published, on a CPU
             (which emulates bfloat16) the parameter's, at least float32.
+        renormalize: set every weight's Frobenius norm to sqrt(m) before its update (airbench94_muon, K. Jordan 2024):
+            for weights that a norm follows, whose scale does nothing but shrink the step.
 
     Raises:
         UserError: a hyper-parameter out of range; a parameter cast, moved or re-laid out after the first step.
@@ -59,6 +62,7 @@ class Muon(torch.optim.Optimizer):
         orthogonalizer: Orthogonalizer = "auto",
         adjust: str = "spectral",
         iteration_dtype: str = "auto",
+        renormalize: bool = False,
     ) -> None:
         if adjust not in ADJUST:
             raise UserError(f"adjust is one of {', '.join(ADJUST)}; got {adjust!r}.")
@@ -72,6 +76,7 @@ class Muon(torch.optim.Optimizer):
             "nesterov": nesterov,
             "weight_decay": weight_decay,
             "adjust": adjust,
+            "renormalize": renormalize,
         }
         self.orthogonalizer, self.iteration_dtype = orthogonalizer, iteration_dtype
         self._stacks: list[list[Stack]] | None = None
@@ -166,21 +171,44 @@ def make(
     fallback_beta2: float = 0.95,
     fallback_eps: float = 1e-10,
     fallback_weight_decay: float = 0.0,
+    renormalize: bool = False,
+    fallback: str = "adamw",
+    fallback_momentum: float = 0.85,
+    norm_bias_lr_factor: float = 1.0,
+    bias_lr_factor: float = 1.0,
 ) -> Composite:
-    """Muon for the hidden matrices, AdamW (part ``adamw``) for the rest; see :func:`selection.split` and :class:`Muon`.
+    """Muon for the hidden matrices, another method for the rest; see :func:`selection.split` and :class:`Muon`.
 
     The defaults are those of KellerJordan/Muon (class ``MuonWithAuxAdam``).
 
+    ``fallback`` is ``adamw``, or ``sgd`` with Nesterov momentum ``fallback_momentum`` (0.85 in airbench94_muon) and
+    ``fallback_weight_decay`` on every parameter. ``norm_bias_lr_factor`` multiplies ``fallback_lr`` for the shifts of
+    normalization layers, ``bias_lr_factor`` for all other biases; lr wd stays as it is.
+
     Raises:
         Unsupported: the model has no hidden matrix.
+        UserError: a ``fallback`` that does not exist.
     """
+    if fallback not in ("adamw", "sgd"):
+        raise UserError(f"fallback is adamw or sgd; got {fallback!r}.")
     hidden, others = split(model, exclude)
     if not hidden:
         raise Unsupported("the model has no hidden matrix for Muon: only biases, norms, embeddings and its head.")
     parts: dict[str, torch.optim.Optimizer] = {
-        "muon": Muon(hidden, lr, momentum, nesterov, weight_decay, orthogonalizer, adjust, iteration_dtype)
+        "muon": Muon(hidden, lr, momentum, nesterov, weight_decay, orthogonalizer, adjust, iteration_dtype, renormalize)
     }
-    if others:
+    factors = bias_factors(model, norm_bias_lr_factor, bias_lr_factor)
+    if others and fallback == "sgd":
+        parts["sgd"] = sgd.over(
+            others,
+            lr=fallback_lr,
+            momentum=fallback_momentum,
+            nesterov=True,
+            weight_decay=fallback_weight_decay,
+            decay="all",
+            factors=factors,
+        )
+    elif others:
         parts["adamw"] = adamw.over(
             others,
             lr=fallback_lr,
@@ -189,5 +217,6 @@ def make(
             eps=fallback_eps,
             weight_decay=fallback_weight_decay,
             decay="matrices",
+            factors=factors,
         )
     return Composite(parts)

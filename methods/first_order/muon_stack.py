@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -69,6 +70,8 @@ class Stack:
         if not chosen:
             return
         weights = [self._checked(self.members[i]) for i in chosen]
+        if hyper["renormalize"]:
+            self._renormalize(weights)
         gradients = [self._gradient(self.members[i]) for i in chosen]
         lr = float(hyper["lr"])
         keep, rate = 1.0 - lr * hyper["weight_decay"], lr * ADJUST[hyper["adjust"]](self.m, self.n)
@@ -88,6 +91,15 @@ class Stack:
             if keep != 1.0:
                 matrix.mul_(keep)
             matrix.add_(change, alpha=-rate)
+
+    def _renormalize(self, weights: list[Tensor]) -> None:
+        """Set w <- w sqrt(m) / |w|: rows of mean square 1, as airbench94_muon does before each update."""
+        wide = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
+        matrices = [self._matrix(weight) for weight in weights]
+        sizes = torch.stack(torch._foreach_norm(matrices, dtype=wide))
+        scales = torch.where(sizes > 0, math.sqrt(self.m) / sizes, 1.0)
+        for matrix, scale in zip(matrices, scales.unbind(0), strict=True):
+            matrix.mul_(scale)
 
     def _advance(self, gathered: Tensor, chosen: list[int], hyper: dict[str, Any]) -> Tensor:
         """Update the momentum; what is to be orthogonalized, in the parameters' dtype."""

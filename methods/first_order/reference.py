@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.catalogue import registry
-from methods.first_order.groups import trainable
+from methods.first_order.groups import bias_factors, trainable
 from methods.first_order.muon_rules import ADJUST, iteration_dtype_of, orthogonalizer_of
 from methods.first_order.selection import split
 
@@ -24,6 +24,8 @@ class Plain(torch.optim.Optimizer):
 
     def __init__(self, model: nn.Module, **hyper: Any) -> None:
         self.names = {parameter: name for name, parameter in trainable(model)}
+        told = (hyper.get("norm_bias_lr_factor", 1.0), hyper.get("bias_lr_factor", 1.0))
+        self.factors = bias_factors(model, *told)
         super().__init__(list(self.names), hyper)
 
     @torch.no_grad()
@@ -46,14 +48,21 @@ class Plain(torch.optim.Optimizer):
 
 class _Sgd(Plain):
     def updated(self, weight: Tensor, gradient: Tensor, state: dict[str, Any], hyper: dict[str, Any]) -> Tensor:
-        gradient = gradient + self.decay_of(weight, hyper) * weight
-        mu: float = hyper["momentum"]
-        lr: float = hyper["lr"]
-        if mu == 0.0:
-            return weight - lr * gradient
-        state["v"] = mu * state["v"] + gradient if "v" in state else gradient
-        direction: Tensor = gradient + mu * state["v"] if hyper["nesterov"] else state["v"]
-        return weight - lr * direction
+        factor = self.factors.get(weight, 1.0)
+        return sgd_update(weight, gradient, state, hyper, self.decay_of(weight, hyper) / factor, factor)
+
+
+def sgd_update(
+    weight: Tensor, gradient: Tensor, state: dict[str, Any], hyper: dict[str, Any], decay: float, factor: float
+) -> Tensor:
+    """One momentum SGD update of one parameter, at ``factor`` times the rate."""
+    gradient = gradient + decay * weight
+    mu, lr = float(hyper["momentum"]), float(hyper["lr"]) * factor
+    if mu == 0.0:
+        return weight - lr * gradient
+    state["v"] = mu * state["v"] + gradient if "v" in state else gradient
+    direction: Tensor = gradient + mu * state["v"] if hyper["nesterov"] else state["v"]
+    return weight - lr * direction
 
 
 class _AdamW(Plain):
@@ -102,8 +111,14 @@ class _Muon(Plain):
         if weight not in self.hidden:
             mine = {name.removeprefix("fallback_"): v for name, v in hyper.items() if name.startswith("fallback_")}
             ratio = lr / hyper["initial"] if hyper["initial"] else 1.0  # the schedule acts on both learning rates
+            factor, wd = self.factors.get(weight, 1.0), float(mine["weight_decay"])
             mine["lr"] = mine["lr"] * ratio
-            return adamw_update(weight, gradient, state, mine, mine["weight_decay"] if weight.ndim >= 2 else 0.0)
+            if hyper["fallback"] == "sgd":
+                return sgd_update(weight, gradient, state, {**mine, "nesterov": True}, wd / factor, factor)
+            mine["lr"] = mine["lr"] * factor
+            return adamw_update(weight, gradient, state, mine, wd / factor if weight.ndim >= 2 else 0.0)
+        if hyper["renormalize"] and (size := float(weight.norm())) > 0:
+            weight = weight * (weight.shape[0] ** 0.5 / size)
         mu = float(hyper["momentum"])
         state["m"] = mu * state.get("m", torch.zeros_like(weight)) + (1.0 - mu) * gradient
         ahead: Tensor = mu * state["m"] + (1.0 - mu) * gradient if hyper["nesterov"] else state["m"]
@@ -128,9 +143,20 @@ def sgd(
     nesterov: bool = True,
     weight_decay: float = 0.0,
     decay: str = "all",
+    norm_bias_lr_factor: float = 1.0,
+    bias_lr_factor: float = 1.0,
 ) -> torch.optim.Optimizer:
     """Plain twin of ``training.sgd``."""
-    return _Sgd(model, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, decay=decay)
+    return _Sgd(
+        model,
+        lr=lr,
+        momentum=momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        decay=decay,
+        norm_bias_lr_factor=norm_bias_lr_factor,
+        bias_lr_factor=bias_lr_factor,
+    )
 
 
 def adamw(
@@ -177,6 +203,11 @@ def muon(
     fallback_beta2: float = 0.95,
     fallback_eps: float = 1e-10,
     fallback_weight_decay: float = 0.0,
+    renormalize: bool = False,
+    fallback: str = "adamw",
+    fallback_momentum: float = 0.85,
+    norm_bias_lr_factor: float = 1.0,
+    bias_lr_factor: float = 1.0,
 ) -> torch.optim.Optimizer:
     """Plain twin of ``training.muon``: matrix by matrix, the orthogonalizer's own plain twin in float64.
 
@@ -198,6 +229,11 @@ def muon(
         fallback_beta2=fallback_beta2,
         fallback_eps=fallback_eps,
         fallback_weight_decay=fallback_weight_decay,
+        renormalize=renormalize,
+        fallback=fallback,
+        fallback_momentum=fallback_momentum,
+        norm_bias_lr_factor=norm_bias_lr_factor,
+        bias_lr_factor=bias_lr_factor,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from harness.errors import UserError
-from methods.first_order.groups import trainable
+from methods.first_order.groups import NORMS, trainable
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -21,8 +21,9 @@ def split(model: nn.Module, exclude: Sequence[str] = ()) -> tuple[list[nn.Parame
     A hidden matrix is a trainable weight with two dimensions, or a convolution's (of a module ``nn.Conv*d``, or any
     weight of four dimensions), except: the weight of an embedding, that of the model's last ``nn.Linear`` (the
     classifier or language-model head, and so an embedding tied to it), a transposed convolution's, an empty one, and
-    what a pattern of ``exclude`` names. Tokens and positions kept as plain parameters have three dimensions and are no
-    hidden matrices; one kept in two must be excluded by name.
+    what a pattern of ``exclude`` names. Where a model has an embedding and a norm after its last ``nn.Linear``, the
+    embedding itself is the head, and that layer is hidden. Tokens and positions kept as plain parameters have three
+    dimensions and are no hidden matrices; one kept in two must be excluded by name.
 
     Args:
         model: the model.
@@ -54,13 +55,17 @@ def _by_module(model: nn.Module) -> tuple[set[Tensor], set[Tensor]]:
     barred: set[Tensor] = set()
     convolved: set[Tensor] = set()
     head: Tensor | None = None
+    embedded = normed = False
     for module in model.modules():
         if isinstance(module, _EMBEDDINGS + _TRANSPOSED):
             barred.add(module.weight)
+            embedded = embedded or isinstance(module, _EMBEDDINGS)
         elif isinstance(module, _CONVOLUTIONS):
             convolved.add(module.weight)
         elif isinstance(module, nn.Linear):
-            head = module.weight
-    if head is not None:
+            head, normed = module.weight, False
+        elif isinstance(module, NORMS):
+            normed = True
+    if head is not None and not (embedded and normed):
         barred.add(head)
     return barred, convolved

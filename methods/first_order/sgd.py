@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Iterable, Mapping
 
-from methods.first_order.groups import covered, decay_groups, scalars, trainable
+import torch
+from torch import Tensor, nn
+
+from methods.first_order.groups import bias_factors, covered, decay_groups, scalars, trainable, with_factors
 
 
 def make(
@@ -17,6 +19,8 @@ def make(
     weight_decay: float = 0.0,
     decay: str = "all",
     fused: bool = True,
+    norm_bias_lr_factor: float = 1.0,
+    bias_lr_factor: float = 1.0,
 ) -> torch.optim.Optimizer:
     """Momentum SGD over every trainable parameter.
 
@@ -30,17 +34,43 @@ def make(
         weight_decay: wd, added to the gradient (not decoupled).
         decay: ``all``, or ``matrices`` to spare biases and norms.
         fused: one kernel for many parameters.
+        norm_bias_lr_factor: factor on the rate of normalization layers' shifts (airbench: 64); lr wd stays as it is.
+        bias_lr_factor: the same for all other biases.
 
     Returns:
         A ``torch.optim.SGD`` with a ``coverage``.
     """
     parameters = [parameter for _, parameter in trainable(model)]
-    optimizer = torch.optim.SGD(
-        decay_groups(parameters, weight_decay, decay),
+    optimizer = over(
+        parameters,
+        lr=lr,
+        momentum=momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        decay=decay,
+        fused=fused,
+        factors=bias_factors(model, norm_bias_lr_factor, bias_lr_factor),
+    )
+    return covered(optimizer, {"sgd": scalars(parameters)})
+
+
+def over(
+    parameters: Iterable[nn.Parameter],
+    *,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    decay: str,
+    factors: Mapping[Tensor, float],
+    fused: bool = True,
+) -> torch.optim.SGD:
+    """SGD over ``parameters`` alone: also a fallback of methods that cannot handle every parameter."""
+    return torch.optim.SGD(
+        with_factors(decay_groups(parameters, weight_decay, decay), lr, factors),
         lr=lr,
         momentum=momentum,
         nesterov=nesterov and momentum > 0.0,
         weight_decay=weight_decay,
         fused=fused,
     )
-    return covered(optimizer, {"sgd": scalars(parameters)})

@@ -18,6 +18,9 @@ OPTIONS = [
     {"orthogonalizer": "polar.ns-jordan", "weight_decay": 0.1},
     {"orthogonalizer": "polar.polar-express"},
     {"orthogonalizer": "polar.svd"},
+    {"renormalize": True, "weight_decay": 0.1},
+    {"fallback": "sgd", "fallback_lr": 0.05, "fallback_weight_decay": 0.3, "norm_bias_lr_factor": 4.0},
+    {"norm_bias_lr_factor": 8.0, "bias_lr_factor": 0.5, "fallback_weight_decay": 0.2, "fallback_lr": 0.1},
 ]
 
 
@@ -39,6 +42,26 @@ def test_one_step_by_definition():
     optimizer.step()
     wanted = 0.9 * torch.ones(4, 2, dtype=torch.float64) - 0.5 * 2**0.5 * torch.eye(4, 2, dtype=torch.float64)
     assert torch.allclose(weight.detach(), wanted, atol=1e-14)
+
+
+def test_renormalized_weights_have_rows_of_unit_mean_square_before_the_step():
+    for format_ in (torch.contiguous_format, torch.channels_last):
+        weight = nn.Parameter(torch.randn(4, 3, 3, 3, dtype=torch.float64).to(memory_format=format_))
+        start = weight.detach().clone()
+        optimizer = Muon([weight], lr=0.0, renormalize=True)
+        weight.grad = torch.randn_like(weight)
+        optimizer.step()
+        assert torch.allclose(weight.detach(), start * 2.0 / start.norm(), atol=1e-14)
+    zero = nn.Parameter(torch.zeros(4, 2))
+    zero.grad = torch.zeros(4, 2)
+    Muon([zero], renormalize=True).step()
+    assert not zero.isnan().any()
+
+
+def test_the_fallback_is_named(net):
+    assert set(muon.make(net(), fallback="sgd").coverage) == {"muon", "sgd"}
+    with pytest.raises(UserError, match="adamw or sgd"):
+        muon.make(net(), fallback="rmsprop")
 
 
 def test_shape_factors():

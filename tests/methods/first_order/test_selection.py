@@ -45,6 +45,29 @@ def test_a_tied_head_a_token_a_transposed_convolution_and_an_empty_weight_are_le
     assert names(model, hidden) == ["one.weight"]
 
 
+def test_a_transformer_that_multiplies_by_its_embedding_has_no_other_head():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.up, self.down = nn.LayerNorm(4), nn.Linear(4, 8), nn.Linear(8, 4)
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(5, 4)
+            self.blocks = nn.ModuleList([Block(), Block()])
+            self.norm = nn.LayerNorm(4)
+
+    class Untied(Tied):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 5)
+
+    for model in (Tied(), Untied()):
+        wanted = [f"blocks.{i}.{name}.weight" for i in (0, 1) for name in ("up", "down")]
+        assert names(model, split(model)[0]) == wanted
+
+
 def test_the_coverage_sums_to_all_trainable_parameters(net):
     model = net()
     model.up.requires_grad_(False)

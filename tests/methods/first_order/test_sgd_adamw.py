@@ -11,6 +11,7 @@ SGD = [
     {"momentum": 0.0},
     {"nesterov": False, "weight_decay": 0.1},
     {"weight_decay": 0.1, "decay": "matrices", "momentum": 0.5},
+    {"weight_decay": 0.1, "norm_bias_lr_factor": 3.0, "bias_lr_factor": 0.5},
 ]
 ADAMW = [{}, {"decay": "all", "weight_decay": 0.3}, {"beta1": 0.5, "beta2": 0.7, "eps": 1e-3, "weight_decay": 0.0}]
 CASES = [*((sgd.make, reference.sgd, h) for h in SGD), *((adamw.make, reference.adamw, h) for h in ADAMW)]
@@ -24,6 +25,17 @@ def test_steps_equal_the_plain_twin(make, plain, hyper, count, net, run_steps, d
     run_steps(plain(twin, lr=0.05, **hyper), twin, count)
     assert distance(model, net()) > 0.01
     assert distance(model, twin) < 1e-12
+
+
+def test_the_factor_of_norm_shifts_scales_the_rate_and_not_the_decay():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    optimizer = sgd.make(model, lr=0.5, weight_decay=0.1, norm_bias_lr_factor=64.0)
+    [shift] = [g for g in optimizer.param_groups if g["lr"] != 0.5]
+    assert [p is model[1].bias for p in shift["params"]] == [True]
+    assert (shift["lr"], shift["lr"] * shift["weight_decay"]) == pytest.approx((32.0, 0.05))
+    assert sum(optimizer.coverage.values()) == 15
+    with pytest.raises(UserError, match="positive"):
+        sgd.make(model, norm_bias_lr_factor=0.0)
 
 
 def test_sgd_by_hand():
