@@ -100,23 +100,23 @@ def learn_one(
 ) -> tuple[NDArray[np.int32], F32, U8]:
     """One codebook: (4,) columns of ``x`` (N', d), (15,) thresholds, (N',) codes."""
     by_column = np.ascontiguousarray(x.T)
-    exact = x.astype(np.float64, order="C")
-    exact -= exact.mean(axis=0)
+    exact = _even(x)
+    buffers = tuple(np.zeros_like(exact) for _ in range(3))
     orders: dict[int, NDArray[np.intp]] = {}
     columns = np.zeros(DEPTH, dtype=np.int32)
     thresholds = np.full(NODES, np.inf, dtype=np.float32)
     codes = np.zeros(len(x), dtype=np.uint8)
-    buffers = (np.empty_like(exact), np.empty_like(exact))
     for level in range(DEPTH):
         counts = np.bincount(codes, minlength=2**level)
-        centred = _centre(exact, codes, counts)
+        centred = _centre(exact, codes, counts, buffers[0])
         weights = _weights(counts, min_leaf)
-        scores = np.einsum("nd,nd->d", centred, centred)
+        scores = np.einsum("nd,nd->d", centred, centred)[: x.shape[1]]
         tried = []
         for j in np.argsort(-scores, kind="stable")[:candidates]:
             if j not in orders:
-                orders[j] = np.argsort(by_column[j])
-            tried.append(_split(int(j), by_column[j], centred, orders[j], codes, counts, weights, compare, buffers))
+                orders[j] = sorted_rows(by_column[j])
+            at = _Place(order=orders[j], codes=codes, counts=counts, weights=weights)
+            tried.append(_split(int(j), by_column[j], centred, at, compare, buffers[1:]))
         best = max(tried, key=lambda split: split.gain)
         columns[level] = best.column
         thresholds[2**level - 1 : 2 ** (level + 1) - 1] = best.thresholds
@@ -124,10 +124,43 @@ def learn_one(
     return columns, thresholds, codes
 
 
-def _centre(exact: F64, codes: U8, counts: NDArray[np.intp]) -> F64:
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where the rows are: their order by one column, their buckets, and the weights of :func:`_weights`."""
+
+    order: NDArray[np.intp]
+    codes: U8
+    counts: NDArray[np.intp]
+    weights: F64
+
+
+def sorted_rows(column: F32) -> NDArray[np.intp]:
+    """Row numbers by ascending value, ties by row: one sort of 64-bit keys, twice as fast as argsort.
+
+    A key is the float's bits, made monotone as an unsigned number, above the row number.
+    """
+    bits = column.view(np.uint32)
+    negative = bits >> np.uint32(31) != 0
+    monotone = np.where(negative, ~bits, bits | np.uint32(2**31)).astype(np.uint64)
+    keys = (monotone << np.uint64(32)) | np.arange(len(column), dtype=np.uint64)
+    keys.sort()
+    return (keys & np.uint64(2**32 - 1)).astype(np.intp)
+
+
+def _even(x: F32) -> F64:
+    """Centred float64 rows with an even number of columns (zeros behind), so that sums can run in pairs."""
+    rows, width = x.shape
+    exact = np.zeros((rows, width + width % 2))
+    exact[:, :width] = x
+    exact -= exact.mean(axis=0)
+    return exact
+
+
+def _centre(exact: F64, codes: U8, counts: NDArray[np.intp], out: F64) -> F64:
     sums = np.stack([np.bincount(codes, weights=column, minlength=len(counts)) for column in exact.T], axis=1)
     means = sums / np.maximum(counts, 1)[:, None]
-    return np.asarray(exact - means[codes], dtype=np.float64)
+    np.take(means, codes, axis=0, out=out, mode="clip")
+    return np.subtract(exact, out, out=out)
 
 
 def _weights(counts: NDArray[np.intp], min_leaf: int) -> F64:
@@ -141,24 +174,17 @@ def _weights(counts: NDArray[np.intp], min_leaf: int) -> F64:
     return np.concatenate(parts) if parts else np.empty(0)
 
 
-def _split(
-    j: int,
-    column: F32,
-    centred: F64,
-    order: NDArray[np.intp],
-    codes: U8,
-    counts: NDArray[np.intp],
-    weights: F64,
-    compare: Compare,
-    buffers: tuple[F64, F64],
-) -> _Level:
+def _split(j: int, column: F32, centred: F64, at: _Place, compare: Compare, buffers: tuple[F64, ...]) -> _Level:
     """The best threshold on column ``j`` of every bucket, and the squared error that they save together."""
+    order, counts, weights = at.order, at.counts, at.weights
     if len(counts) > 1:
-        order = order[np.argsort(codes[order], kind="stable")]
+        order = order[np.argsort(at.codes[order], kind="stable")]
     values = column[order]
-    # Reused buffers: fresh pages for arrays of this size cost as much as the sums.
+    # Buffers are reused, since fresh pages cost more than the sums; a running sum waits for its own last addition, so
+    # two columns go as one complex number.
     rows = np.take(centred, order, axis=0, out=buffers[0], mode="clip")
-    sums = np.cumsum(rows, axis=0, out=buffers[1])
+    sums = buffers[1]
+    np.cumsum(rows.view(np.complex128), axis=0, out=sums.view(np.complex128))
     gains = np.einsum("nd,nd->n", sums, sums)
     gains *= weights
     # Rows of equal value cannot be separated; the last row of a bucket has weight 0, whatever follows it.
@@ -169,10 +195,10 @@ def _split(
     total, first = 0.0, 0
     for bucket, count in enumerate(counts):
         if count > 1:
-            at = first + int(gains[first : first + count].argmax())
-            if gains[at] >= 0:
-                thresholds[bucket] = _between(values[at], values[at + 1], compare)
-                total += float(gains[at])
+            best = first + int(gains[first : first + count].argmax())
+            if gains[best] >= 0:
+                thresholds[bucket] = _between(values[best], values[best + 1], compare)
+                total += float(gains[best])
         first += count
     return _Level(gain=total, column=j, thresholds=thresholds)
 
