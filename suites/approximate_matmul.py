@@ -105,7 +105,7 @@ CPU = _problems(
     [
         ("digits", "digits", (355, 64, 10), (16,), QUICK),
         ("lowrank", "lowrank", (1000, 320, 128), (16,), QUICK),
-        ("digits_cnn", "features:digits-cnn", (355, 512, 10), (16,), QUICK),
+        ("digits_cnn", "features:digits-cnn", (355, 512, 10), (16,), STANDARD),
         ("cifar10_net", "features:cifar10-net", CIFAR100, (16,), STANDARD),
         ("cifar10_net", "features:cifar10-net", CIFAR10, (16,), STANDARD),
         ("cifar10_net", "features:cifar10-net", CIFAR100, (64, 8), STANDARD),
@@ -173,4 +173,7 @@ SUITE = Suite(
     # Copying a 20 MB A costs more than a fast product of it: 25 samples give the block's median well enough.
     protocol=Protocol(max_inner=25),
     weight=0.3,
+    quick=tuple(
+        f"approximate_matmul.{name}" for name in ("maddness", "maddness-direct", "bolt", "int8", "pca", "hash-jl")
+    ),
 )

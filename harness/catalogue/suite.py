@@ -90,6 +90,7 @@ class Suite:
             together with an A/A alias of itself.
         protocol: how it is measured.
         weight: share of the time budget when several suites run.
+        quick: the only methods of tier ``quick`` beside the baseline and those asked for by name; empty = all.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Suite:
     baseline: str
     protocol: Protocol = field(default_factory=Protocol)
     weight: float = 1.0
+    quick: tuple[str, ...] = ()
 
     def tier(self, tier: Tier, devices: tuple[str, ...] = ("cpu",)) -> tuple[Problem, ...]:
         """Problems of one tier on the given device kinds, in the suite's order; ``full`` means all of them."""

@@ -19,6 +19,7 @@ from harness.measure import availability
 BUDGET_REASON = "left out by the time budget"
 COMPILE_REASON = "left out: every shape is compiled anew, which only chosen problems and tier full pay for"
 SLOW_REASON = "left out by the quick tier: it emulates its dtype on a CPU"
+QUICK_REASON = "left out by the quick tier, which measures a chosen few methods of this suite"
 #: Seconds that one compiled shape costs at the gate, and again (from the compiler's cache) in each block's process.
 _COMPILE_S, _CACHED_COMPILE_S = 20.0, 2.5
 #: CPU time of a half-precision or float64 product relative to float32 without native units (only an estimate).
@@ -191,8 +192,12 @@ def _suite(suite: Suite, request: Request, device: str, wanted: set[str] | None)
     part = SuitePlan(suite=suite, problems=problems, methods=methods, protocol=protocol)
     part.broken = registry.broken_methods(task) if wanted is None else {}
     flagged = any(problem.compiled for problem in problems)
+    chosen = {suite.baseline, *suite.quick, *(wanted or ())}
     for method in methods:
         named = method.name in (wanted or ())
+        if request.tier == "quick" and suite.quick and method.name not in chosen:
+            part.skipped |= {Case(method=method.name, problem=problem).id: QUICK_REASON for problem in problems}
+            continue
         for problem in problems:
             why = availability.reason(method, device, problem.dtype)
             why = why or _too_long(method, problem, request.tier, named, flagged)

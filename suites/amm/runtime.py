@@ -194,7 +194,8 @@ class ProductRuntime:
         """Times of training, tables and encoding; work and bytes of one call; what really ran; the theorem's bound."""
         inner = op.op
         n = problem.shape[0]
-        numbers = {name: (float(value), "s") for name, value in getattr(inner, "times", {}).items()}
+        # A method that learns nothing has spent no time, which is not a measurement.
+        numbers = {name: (float(value), "s") for name, value in getattr(inner, "times", {}).items() if value > 0}
         for name, unit in (("bytes_read", "bytes"), ("multiplies", "1")):
             if hasattr(inner, name):
                 numbers[name] = (float(getattr(inner, name)(n)), unit)
@@ -205,7 +206,7 @@ class ProductRuntime:
             detail["runs"] = _plain(inner.describe())
         if op.from_disk:
             detail["fitted"] = "read from the cache; the times are those of its fit"
-        if "codebooks" in op.hyper:
+        if {"codebooks", "ridge"} <= set(op.hyper):
             bound = guarantee(op, content, problem)
             detail["theorem"] = bound
             numbers |= {f"loss_{name}": (bound[name], "1") for name in ("gap", "bound")}
