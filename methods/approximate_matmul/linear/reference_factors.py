@@ -72,16 +72,16 @@ def pca(*, rank: int = 16, centre: bool = False) -> Plain:
     return Plain("pca", learn, {"rank": rank, "centre": centre})
 
 
-def sparse_pca(*, rank: int = 16, alpha: float = 0.03125, backend: str = "auto", seed: int = 0) -> Plain:
-    """The loadings of the method itself (the solver is scikit-learn's), products in float64."""
+def sparse_pca(*, rank: int = 16, alpha: float = 0.03125, backend: str = "auto") -> Plain:
+    """The loadings of the method itself, products in float64."""
 
     def learn(a_train: Array, b: Array) -> Product:
         limited_rank(rank, b.shape[0], b.shape[1], "sparse-pca")
-        sparse = loadings(a_train, rank, alpha, seed)
+        sparse = loadings(a_train, rank, alpha)
         table = decoder(a_train, sparse, b)
         return lambda a: (a @ sparse) @ table
 
-    return Plain("sparse-pca", learn, {"rank": rank, "alpha": alpha, "seed": seed})
+    return Plain("sparse-pca", learn, {"rank": rank, "alpha": alpha})
 
 
 def svd(*, rank: int = 16, side: str = "both", seed: int = 0) -> Plain:
