@@ -1,0 +1,85 @@
+"""Tile sizes of the kernels: one rule, no trials at run time, so that a first call only compiles.
+
+No entry has been timed yet. They were chosen from what the compiler reports for compute capability 9.0 (Triton 3.6:
+wgmma products, registers without spills) and from counting instructions of a loop against clocks of its products;
+``_bench --tune`` times alternatives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Kind = Literal["int8", "bfloat16", "float16", "float8"]
+KINDS: tuple[Kind, ...] = ("int8", "bfloat16", "float16", "float8")
+
+#: Fewest tiles that occupy a GPU of 132 multiprocessors; below that, smaller tiles.
+_FILL = 132
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Tile sizes and launch options of one kernel.
+
+    Attributes:
+        bm: rows of a program.
+        bn: outputs of a program (encode: bytes of codes).
+        bc: codebooks of one step of a one-hot product, which is 16 times as deep; elsewhere unused.
+        warps, stages: warps a program, and tiles in flight.
+        group: rows of tiles that are worked on together, so that they share the L2 cache.
+    """
+
+    bm: int
+    bn: int
+    bc: int = 8
+    warps: int = 4
+    stages: int = 3
+    group: int = 8
+
+    def describe(self) -> dict[str, Any]:
+        """A JSON-ready copy."""
+        return asdict(self)
+
+
+def encode(width: int, contiguous_rows: bool) -> Config:
+    """Eight codes a thread: more spills (64 x 32 tiles of four warps need all 255 registers).
+
+    Args:
+        width: bytes of a row of codes.
+        contiguous_rows: consecutive rows of A lie beside each other (stored by feature): tall tiles then read whole
+            sectors.
+    """
+    if contiguous_rows:
+        return Config(bm=128, bn=min(8, _power(width)))
+    bn = min(32, _power(width))
+    return Config(bm=1024 // bn, bn=bn)
+
+
+def lookup(n: int, m: int) -> Config:
+    """128 bytes of every entry, so that 64 codebooks (128 KiB of tables) fit a first-level cache of 256 KiB."""
+    bn = min(128, max(16, _power(m)))
+    bm = max(16, 8192 // bn)
+    while bm > 16 and _tiles(n, m, bm, bn) < _FILL:
+        bm //= 2
+    return Config(bm=min(bm, 128), bn=bn)
+
+
+def onehot(n: int, m: int, kind: Kind, split: bool, fused: bool) -> Config:
+    """128 x 256 accumulators of 32 bits, 128 x 128 where two of them or the codes' making need registers.
+
+    A step is 128 bytes deep, the widest swizzled row of shared memory. ``fused`` repeats the encoding for every
+    ``bn`` outputs; its tiles of one row run together.
+    """
+    bn = min(128 if split or fused else 256, max(16, _power(m)))
+    bc = 8 if kind in ("int8", "float8") else 4
+    bm = 128 if _tiles(n, m, 128, bn) >= _FILL else 64
+    return Config(bm=bm, bn=bn, bc=bc, warps=8 if bm == 128 else 4, group=1 if fused else 8)
+
+
+def _tiles(n: int, m: int, bm: int, bn: int) -> int:
+    return -(-n // bm) * -(-m // bn)
+
+
+def _power(value: int) -> int:
+    """The least power of two that is not smaller."""
+    return 1 << max(value - 1, 0).bit_length()
