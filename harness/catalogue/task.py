@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -117,12 +117,24 @@ class Stateful(Protocol):
         """Bytes that the operation keeps from call to call, by metric name; read after the memory pass."""
 
 
+#: Samples of one number, and their unit.
+Fact = tuple[Sequence[float], str]
+
+
 @runtime_checkable
 class Described(Protocol):
     """What a runtime adds when a bound operation has more to tell than its time (what was fitted, what really runs)."""
 
-    def facts(self, op: Any, content: Any, problem: Problem) -> tuple[Mapping[str, tuple[float, str]], dict[str, Any]]:
-        """Numbers with their units by metric name, and plain JSON detail; asked once, after the gate was passed.
+    def facts(self, op: Any, content: Any, problem: Problem) -> tuple[Mapping[str, Fact], dict[str, Any]]:
+        """Samples with their unit by metric name, and plain JSON detail; asked once, after the gate was passed.
 
-        A number of seconds here is written down with the host's clock and enters no ranking.
+        Seconds here are written down with the host's clock and enter no ranking.
         """
+
+
+@runtime_checkable
+class Divided(Protocol):
+    """What a runtime adds when parts of an operation are timed as well, in every block, on the device's first clock."""
+
+    def parts(self, op: Any) -> Mapping[str, Callable[[Any], Any]]:
+        """Metric name (``encode_s``) -> callable of a buffer; empty when the operation has no part of its own."""

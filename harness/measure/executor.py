@@ -260,8 +260,8 @@ class _Executor:
             name: ("1", values, None) for name, values in found["errors"].items()
         }
         if found["status"] == "passed":
-            for name, (value, unit) in found["facts"].items():
-                measurements[name] = (unit, [value], "host" if unit == "s" else None)
+            for name, (values, unit) in found["facts"].items():
+                measurements[name] = (unit, values, "host" if unit == "s" else None)
         if found["status"] == "passed" and found["first_call_s"] is not None:
             measurements["first_call_s"] = ("s", [found["first_call_s"]], "host")
         self._gate_record(part, method, message["problem"], found["status"], found["reason"], measurements, detail)

@@ -34,7 +34,7 @@ class Outcome:
     errors: dict[str, list[float]] = field(default_factory=dict)
     first_call_s: float | None = None
     planning_s: float | None = None
-    facts: dict[str, tuple[float, str]] = field(default_factory=dict)
+    facts: dict[str, tuple[list[float], str]] = field(default_factory=dict)
     detail: dict[str, Any] = field(default_factory=dict)
 
     def mark(self, status: str, reason: str | None) -> None:
@@ -124,7 +124,7 @@ def _check(
         _check_repeat(outcome, runtime, problem, op, earlier)
         if isinstance(runtime, Described) and outcome.status == "passed":
             numbers, detail = runtime.facts(op, earlier[2], problem)
-            outcome.facts = {name: (float(value), unit) for name, (value, unit) in numbers.items()}
+            outcome.facts = {name: ([float(v) for v in values], unit) for name, (values, unit) in numbers.items()}
             outcome.detail |= detail
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.catalogue.protocol import Protocol
 from harness.catalogue.suite import Problem
-from harness.catalogue.task import Stateful, TaskRuntime
+from harness.catalogue.task import Divided, Stateful, TaskRuntime
 from harness.errors import SpeedclaimError
 from harness.measure.clock import Clock
 from harness.measure.device import Device
@@ -72,10 +72,21 @@ def time_arm(
             timing.state = device.state()
             samples.append(_checked_sample(timing, op, feed, clock, device))
         timing.samples[metric] = (clock.name, samples)
+    _sample_parts(timing, op, feed, device, protocol)
     typical = sorted(timing.samples["op_s"][1])[len(timing.samples["op_s"][1]) // 2]
     if device.kind == "cuda" and typical < protocol.graph_below_s:
         _sample_graph(timing, op, feed, device, protocol)
     return timing
+
+
+def _sample_parts(timing: Timing, op: Callable[[Any], Any], feed: _Feed, device: Device, protocol: Protocol) -> None:
+    """Parts of the operation, each on the device's first clock after one warm-up call."""
+    if not isinstance(feed.runtime, Divided):
+        return
+    clock = next(iter(device.clocks().values()))
+    for metric, part in feed.runtime.parts(op).items():
+        part(feed.next())
+        timing.samples[metric] = (clock.name, _sample(part, feed, clock, device, protocol))
 
 
 def _checked_sample(timing: Timing, op: Callable[[Any], Any], feed: _Feed, clock: Clock, device: Device) -> float:

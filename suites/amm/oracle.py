@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+#: Distances of zero are told as this: ratios and limits are judged on the log scale.
+TINY = 1e-12
 #: Rows multiplied at a time, so that float64 copies of a large A need little memory.
 PIECE = 65_536
 
@@ -83,7 +85,7 @@ def _decisions(got: Tensor, answer: Answer) -> dict[str, float]:
     found = {"argmax_agreement": _mean(exact == mine)}
     if answer.bias is not None and answer.owners is None:
         distance = (torch.softmax(logits, 1) - torch.softmax(ours, 1)).abs().sum(1) / 2
-        found["softmax_distance"] = float(distance.mean())
+        found["softmax_distance"] = max(float(distance.mean()), TINY)
     if answer.labels is not None:
         whole, part = _mean(exact == answer.labels), _mean(mine == answer.labels)
         found |= {

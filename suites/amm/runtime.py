@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.catalogue.suite import Problem
-from harness.catalogue.task import Judgement
+from harness.catalogue.task import Fact, Judgement
 from harness.conformance import EdgeCase
 from harness.errors import UserError
 from suites.amm import contents, oracle, sources, theorem
@@ -51,10 +50,12 @@ ACCURACY_LIMIT: Mapping[str, float] = {
 #: zero (cosine > 0), and its error must not exceed what a sketch of a single column has: the variance of
 #: A s s^T B with random signs s is at most 2 ||A||_F^2 ||B||_F^2 (Avron and Toledo 2011, lemma 5); twice for luck.
 SKETCH_VARIANCE = 4.0
-#: Calls for the encoder's own time; the fastest counts, since it is a lower bound inside one call.
-ENCODE_CALLS = 5
 #: Rows of the training matrix that the theorem's training loss is taken over.
 THEOREM_ROWS = 4096
+#: Parts of the test rows whose gaps are told apart, so that they have a spread.
+PARTS = 6
+#: A test loss below the training loss has no gap; ratios need a positive number.
+TINY = 1e-9
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -190,16 +191,25 @@ class ProductRuntime:
         """All errors against the float64 product and the labels."""
         return oracle_errors(output, oracle)
 
-    def facts(self, op: Any, content: Rows, problem: Problem) -> tuple[Mapping[str, tuple[float, str]], dict[str, Any]]:
-        """Times of training, tables and encoding; work and bytes of one call; what really ran; the theorem's bound."""
+    def parts(self, op: Any) -> Mapping[str, Callable[[Rows], Any]]:
+        """Encoding alone, where the operator can."""
+        inner = op.op
+        return {"encode_s": lambda rows: inner.encode(rows.a)} if hasattr(inner, "encode") else {}
+
+    def facts(self, op: Any, content: Rows, problem: Problem) -> tuple[Mapping[str, Fact], dict[str, Any]]:
+        """Times of training and tables; work and bytes of one call; what really ran; the theorem's bound."""
         inner = op.op
         n = problem.shape[0]
         # A method that learns nothing has spent no time, which is not a measurement.
-        numbers = {name: (float(value), "s") for name, value in getattr(inner, "times", {}).items() if value > 0}
+        numbers: dict[str, Fact] = {
+            name: ([float(value)], "s") for name, value in getattr(inner, "times", {}).items() if value > 0
+        }
         for name, unit in (("bytes_read", "bytes"), ("multiplies", "1")):
             if hasattr(inner, name):
-                numbers[name] = (float(getattr(inner, name)(n)), unit)
-        numbers |= _encoding(inner, content, problem)
+                numbers[name] = ([float(getattr(inner, name)(n))], unit)
+        if "codebooks" in op.hyper:
+            numbers["codes"] = ([float(n) * int(op.hyper["codebooks"])], "1")
+            numbers["lookups"] = ([float(n) * int(op.hyper["codebooks"]) * problem.shape[2]], "1")
         found = sources.source(problem)
         detail: dict[str, Any] = {"hyper": op.hyper, "data": found.digest, "train_rows": len(found.train)}
         if hasattr(inner, "describe"):
@@ -207,9 +217,9 @@ class ProductRuntime:
         if op.from_disk:
             detail["fitted"] = "read from the cache; the times are those of its fit"
         if {"codebooks", "ridge"} <= set(op.hyper):
-            bound = guarantee(op, content, problem)
-            detail["theorem"] = bound
-            numbers |= {f"loss_{name}": (bound[name], "1") for name in ("gap", "bound")}
+            detail["theorem"], gaps = guarantee(op, content, problem)
+            limit = detail["theorem"]["bound"]
+            numbers |= {"loss_bound": ([limit], "1"), "gap_over_bound": ([max(g, TINY) / limit for g in gaps], "1")}
         return numbers, detail
 
     def edge_cases(self, device: str) -> Iterator[EdgeCase]:
@@ -258,46 +268,24 @@ def accuracy_limit(operation: Operation | None, problem: Problem) -> float:
     return max(limit, ACCURACY_LIMIT.get(problem.dtype, 0.0) if problem.dtype != "float64" else 0.0)
 
 
-def _encoding(inner: Any, content: Rows, problem: Problem) -> dict[str, tuple[float, str]]:
-    """The fastest of a few calls of ``encode`` alone (cache warm), and the codes a second that it makes."""
-    if not hasattr(inner, "encode"):
-        return {}
-    a = content.whole()
-    times = []
-    for _ in range(ENCODE_CALLS):
-        _wait(problem)
-        begin = time.perf_counter()
-        inner.encode(a)
-        _wait(problem)
-        times.append(time.perf_counter() - begin)
-    found = {"encode_s": (min(times), "s")}
-    codebooks = int(getattr(inner, "hyper", {}).get("codebooks", 0) or 0)
-    if codebooks:
-        found["codes_per_s"] = (len(a) * codebooks / min(times), "1/s")
-        found["lookups"] = (float(len(a)) * codebooks * problem.shape[2], "1")
-    return found
-
-
-def _wait(problem: Problem) -> None:
-    if problem.device == "cuda":
-        torch.cuda.synchronize()
-
-
 @torch.no_grad()
-def guarantee(operation: Operation, content: Rows, problem: Problem) -> dict[str, float]:
-    """The measured gap between the test and the training loss |a b - approximation|, beside the theorem's bound.
+def guarantee(operation: Operation, content: Rows, problem: Problem) -> tuple[dict[str, float], list[float]]:
+    """The measured gap between test and training loss |a b - approximation|, beside the theorem's bound.
 
-    The loss is the mean over rows of the column with the largest gap; sigma_A belongs to all training rows, n too.
+    The losses are means over rows, of the column with the largest gap; sigma_A and n belong to all training rows. The
+    list holds the gaps of ``PARTS`` parts of the test rows.
     """
     found = sources.source(problem)
     dtype = contents.DTYPES[problem.dtype]
     train = torch.from_numpy(found.train).to(problem.device, dtype)
     b = torch.from_numpy(found.b).to(problem.device, dtype)
-    losses = [
-        (operation.op(rows).double() - rows.double() @ b.double()).abs().mean(0)
-        for rows in (train[:THEOREM_ROWS].contiguous(), content.whole()[:THEOREM_ROWS].contiguous())
-    ]
-    gaps = losses[1] - losses[0]
+
+    def loss(rows: Tensor) -> Tensor:
+        got: Tensor = operation.op(rows.contiguous())
+        return (got.double() - rows.double() @ b.double()).abs()
+
+    trained, tested = loss(train[:THEOREM_ROWS]).mean(0), loss(content.whole()[:THEOREM_ROWS])
+    gaps = tested.mean(0) - trained
     column = int(gaps.argmax())
     wide = train.double()
     sigma = float(torch.linalg.eigvalsh(wide.mT @ wide)[-1].clamp(min=0).sqrt())
@@ -309,13 +297,14 @@ def guarantee(operation: Operation, content: Rows, problem: Problem) -> dict[str
         norm_b=float(b.double()[:, column].norm()),
         ridge=float(operation.hyper.get("ridge") or 1.0),
     )
-    return {
-        "train_loss": float(losses[0][column]),
-        "test_loss": float(losses[1][column]),
+    told = {
+        "train_loss": float(trained[column]),
+        "test_loss": float(tested[:, column].mean()),
         "gap": float(gaps[column]),
         "bound": limit,
         "sigma": sigma,
     }
+    return told, [float(part.mean() - trained[column]) for part in tested[:, column].tensor_split(PARTS) if len(part)]
 
 
 def _plain(value: Any) -> Any:

@@ -79,7 +79,7 @@ def outcome(
     found = {**hyper_detail(spec), **_spec_detail(spec, workload, log, metric, updates), **detail}
     found["crossings"] = [c.to_json() for c in crossings]
     if status != "target_reached":
-        censored = _censored(log, status, updates, workload.batch)
+        censored = _censored(log, status, updates, workload.batch, spec.max_s)
         found["censored_at"] = censored
         if censored["time_to_target_s"]:
             measured["censored_at_s"] = ("s", [censored["time_to_target_s"]], TRAIN)
@@ -139,13 +139,15 @@ def _curves(log: Log, workload: Workload, metric: str) -> Measured:
     return measured
 
 
-def _censored(log: Log, status: str, updates: int | None, batch: int) -> dict[str, float | None]:
+def _censored(log: Log, status: str, updates: int | None, batch: int, max_s: float) -> dict[str, float | None]:
     """How far a run without the target was watched: a failed one stays at risk to the end of the budget."""
     steps = float(log.done)
     seconds: float | None = log.train_s or None
     if status in FAILED and updates is not None:
         steps = float(updates)
         seconds = updates * statistics.fmean(log.step_s) if log.step_s else None
+        if seconds is not None and seconds > max_s:  # the budget in seconds would have ended it sooner
+            steps, seconds = steps * max_s / seconds, max_s
     return {"steps_to_target": steps, "samples_to_target": steps * batch, "time_to_target_s": seconds}
 
 

@@ -26,6 +26,8 @@ DEFAULTS: Mapping[str, Any] = {
     "schedule": "linear",
     "warmup": 0.0,
     "final_lr": 0.0,
+    "milestones": [],
+    "gamma": 0.1,
     "clip_norm": None,
     "accumulate": 1,
 }
@@ -164,6 +166,13 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         "schedule": (trainer["schedule"] in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
         "warmup": (_number(trainer["warmup"]) and 0 <= trainer["warmup"] < 1, "a fraction from 0 to below 1"),
         "final_lr": (_number(trainer["final_lr"]) and 0 <= trainer["final_lr"] <= 1, "a fraction from 0 to 1"),
+        "milestones": (
+            isinstance(trainer["milestones"], list)
+            and all(_number(place) and 0 < place < 1 for place in trainer["milestones"])
+            and (bool(trainer["milestones"]) or trainer["schedule"] != "step"),
+            "a list of fractions of the schedule, at least one with schedule=step",
+        ),
+        "gamma": (_number(trainer["gamma"]) and 0 < trainer["gamma"] <= 1, "a factor from above 0 to 1"),
         "clip_norm": (
             trainer["clip_norm"] is None or (_number(trainer["clip_norm"]) and trainer["clip_norm"] > 0),
             "a positive number or null",

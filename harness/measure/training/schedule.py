@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.catalogue.workload import SCHEDULES
 from harness.errors import UserError
 
 
-def factor(name: str, update: int, updates: int, warmup: float = 0.0, final: float = 0.0) -> float:
+def of(trainer: Mapping[str, Any], update: int, updates: int) -> float:
+    """Factor of one update by the trainer's hyper-parameters."""
+    return factor(
+        trainer["schedule"],
+        update,
+        updates,
+        trainer["warmup"],
+        trainer["final_lr"],
+        trainer.get("milestones") or (),
+        trainer.get("gamma", 1.0),
+    )
+
+
+def factor(
+    name: str,
+    update: int,
+    updates: int,
+    warmup: float = 0.0,
+    final: float = 0.0,
+    milestones: Sequence[float] = (),
+    gamma: float = 1.0,
+) -> float:
     """Factor of update ``update`` (from 0) of ``updates``.
 
     During the warm-up, a fraction of the updates, the factor rises linearly to 1. Then with p from 0 to 1:
     constant: 1; linear: 1 - p (1 - final); cosine: final + (1 - final) (1 + cos pi p) / 2;
     triangle: as linear, and the rise starts at ``final`` instead of at nothing (its peak is half-way when there is no
-    warm-up).
+    warm-up);
+    step: gamma to the number of ``milestones`` (fractions of the updates) that are past, ``final`` is not used.
 
     Raises:
         UserError: a schedule that does not exist.
@@ -30,6 +53,9 @@ def factor(name: str, update: int, updates: int, warmup: float = 0.0, final: flo
         return final + (1 - final) * part if name == "triangle" else part
     if name == "constant":
         return 1.0
+    if name == "step":
+        # A fraction such as 0.9 of 200 epochs must not miss its update by a rounding.
+        return gamma ** sum(update + 1e-6 >= place * updates for place in milestones)
     start = max(0, math.ceil(rise) - 1)
     progress = (update - start) / max(1, updates - start)
     if name == "cosine":

@@ -90,6 +90,12 @@ def of_run(model: nn.Module, optimizer: Any, random_state: Mapping[str, Any], po
     return digest(weights(model), optimizer.state_dict(), random_state, [position], shape)
 
 
+def device_bytes(model: nn.Module) -> float:
+    """Bytes of the parameters and buffers that lie on an accelerator."""
+    found = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in weights(model).values() if not t.is_cpu}
+    return float(sum(storage.nbytes() for storage in found.values()))
+
+
 def state_bytes(optimizer: Any, model: nn.Module) -> int:
     """Bytes of the optimizer's state: distinct storages that no parameter or buffer uses."""
     shared = {tensor.untyped_storage().data_ptr() for tensor in weights(model).values()}

@@ -77,6 +77,13 @@ class Stepper:
         return self._with_closure(fetch, first) if self.needs else self._plain(fetch, first)
 
     def _plain(self, fetch: Fetch, first: int) -> torch.Tensor:
+        total = self.passes(fetch, first)
+        with self.buckets.span("optimizer"):
+            self._step()
+        return total
+
+    def passes(self, fetch: Fetch, first: int = 0) -> torch.Tensor:
+        """Forward and backward of one update on the data's own targets, without the optimizer; the mean loss."""
         total: torch.Tensor | None = None
         for offset, count in pieces(self.batch, self.accumulate):
             with self.buckets.span("data"):
@@ -84,8 +91,6 @@ class Stepper:
             value = self._backward(inputs, targets, count / self.batch)
             total = value if total is None else total + value
         assert total is not None
-        with self.buckets.span("optimizer"):
-            self._step()
         return total
 
     def _backward(self, inputs: Any, targets: Any, weight: float) -> torch.Tensor:

@@ -26,8 +26,13 @@ REPLAY = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class WarmUp:
-    """What the warm-up took and found; ``why`` says what was not put back."""
+    """What the warm-up took and found; ``why`` says what was not put back.
 
+    ``graph_s`` is the first forward and backward pass, which all arms share (compiling, searching kernels; 0 for a
+    method with hooks in the model, whose passes are its own), ``seconds`` are the updates after it.
+    """
+
+    graph_s: float
     seconds: float
     stall: float | None
     why: str | None
@@ -47,6 +52,7 @@ def warm_up(stepper: Stepper, data: Any, seed: int, stall: bool) -> WarmUp:
         "scaler": stepper.scaler.state_dict() if stepper.scaler is not None else None,
     }
     dummy = _resident(data)
+    graph_s = _rehearsed(stepper, dummy, stored) if state.hooks(model) == 0 else 0.0
     start = time.perf_counter()
     stepper.update(dummy, 0)
     moved = state.copied(state.weights(model)) if device.kind == "cpu" else None
@@ -62,7 +68,18 @@ def warm_up(stepper: Stepper, data: Any, seed: int, stall: bool) -> WarmUp:
     device.release()
     if why is None and state.of_run(model, optimizer, device.random_state(), 0) != before:
         why = "after the warm-up its state cannot be put back: the hash of model, optimizer and generators differs"
-    return WarmUp(seconds=seconds, stall=waits, why=why)
+    return WarmUp(graph_s=graph_s, seconds=seconds, stall=waits, why=why)
+
+
+def _rehearsed(stepper: Stepper, dummy: Fetch, stored: dict[str, Any]) -> float:
+    """Seconds of a forward and backward pass without the method; batch statistics and generators are put back."""
+    start = time.perf_counter()
+    stepper.passes(dummy)
+    stepper.device.synchronize()
+    seconds = time.perf_counter() - start
+    state.restore_weights(stepper.model, stored["weights"])
+    stepper.device.set_random_state(stored["random"])
+    return seconds
 
 
 def _resident(data: Any) -> Fetch:

@@ -30,6 +30,7 @@ class _Room:
         self._device: TrainingCPU | None = None
         self._precision = ""
         self._data: tuple[tuple[str, bool, bool], Any] | None = None
+        self.costs: dict[tuple[str, ...], float] = {}
         self._graph: tuple[tuple[str, str], Callable[..., Any], nn.Module | None, int] | None = None
 
     def device(self, precision: str) -> TrainingCPU:
@@ -113,6 +114,7 @@ def one(room: _Room, spec: RunSpec, send: Callable[[Mapping[str, Any]], None]) -
         loss=loss,
         report=report,
         model=model,
+        costs=room.costs,
     )
     found = run.run()
     room.keep(run, spec, model is None)
