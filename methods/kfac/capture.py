@@ -1,0 +1,61 @@
+"""Inputs and output gradients of layers, caught while the ordinary backward runs."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.kfac.layers import Layer
+
+#: ``take(layer, module, inputs, output_gradient, backward_id)``.
+Take = Callable[[Layer, Any, Tensor, Tensor, int], None]
+
+
+class Capture:
+    """One forward hook for each module; while ``enabled``, it puts a hook on the output tensor.
+
+    The tensor's hook hands inputs and gradient over together, so a forward without a backward leaves nothing behind,
+    a module may be called many times, and an in-place activation behind it does not matter. The modules' hooks stay
+    for good (a compiled graph then has one form for each state of ``enabled``), do nothing under ``no_grad``, hold
+    this object weakly and ignore copies of the modules.
+    """
+
+    def __init__(self, layers: Sequence[Layer], take: Take) -> None:
+        self.enabled = False
+        self._take = take
+        self._layers = {id(module): layer for layer in layers for module in layer.modules}
+        me = weakref.ref(self)
+
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            capture = me()
+            if capture is not None and capture.enabled:
+                capture.attach(module, inputs, output)
+
+        self._handles = [module.register_forward_hook(hook) for layer in layers for module in layer.modules]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def attach(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Hook one output, if a gradient will reach it and the weight."""
+        layer = self._layers.get(id(module))
+        if layer is None or not torch.is_grad_enabled() or not layer.weight.requires_grad:
+            return
+        if not isinstance(output, Tensor) or not output.requires_grad:
+            return
+        kept, take = inputs[0].detach(), self._take
+
+        @torch.no_grad()
+        def caught(gradient: Tensor) -> None:
+            take(layer, module, kept, gradient.detach(), torch._C._current_graph_task_id())
+
+        output.register_hook(caught)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Remove every hook; may be called twice."""
+        self.enabled = False
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []

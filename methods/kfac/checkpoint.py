@@ -1,0 +1,117 @@
+"""State of a K-FAC optimizer as plain tensors and numbers: ``torch.load(weights_only=True)`` reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from harness.errors import UserError
+from methods.kfac.layers import Layer
+from methods.kfac.statistics import Factors
+
+if TYPE_CHECKING:
+    from methods.kfac.kfac import KFAC
+
+_VERSION = 1
+_SIDES = ("a", "g")
+
+
+def save(optimizer: KFAC) -> dict[str, Any]:
+    """Everything that the next step depends on. Failed refreshes climb their ladder first."""
+    optimizer.refresher.settle()
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    return {
+        "version": _VERSION,
+        "steps": optimizer.steps,
+        "layers": {layer.name: _layer(optimizer, layer) for layer in optimizer.layers},
+        "groups": groups,
+        "skipped": int(optimizer._skipped),
+        "events": dict(optimizer._events),
+        "rungs": dict(optimizer.refresher.counters),
+        "fallback": optimizer.fallback.state_dict() if optimizer.fallback is not None else None,
+    }
+
+
+def _layer(optimizer: KFAC, layer: Layer) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if (factors := optimizer.statistics.factors.get(layer)) is not None:
+        found |= {"factor_a": factors.a, "factor_g": factors.g, "count": factors.count}
+    for side, slot in zip(_SIDES, optimizer.slots[layer], strict=True):
+        if slot.state is not None:
+            found[f"inverse_{side}"] = dict(slot.state)
+    if layer in optimizer.momenta:
+        found["momentum"] = optimizer.momenta[layer]
+    return found | optimizer.extra_state(layer)
+
+
+@torch.no_grad()
+def load(optimizer: KFAC, stored: Mapping[str, Any]) -> None:
+    """Restore into an optimizer of the same model and hyper-parameters.
+
+    Raises:
+        UserError: other layers or another format.
+    """
+    names = [layer.name for layer in optimizer.layers]
+    if stored.get("version") != _VERSION or list(stored["layers"]) != names:
+        raise UserError(
+            f"the saved optimizer has the layers {list(stored.get('layers', {}))}, this one {names}; build it with the "
+            f"same model and hyper-parameters."
+        )
+    if (stored["fallback"] is None) != (optimizer.fallback is None):
+        raise UserError("only one of the saved optimizer and this one has a fallback; build it with the same model.")
+    optimizer.refresher.forget()
+    optimizer.statistics.forget()
+    optimizer.steps = int(stored["steps"])
+    optimizer._skipped = torch.tensor(int(stored["skipped"]), device=optimizer._skipped.device)
+    optimizer._events = dict(stored["events"])
+    optimizer.refresher.counters = dict(stored["rungs"])
+    if optimizer.fallback is not None:
+        optimizer.fallback.load_state_dict(stored["fallback"])
+        optimizer.param_groups[1:] = optimizer.fallback.param_groups
+    for group, values in zip(optimizer.param_groups, stored["groups"], strict=True):
+        for key in [key for key in group if key != "params" and key not in values]:
+            del group[key]
+        group.update(values)
+    for layer in optimizer.layers:
+        _restore(optimizer, layer, stored["layers"][layer.name])
+    optimizer.capture.enabled = optimizer._catches()
+
+
+def _restore(optimizer: KFAC, layer: Layer, stored: Mapping[str, Any]) -> None:
+    def placed(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(layer.weight.device, copy=True)
+
+    optimizer.statistics.factors.pop(layer, None)
+    if "factor_a" in stored:
+        optimizer.statistics.factors[layer] = Factors(
+            placed(stored["factor_a"]), placed(stored["factor_g"]), placed(stored["count"])
+        )
+    for side, slot in zip(_SIDES, optimizer.slots[layer], strict=True):
+        state = stored.get(f"inverse_{side}")
+        slot.state = None if state is None else {key: placed(value) for key, value in state.items()}
+    optimizer.momenta.pop(layer, None)
+    if "momentum" in stored:
+        optimizer.momenta[layer] = placed(stored["momentum"])
+    optimizer.load_extra_state(layer, stored)
+
+
+def memory(optimizer: KFAC) -> dict[str, int]:
+    """Bytes by category; ``pending`` are statistics of a batch before its step."""
+    factors = [t for f in optimizer.statistics.factors.values() for t in (f.a, f.g)]
+    inverses = [t for pair in optimizer.slots.values() for slot in pair for t in (slot.state or {}).values()]
+    fallback = optimizer.fallback.state if optimizer.fallback is not None else {}
+    return {
+        "factors": _bytes(factors),
+        "inverses": _bytes(inverses),
+        "momentum": _bytes(optimizer.momenta.values()),
+        "scales": _bytes(t for layer in optimizer.layers for t in optimizer.extra_state(layer).values()),
+        "pending": _bytes(t for sums in optimizer.statistics.sums.values() for t in (sums.a, sums.g)),
+        "fallback": _bytes(t for held in fallback.values() for t in held.values()),
+    }
+
+
+def _bytes(tensors: Iterable[Any]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))

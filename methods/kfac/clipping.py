@@ -1,0 +1,29 @@
+"""Clipping of preconditioned directions, on the device without a synchronisation.
+
+``kl``: all layers by nu = min(1, sqrt(clip / (lr^2 sum_l <v_l, g_l>))) (Ba, Grosse and Martens, ICLR 2017, 5; <v, g> =
+v F v up to damping). ``rms``: each layer by min(1, clip / rms(v_l)) (Puiu, arXiv 2206.15397). ``none``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+MODES = ("kl", "rms", "none")
+#: Keeps the quotient finite for a zero gradient; the factor is 1 there.
+_FLOOR = 1e-30
+
+
+def factors(
+    mode: str, clip: float, lr: float, directions: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> list[Tensor]:
+    """A 0-d factor for each direction (empty list: nothing to multiply)."""
+    if mode == "none" or not directions:
+        return []
+    if mode == "kl":
+        products = [(v * g).sum() for v, g in zip(directions, gradients, strict=True)]
+        total = torch.stack(products).sum() * lr**2
+        return [(clip / total.clamp_min(_FLOOR)).sqrt().clamp_max(1.0)] * len(directions)
+    return [(clip / v.square().mean().sqrt().clamp_min(_FLOOR)).clamp_max(1.0) for v in directions]

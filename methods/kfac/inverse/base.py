@@ -1,0 +1,60 @@
+"""The interface of a way to invert factors: matrices in, state out, products with the inverse from the state."""
+
+from __future__ import annotations
+
+import abc
+
+import torch
+from torch import Tensor
+
+#: What torch raises when a decomposition does not converge.
+LinAlgError: type[RuntimeError] = getattr(torch.linalg, "LinAlgError")  # noqa: B009
+
+#: Tensors by name, each with a leading dimension k of matrices.
+State = dict[str, Tensor]
+
+
+class Inverse(abc.ABC):
+    """Inverse of symmetric positive semidefinite stacks M (k, d, d) plus a damping for each.
+
+    A state is what ``refresh`` makes of the matrices; it is stored, checkpointed and replaced matrix by matrix, so its
+    tensors lead with k and keep their shapes as long as d does.
+    """
+
+    #: The state holds ``vectors`` (k, d, d) and ``values`` (k, d) of M itself, as joint damping needs.
+    spectral: bool = False
+
+    @abc.abstractmethod
+    def allocate(self, matrices: Tensor) -> State:
+        """A state of the right shapes for ``matrices`` that stands for the identity."""
+
+    @abc.abstractmethod
+    def refresh(self, matrices: Tensor, damping: Tensor, state: State | None) -> tuple[State, Tensor]:
+        """New state and, for each matrix, whether it is good: (k,) bool on the device, not synchronised.
+
+        Args:
+            matrices: (k, d, d), symmetric; not changed.
+            damping: (k,), already multiplied out.
+            state: the state before, None the first time.
+        """
+
+    @abc.abstractmethod
+    def apply(self, state: State, columns: Tensor) -> Tensor:
+        """(M + damping I)^-1 X for X (k, d, n)."""
+
+    def direct(self, matrices: Tensor, damping: Tensor) -> tuple[State, Tensor]:
+        """As ``refresh`` by the most robust way there is, for the failure ladder: here ``refresh`` without a past."""
+        return self.refresh(matrices, damping, None)
+
+
+def damped(matrices: Tensor, damping: Tensor) -> Tensor:
+    """M + damping I, a new tensor."""
+    found = matrices.clone()
+    found.diagonal(dim1=1, dim2=2).add_(damping[:, None])
+    return found
+
+
+def eye_like(matrices: Tensor) -> Tensor:
+    """The identity for each matrix, contiguous."""
+    size = matrices.shape[-1]
+    return torch.eye(size, dtype=matrices.dtype, device=matrices.device).repeat(matrices.shape[0], 1, 1)

@@ -1,0 +1,34 @@
+"""Inverse by a symmetric eigendecomposition, which also gives the bases for joint damping and EKFAC."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from methods.kfac.inverse.base import Inverse, LinAlgError, State, eye_like
+
+
+class Eigh(Inverse):
+    """M = Q diag(d) Q^T; eigenvalues below 0 are rounding and become 0. ``torch.linalg.eigh`` synchronises on a GPU."""
+
+    spectral = True
+
+    def allocate(self, matrices: Tensor) -> State:
+        """The identity without damping."""
+        ones = torch.ones_like(matrices[:, :, 0])
+        return {"vectors": eye_like(matrices), "values": ones, "damping": torch.zeros_like(ones[:, 0])}
+
+    def refresh(self, matrices: Tensor, damping: Tensor, state: State | None) -> tuple[State, Tensor]:
+        """Good: it converged and is finite."""
+        try:
+            values, vectors = torch.linalg.eigh(matrices)
+        except LinAlgError:
+            failed = self.allocate(matrices)
+            return failed, torch.zeros(len(matrices), dtype=torch.bool, device=matrices.device)
+        new = {"vectors": vectors, "values": values.clamp_min(0.0), "damping": damping.clone()}
+        return new, values.isfinite().all(1) & vectors[:, 0].isfinite().all(1)
+
+    def apply(self, state: State, columns: Tensor) -> Tensor:
+        """Q ((Q^T X) / (d + lam))."""
+        vectors = state["vectors"]
+        return vectors @ ((vectors.mT @ columns) / (state["values"] + state["damping"][:, None])[:, :, None])

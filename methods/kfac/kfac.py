@@ -1,0 +1,409 @@
+"""K-FAC as one optimizer: statistics from the ordinary backward, refreshes by policy, a fallback for other parameters.
+
+Martens and Grosse, arXiv 1503.05671; convolutions: Grosse and Martens, arXiv 1602.01407. See the README for the
+mathematics and every departure.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import Unsupported, UserError
+from methods.first_order import adamw
+from methods.first_order.groups import decay_groups, scalars, trainable
+from methods.kfac import checkpoint, clipping, damping
+from methods.kfac.capture import Capture
+from methods.kfac.fisher import Columns
+from methods.kfac.inverse import inverse
+from methods.kfac.layers import Layer, find
+from methods.kfac.options import in_range, parse
+from methods.kfac.policy import Policy, value_at
+from methods.kfac.refresh import Job, Refresher, Slot
+from methods.kfac.statistics import Statistics
+from methods.kfac.timing import Parts
+
+
+class KFAC(torch.optim.Optimizer):
+    """v <- mu v + clip((G + ..)^-1 dW (A + ..)^-1);  w <- w - lr v.
+
+    Args:
+        model: whose nn.Linear and nn.Conv2d are preconditioned; everything else goes to the fallback, with a warning
+            that names it.
+        lr: learning rate of the preconditioned layers.
+        inverse_options: of the back-end.
+        grad_scaler: the ``GradScaler``, needed only if gradients are unscaled before the step.
+        options: see :class:`methods.kfac.options.Options`.
+
+    Attributes:
+        coverage: parameters (scalars) by the optimizer that updates them.
+        layers: the preconditioned layers.
+        left_over: name of every other trained parameter -> why it is not preconditioned.
+
+    Raises:
+        UserError: a hyper-parameter out of range.
+        Unsupported: no layer with factors.
+    """
+
+    _step_supports_amp_scaling = True
+    label = "kfac"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 1e-3,
+        *,
+        inverse_options: Mapping[str, Any] | None = None,
+        grad_scaler: Any = None,
+        **options: Any,
+    ) -> None:
+        in_range("lr", lr, 0.0)
+        self.options = parse(options)
+        opt = self.options
+        trainable(model)
+        self.backend = inverse(opt.inverse, **(inverse_options or {}))
+        if opt.damping_mode in damping.JOINT and not self.backend.spectral:
+            raise UserError(
+                f"damping_mode {opt.damping_mode!r} needs both factors' eigenvectors (inverse='eigh'); with "
+                f"{opt.inverse!r} use pi, same or adaptive."
+            )
+        self.layers, others, self.left_over = find(model, opt.exclude)
+        self.grad_scaler = grad_scaler
+        self.fallback = self._fallback([parameter for _, parameter in others])
+        mine = [parameter for layer in self.layers for parameter in layer.parameters]
+        super().__init__([{"params": mine, "lr": lr}], {"lr": lr})
+        self._main = self.param_groups[0]
+        if self.fallback is not None:
+            self.param_groups.extend(self.fallback.param_groups)
+        self.coverage = {self.label: scalars(mine)}
+        if others:
+            self.coverage[opt.fallback] = scalars(parameter for _, parameter in others)
+        self.statistics = Statistics(
+            opt.sharing, opt.factor_decay, opt.factor_init, opt.loss_terms, opt.reduction, opt.subsample
+        )
+        costs = [float(layer.groups * (layer.d_in**3 + layer.d_out**3)) for layer in self.layers]
+        self.policy = Policy(opt.update_period, opt.refresh_period, opt.stagger, costs)
+        self.refresher = Refresher(self.backend)
+        self.slots = {layer: (Slot(), Slot()) for layer in self.layers}
+        self.momenta: dict[Layer, Tensor] = {}
+        self.steps = 0
+        self._skipped = torch.zeros((), dtype=torch.int64)
+        self._events = {"overflowed_steps": 0, "without_factors": 0}
+        self._parts = Parts(("factor", "refresh", "apply"))
+        self._homes = self._where()
+        self.step_needs = frozenset() if opt.fisher == "empirical" else frozenset({"closure", "extra_backward"})
+        self.columns = Columns(model, opt.loss) if opt.fisher == "type-2" else None
+        self.capture = Capture(self.layers, self._take)
+        self.capture.enabled = self._catches()
+        self._announce()
+
+    def _fallback(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer | None:
+        opt = self.options
+        if not parameters:
+            return None
+        if opt.fallback == "adamw":
+            return adamw.over(
+                parameters,
+                lr=opt.fallback_lr,
+                beta1=opt.fallback_beta1,
+                beta2=opt.fallback_beta2,
+                eps=opt.fallback_eps,
+                weight_decay=opt.fallback_weight_decay,
+                decay="matrices",
+            )
+        groups = decay_groups(parameters, opt.fallback_weight_decay, "matrices")
+        return torch.optim.SGD(groups, lr=opt.fallback_lr, momentum=opt.fallback_momentum, fused=True)
+
+    def _announce(self) -> None:
+        """Name what is not preconditioned, once."""
+        unusual = {name: why for name, why in self.left_over.items() if "Norm" not in why}
+        if unusual:
+            listed = "; ".join(f"{name} ({why})" for name, why in unusual.items())
+            warnings.warn(f"{self.label} leaves to {self.options.fallback}: {listed}.", stacklevel=3)
+
+    # -- statistics ----------------------------------------------------------------------------------------------------
+
+    def _catches(self) -> bool:
+        return self.options.fisher == "empirical" and self.policy.statistics_due(self.steps)
+
+    def _take(self, layer: Layer, module: Any, inputs: Tensor, gradients: Tensor, backward: int) -> None:
+        with self._parts.span("factor", gradients.is_cuda):
+            self.statistics.take(layer, module, inputs, gradients, backward)
+
+    def _model_passes(self, closure: Callable[..., Any]) -> int:
+        """Statistics from targets drawn from the model, or from columns; their gradients are dropped."""
+        self.statistics.forget()
+        self.capture.enabled = True
+        try:
+            with torch.enable_grad():
+                if self.columns is not None:
+                    passes = self.columns.run(closure)
+                else:
+                    passes = self.options.mc_samples
+                    for _ in range(passes):
+                        closure(targets="model")
+        finally:
+            self.capture.enabled = False
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+        return passes
+
+    def _loss_scale(self) -> Tensor | float | None:
+        """Factor on the gradients of this step; unscales ``.grad`` if nobody has. None: an overflow, skip the step."""
+        if not hasattr(self, "found_inf"):
+            return 1.0
+        if float(self.found_inf) > 0:
+            return None
+        scale = getattr(self, "grad_scale", None)
+        if scale is not None:
+            grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+            for grad in grads:
+                grad.div_(scale.to(grad.device))
+            return scale  # type: ignore[no-any-return]
+        if self.grad_scaler is None and self.statistics.sums:
+            raise Unsupported(
+                "gradients were unscaled before the step (gradient clipping?), so the scale of the captured ones is "
+                "unknown; give the scaler to the constructor: grad_scaler=scaler."
+            )
+        return 1.0 if self.grad_scaler is None else float(self.grad_scaler.get_scale())
+
+    # -- a step --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[..., Any] | None = None) -> Any:  # type: ignore[override]
+        """One update.
+
+        Raises:
+            UserError: no closure although the Fisher needs further passes.
+            Unsupported: a layer whose weight is used behind its module's back.
+        """
+        self.refresher.settle()
+        loss, passes = None, 1
+        if self.step_needs:
+            if closure is None:
+                raise UserError(f"fisher={self.options.fisher!r}: call step(closure), closure(part=None, targets=...).")
+            if self.policy.statistics_due(self.steps):
+                passes = self._model_passes(closure)
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._follow()
+        scale = self._loss_scale()
+        if scale is None:
+            self.statistics.forget()
+            self._events["overflowed_steps"] += 1
+            return loss
+        finite = self._fold(scale, passes)
+        with self._parts.span("refresh", self._cuda()):
+            self._refresh()
+        with self._parts.span("apply", self._cuda()):
+            self._update(finite)
+        self._step_fallback(finite)
+        self.steps += 1
+        self.capture.enabled = self._catches()
+        return loss
+
+    def _cuda(self) -> bool:
+        return self.layers[0].weight.is_cuda
+
+    def _fold(self, scale: Tensor | float, passes: int) -> Tensor | None:
+        if not self.statistics.sums:
+            return None
+        for layer in self.layers:
+            if layer.weight.grad is not None and layer not in self.statistics.sums and layer not in self._known():
+                raise Unsupported(
+                    f"layer {layer.name} has a gradient, but its module was never called (is its weight used by a "
+                    f"function?); leave it to the fallback: exclude=[{layer.name!r}]."
+                )
+        with self._parts.span("factor", self._cuda()):
+            finite = self.statistics.fold(scale, passes, self.columns is not None)
+        assert finite is not None
+        self._skipped = self._skipped.to(finite.device) + (~finite).long()
+        return finite
+
+    def _known(self) -> Mapping[Layer, Any]:
+        return self.statistics.factors
+
+    def _refresh(self) -> None:
+        """Refresh the layers that are due, and those that have just been seen for the first time."""
+        due = set(self.policy.due(self.steps))
+        known = self.statistics.factors
+        chosen = [
+            layer
+            for index, layer in enumerate(self.layers)
+            if layer in known and (index in due or self.slots[layer][0].state is None)
+        ]
+        if chosen:
+            self.refresher.refresh([job for layer in chosen for job in self._jobs(layer)])
+            self._refreshed(chosen)
+
+    def _jobs(self, layer: Layer) -> tuple[Job, Job]:
+        a, g = self.statistics.read(layer)
+        mode, amount = self.options.damping_mode, value_at(self.options.damping, self.steps)
+        if mode in damping.JOINT:
+            for_a, for_g = torch.zeros_like(a[:, 0, 0]), torch.zeros_like(g[:, 0, 0])
+        else:
+            for_a, for_g = damping.separate(mode, amount, a, g)
+        first, second = self.slots[layer]
+        return Job(first, a, for_a), Job(second, g, for_g)
+
+    def _refreshed(self, layers: Sequence[Layer]) -> None:
+        """What a relative does after its bases have changed."""
+
+    def direction(self, layer: Layer, gradient: Tensor) -> Tensor:
+        """The preconditioned gradient (groups, d_out, d_in); the gradient itself for a layer without factors yet."""
+        first, second = (slot.state for slot in self.slots[layer])
+        if first is None or second is None:
+            self._events["without_factors"] += 1
+            return gradient
+        if self.options.damping_mode not in damping.JOINT:
+            return self.backend.apply(first, self.backend.apply(second, gradient).mT).mT
+        qa, qg = first["vectors"], second["vectors"]
+        amount = damping.joint(
+            self.options.damping_mode, value_at(self.options.damping, self.steps), first["values"], second["values"]
+        )
+        spectrum = second["values"][:, :, None] * first["values"][:, None, :] + amount
+        return qg @ ((qg.mT @ gradient @ qa) / spectrum) @ qa.mT
+
+    def _update(self, finite: Tensor | None) -> None:
+        opt, lr = self.options, float(self._main["lr"])
+        decays = opt.weight_decay if self.steps >= opt.weight_decay_start else 0.0
+        active, gradients = [], []
+        for layer in self.layers:
+            gradient = layer.gradient()
+            if gradient is not None:
+                active.append(layer)
+                gradients.append(gradient)
+        weights = [layer.matrix(layer.parameters) for layer in active] if decays else []
+        if decays and opt.weight_decay_mode == "gradient":
+            torch._foreach_add_(gradients, weights, alpha=decays)
+        directions = [self.direction(layer, gradient) for layer, gradient in zip(active, gradients, strict=True)]
+        factors = clipping.factors(opt.clip, opt.clip_value, lr, directions, gradients)
+        if factors:
+            directions = [factor * v for factor, v in zip(factors, directions, strict=True)]
+        if decays and opt.weight_decay_mode == "coupled":
+            directions = [v + decays * w for v, w in zip(directions, weights, strict=True)]
+        shrink = 1 - lr * decays if opt.weight_decay_mode == "decoupled" else 1.0
+        for layer, v in zip(active, directions, strict=True):
+            self._move(layer, v, lr, shrink, finite)
+
+    def _move(self, layer: Layer, v: Tensor, lr: float, shrink: float, finite: Tensor | None) -> None:
+        """Momentum and the weights; nothing moves when the batch was not finite."""
+        if self.options.momentum:
+            held = self.momenta.get(layer)
+            if held is None:
+                held = self.momenta[layer] = torch.zeros_like(v)
+            new = held * self.options.momentum + v
+            held.copy_(new if finite is None else torch.where(finite.to(new.device), new, held))
+            v = held
+        for parameter, part in zip(layer.parameters, layer.views(v), strict=True):
+            if parameter.grad is None:
+                continue
+            moved = parameter * shrink - lr * part if shrink != 1.0 else parameter - lr * part
+            parameter.copy_(moved if finite is None else torch.where(finite.to(moved.device), moved, parameter))
+
+    def _step_fallback(self, finite: Tensor | None) -> None:
+        if self.fallback is None:
+            return
+        if finite is not None:
+            self.fallback.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        try:
+            self.fallback.step()
+        finally:
+            if finite is not None:
+                del self.fallback.found_inf  # type: ignore[attr-defined]
+
+    # -- the model moves -----------------------------------------------------------------------------------------------
+
+    def _where(self) -> list[tuple[torch.dtype, torch.device]]:
+        return [(p.dtype, p.device) for group in self.param_groups for p in group["params"]]
+
+    def _follow(self) -> None:
+        """Take the state along when the model has been cast or moved since the last step."""
+        if (homes := self._where()) == self._homes:
+            return
+        self._homes = homes
+        for layer in self.layers:
+            home = (layer.weight.device, layer.dtype)
+            for slot in self.slots[layer]:
+                if slot.state is not None:
+                    slot.state = {key: value.to(*home) for key, value in slot.state.items()}
+            if layer in self.momenta:
+                self.momenta[layer] = self.momenta[layer].to(*home)
+        for parameter, held in (self.fallback.state if self.fallback is not None else {}).items():
+            for key, value in held.items():
+                if isinstance(value, Tensor):
+                    held[key] = value.to(parameter.device, None if key == "step" else parameter.dtype)
+
+    # -- for relatives -------------------------------------------------------------------------------------------------
+
+    def extra_state(self, layer: Layer) -> dict[str, Any]:
+        """What a relative keeps of a layer besides factors, inverses and momentum."""
+        return {}
+
+    def load_extra_state(self, layer: Layer, stored: Mapping[str, Any]) -> None:
+        """Restore :meth:`extra_state`, copying its tensors."""
+
+    # -- the outside ---------------------------------------------------------------------------------------------------
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What went wrong and how it was dealt with; reading waits for the device.
+
+        ``direct``, ``damping``, ``float64``, ``kept``: failed factorisations by the rung that ended them;
+        ``skipped_batches``: batches with statistics that were not finite; ``overflowed_steps``: loss scaling;
+        ``without_factors``: applications to a layer that had no statistics yet.
+        """
+        self.refresher.settle()
+        return {**self.refresher.counters, "skipped_batches": int(self._skipped), **self._events}
+
+    def parts(self) -> dict[str, float]:
+        """Seconds of factor (statistics, also inside backward), refresh and apply since the last call."""
+        return self._parts.read()
+
+    def describe(self) -> dict[str, Any]:
+        """Layers, what is left over and why, and the counters, for the record."""
+        return {
+            "layers": {layer.name: [layer.groups, layer.d_out, layer.d_in] for layer in self.layers},
+            "left_over": dict(self.left_over),
+            "counters": self.counters,
+        }
+
+    def memory_usage(self) -> dict[str, int]:
+        """Bytes of state by category."""
+        return checkpoint.memory(self)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, and the statistics that came with them."""
+        self.statistics.forget()
+        super().zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Only for the base class: layers come from the model.
+
+        Raises:
+            Unsupported: called later.
+        """
+        if hasattr(self, "coverage"):
+            raise Unsupported(f"{self.label} takes its layers from the model; build it again for a new parameter.")
+        super().add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and strings alone; see :mod:`methods.kfac.checkpoint`."""
+        return checkpoint.save(self)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
+        """Restore exactly what :meth:`state_dict` gave."""
+        checkpoint.load(self, state_dict)
+
+    def close(self) -> None:
+        """Remove the hooks; the optimizer cannot be used afterwards."""
+        self.capture.close()
+        if self.columns is not None:
+            self.columns.close()
+        self.statistics.forget()

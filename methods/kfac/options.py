@@ -1,0 +1,164 @@
+"""The hyper-parameters of K-FAC and its relatives, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from harness.errors import UserError
+from methods.kfac import clipping, damping, statistics
+from methods.kfac.inverse import INVERSES
+from methods.kfac.policy import Schedule, value_at
+
+FISHERS = ("empirical", "monte-carlo", "type-2")
+LOSSES = ("cross-entropy", "mse")
+DECAYS = ("coupled", "decoupled", "gradient")
+FALLBACKS = ("adamw", "sgd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Defaults are those of the Wang et al. code (arXiv 1905.05934) where it has the option.
+
+    Attributes:
+        momentum: mu of v <- mu v + direction.
+        damping: lam, a number or pieces [[step, value], ...].
+        damping_mode: see :mod:`methods.kfac.damping`.
+        weight_decay: wd.
+        weight_decay_mode: ``coupled`` adds wd w to the clipped direction, so momentum has it; ``decoupled`` shrinks w
+            by 1 - lr wd; ``gradient`` adds wd w to the gradient that is preconditioned.
+        weight_decay_start: first step with weight decay (20 T_cov in Wang's and Puiu's code).
+        factor_decay: rho of the running means.
+        factor_init: see :class:`methods.kfac.statistics.Statistics`.
+        sharing: ``expand`` or ``reduce``.
+        fisher: ``empirical`` (the ordinary backward), ``monte-carlo`` (targets drawn from the model, a further forward
+            and backward every ``update_period`` steps), ``type-2`` (all columns of a root of the loss' Hessian: as
+            many further passes as the model has outputs).
+        mc_samples: drawn targets for each sample.
+        loss: the loss, for ``type-2``.
+        loss_terms: what the mean of the loss is taken over.
+        reduction: ``mean`` or ``sum``.
+        update_period: T_cov, steps between statistics.
+        refresh_period: T_inv, steps between refreshes of one layer.
+        stagger: spread the layers' refreshes over the period.
+        subsample: share of the rows that enters the statistics.
+        clip: ``kl``, ``rms`` or ``none``.
+        clip_value: kappa of ``kl``, the rms of ``rms``.
+        inverse: name of the back-end.
+        exclude: patterns of module names that are left to the fallback.
+        fallback: optimizer of every other parameter.
+        fallback_lr: its learning rate.
+        fallback_momentum: of ``sgd``.
+        fallback_beta1: of ``adamw``.
+        fallback_beta2: of ``adamw``.
+        fallback_eps: of ``adamw``.
+        fallback_weight_decay: its weight decay, for matrices alone.
+    """
+
+    momentum: float = 0.9
+    damping: Schedule = 1e-3
+    damping_mode: str = "pi"
+    weight_decay: float = 0.0
+    weight_decay_mode: str = "coupled"
+    weight_decay_start: int = 0
+    factor_decay: float = 0.95
+    factor_init: str = "identity"
+    sharing: str = "expand"
+    fisher: str = "empirical"
+    mc_samples: int = 1
+    loss: str = "cross-entropy"
+    loss_terms: str = "batch"
+    reduction: str = "mean"
+    update_period: Schedule = 10
+    refresh_period: Schedule = 100
+    stagger: bool = False
+    subsample: float = 1.0
+    clip: str = "kl"
+    clip_value: float = 1e-3
+    inverse: str = "cholesky"
+    exclude: Sequence[str] = ()
+    fallback: str = "adamw"
+    fallback_lr: float = 1e-3
+    fallback_momentum: float = 0.9
+    fallback_beta1: float = 0.9
+    fallback_beta2: float = 0.999
+    fallback_eps: float = 1e-8
+    fallback_weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        names = {
+            "damping_mode": damping.MODES,
+            "weight_decay_mode": DECAYS,
+            "factor_init": statistics.INITIAL,
+            "sharing": statistics.SHARING,
+            "fisher": FISHERS,
+            "loss": LOSSES,
+            "loss_terms": statistics.LOSS_TERMS,
+            "reduction": statistics.REDUCTIONS,
+            "clip": clipping.MODES,
+            "inverse": tuple(INVERSES),
+            "fallback": FALLBACKS,
+        }
+        for name, known in names.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} is one of {', '.join(known)}; got {getattr(self, name)!r}.")
+        in_range("momentum", self.momentum, 0.0, 1.0, right=False)
+        in_range("factor_decay", self.factor_decay, 0.0, 1.0, right=False)
+        in_range("subsample", self.subsample, 0.0, 1.0, left=False)
+        in_range("weight_decay", self.weight_decay, 0.0)
+        in_range("clip_value", self.clip_value, 0.0, left=False)
+        in_range("fallback_lr", self.fallback_lr, 0.0)
+        in_range("weight_decay_start", self.weight_decay_start, 0, whole=True)
+        in_range("mc_samples", self.mc_samples, 1, whole=True)
+        for value in values(self.damping):
+            in_range("damping", value, 0.0, left=False)
+        for name in ("update_period", "refresh_period"):
+            for value in values(getattr(self, name)):
+                in_range(name, value, 1, whole=True)
+
+
+def values(schedule: Schedule) -> list[float]:
+    """Every value that a schedule takes, as far as it can be told: a function's at step 0."""
+    if callable(schedule) or isinstance(schedule, int | float):
+        return [value_at(schedule, 0)]
+    value_at(schedule, 0)
+    return [float(piece[1]) for piece in schedule]
+
+
+def in_range(
+    name: str,
+    value: Any,
+    low: float,
+    high: float = math.inf,
+    *,
+    left: bool = True,
+    right: bool = True,
+    whole: bool = False,
+) -> None:
+    """Refuse a number outside its range.
+
+    Raises:
+        UserError: with the range and what came.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    inside = number and (low <= value if left else low < value) and (value <= high if right else value < high)
+    if inside and not (whole and value != int(value)):
+        return
+    kind = "a whole number" if whole else "a number"
+    upper = "" if high == math.inf else f" and {'at most' if right else 'below'} {high:g}"
+    raise UserError(f"{name} is {kind} {'of at least' if left else 'above'} {low:g}{upper}; got {value!r}.")
+
+
+def parse(given: dict[str, Any]) -> Options:
+    """Options from keywords.
+
+    Raises:
+        UserError: an unknown name or a value out of range.
+    """
+    known = [one.name for one in fields(Options)]
+    for name in given:
+        if name not in known:
+            raise UserError(f"unknown hyper-parameter {name!r}; known: lr, {', '.join(known)}.")
+    return Options(**given)

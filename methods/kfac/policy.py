@@ -1,0 +1,70 @@
+"""When statistics are taken and which layers are refreshed: functions of the step alone, so a resumed run agrees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from harness.errors import UserError
+
+#: A number, pieces ``[[first step, value], ...]``, or a function of the step.
+Schedule = float | Sequence[Sequence[float]] | Callable[[int], float]
+
+
+def value_at(schedule: Schedule, step: int) -> float:
+    """The schedule's value at a step: the last piece that has begun.
+
+    Raises:
+        UserError: pieces that do not begin at step 0 or are not sorted.
+    """
+    if callable(schedule):
+        return float(schedule(step))
+    if isinstance(schedule, int | float):
+        return float(schedule)
+    starts = [int(piece[0]) for piece in schedule]
+    if not starts or starts[0] != 0 or starts != sorted(starts):
+        raise UserError(f"a schedule is a number or sorted [[step, value], ...] from step 0 on; got {schedule!r}.")
+    return float([piece[1] for piece, start in zip(schedule, starts, strict=True) if start <= step][-1])
+
+
+class Policy:
+    """Statistics every ``update_period`` steps, an inverse every ``refresh_period`` steps.
+
+    With ``stagger`` each layer is refreshed at its own step of the period; the layers' costs are spread as evenly as
+    a greedy assignment (largest first, to the least loaded step) does. The first step refreshes all layers.
+
+    Args:
+        update_period: T_cov.
+        refresh_period: T_inv, may be a schedule.
+        stagger: spread the refreshes over the period.
+        costs: work of each layer's refresh, any unit.
+    """
+
+    def __init__(
+        self, update_period: Schedule, refresh_period: Schedule, stagger: bool, costs: Sequence[float]
+    ) -> None:
+        self.update_period, self.refresh_period, self.stagger = update_period, refresh_period, stagger
+        self._costs = list(costs)
+        self._slots: dict[int, list[int]] = {}
+
+    def statistics_due(self, step: int) -> bool:
+        """Whether the batch of this step is to be captured."""
+        return step % max(1, int(value_at(self.update_period, step))) == 0
+
+    def due(self, step: int) -> list[int]:
+        """Indices of the layers to refresh at this step."""
+        period = max(1, int(value_at(self.refresh_period, step)))
+        everything = list(range(len(self._costs)))
+        if step == 0 or not self.stagger:
+            return everything if step % period == 0 else []
+        return [index for index in everything if self.slots(period)[index] == step % period]
+
+    def slots(self, period: int) -> list[int]:
+        """The step of the period at which each layer is refreshed."""
+        if period not in self._slots:
+            load = [0.0] * period
+            slots = [0] * len(self._costs)
+            for index in sorted(range(len(slots)), key=lambda i: (-self._costs[i], i)):
+                slots[index] = min(range(period), key=lambda slot: (load[slot], slot))
+                load[slots[index]] += self._costs[index]
+            self._slots[period] = slots
+        return self._slots[period]

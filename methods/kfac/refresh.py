@@ -1,0 +1,149 @@
+"""Refreshing inverses: equal sizes together, without waiting for the device; failures climb a ladder.
+
+A failed matrix keeps its old inverse at once, on the device. The host learns of it at the next step (an asynchronous
+copy of one flag; on a CPU and the first time at once) and climbs, rung by rung: ``direct`` (the back-end's most
+robust way), ``damping`` (ten and a hundred times the damping), ``float64``, ``kept`` (the old inverse stays).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.kfac.inverse.base import Inverse, State
+
+#: Matrices up to this size are stacked in one call: below it a call is bound by latency, above it stacking only costs
+#: memory (own measurement is left to the suite ``preconditioning``; cuSOLVER's batched kernels stop near it).
+BATCH_UP_TO = 640
+#: Factors on the damping of the ladder's second rung.
+MORE = (10.0, 100.0)
+RUNGS = ("direct", "damping", "float64", "kept")
+
+
+@dataclass
+class Slot:
+    """Where one side of one layer keeps its inverse: ``state`` is None before the first refresh."""
+
+    state: State | None = None
+
+
+@dataclass
+class Job:
+    """One refresh: matrix (k, d, d), damping (k,), and where the result goes."""
+
+    slot: Slot
+    matrix: Tensor
+    damping: Tensor
+
+
+@dataclass
+class _Pending:
+    jobs: list[Job]
+    goods: list[Tensor]
+    flag: Tensor
+    event: Any
+
+
+class Refresher:
+    """Runs refreshes of one back-end and counts the rungs that failures needed."""
+
+    def __init__(self, backend: Inverse) -> None:
+        self.backend = backend
+        self.counters: dict[str, int] = dict.fromkeys(RUNGS, 0)
+        self._pending: list[_Pending] = []
+
+    def refresh(self, jobs: Sequence[Job]) -> None:
+        """Refresh all jobs, equal sizes in one call."""
+        buckets: dict[Any, list[Job]] = {}
+        for index, job in enumerate(jobs):
+            size = job.matrix.shape[1]
+            single = index if size > BATCH_UP_TO else -1
+            key = (size, job.matrix.dtype, job.matrix.device, job.slot.state is None, single)
+            buckets.setdefault(key, []).append(job)
+        done: list[Job] = []
+        goods: list[Tensor] = []
+        for bucket in buckets.values():
+            done += bucket
+            goods += self._one(bucket)
+        if done:
+            self._watch(done, goods)
+
+    def _one(self, jobs: list[Job]) -> list[Tensor]:
+        matrices = _joined([job.matrix for job in jobs])
+        damping = _joined([job.damping for job in jobs])
+        held = [job.slot.state for job in jobs]
+        states = [state for state in held if state is not None]
+        old = {key: _joined([state[key] for state in states]) for key in states[0]} if states else None
+        new, good = self.backend.refresh(matrices, damping, old)
+        goods, start = [], 0
+        for job in jobs:
+            part = slice(start, start + len(job.matrix))
+            goods.append(good[part])
+            self._store(job, {key: value[part] for key, value in new.items()}, good[part])
+            start += len(job.matrix)
+        return goods
+
+    def _store(self, job: Job, new: State, good: Tensor) -> None:
+        """Write where good; keep the old inverse (the identity at first) elsewhere."""
+        if job.slot.state is None:
+            job.slot.state = self.backend.allocate(job.matrix)
+        for key, held in job.slot.state.items():
+            mask = good.reshape(-1, *[1] * (held.ndim - 1))
+            held.copy_(torch.where(mask, new[key], held))
+
+    # -- failures ------------------------------------------------------------------------------------------------------
+
+    def _watch(self, jobs: list[Job], goods: list[Tensor]) -> None:
+        home = goods[0].device
+        flag = torch.cat([good.to(home) for good in goods]).all()
+        if home.type != "cuda":
+            self._climb_all(_Pending(jobs, goods, flag, None))
+            return
+        host = torch.empty((), dtype=torch.bool, pin_memory=True)
+        host.copy_(flag, non_blocking=True)
+        cuda: Any = torch.cuda
+        event = cuda.Event()
+        event.record()
+        # ``settle`` runs before the next batch is folded in, so the jobs' matrices are still those that failed.
+        self._pending.append(_Pending(jobs, goods, host, event))
+
+    def settle(self) -> None:
+        """Let failed refreshes of earlier steps climb the ladder. Waits for those refreshes, not for later work."""
+        pending, self._pending = self._pending, []
+        for one in pending:
+            one.event.synchronize()
+            self._climb_all(one)
+
+    def forget(self) -> None:
+        """Drop what is pending, when other states have been loaded."""
+        self._pending = []
+
+    def _climb_all(self, pending: _Pending) -> None:
+        if bool(pending.flag):
+            return
+        for job, good in zip(pending.jobs, pending.goods, strict=True):
+            for index in (~good).nonzero().flatten().tolist():
+                self.counters[self._climb(job, int(index))] += 1
+
+    def _climb(self, job: Job, index: int) -> str:
+        """Try the rungs for one matrix; returns the one that held."""
+        part = slice(index, index + 1)
+        matrix, damping = job.matrix[part], job.damping[part]
+        tries = [("direct", matrix, damping), *(("damping", matrix, factor * damping) for factor in MORE)]
+        tries.append(("float64", matrix.double(), damping.double()))
+        for rung, one, amount in tries:
+            new, good = self.backend.direct(one, amount)
+            if bool(good.all()):
+                assert job.slot.state is not None
+                for key, held in job.slot.state.items():
+                    held[part] = new[key].to(held.dtype)
+                return rung
+        return "kept"
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

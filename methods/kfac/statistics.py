@@ -1,0 +1,213 @@
+"""Second moments of a batch and their running means.
+
+For a loss that is the mean of R terms, let b be the rows of the gradient that backward gives (already divided by R)
+and a the input rows, over N samples and S shared positions. Martens and Grosse (arXiv 1503.05671); weight sharing by
+Eschenhagen et al. (arXiv 2311.00636):
+
+    expand:  A = 1 / (N S) sum_ns a a^T,          G = R sum_ns b b^T
+    reduce:  A = 1 / N sum_n mean_s(a) mean_s(a)^T,   G = R sum_n (sum_s b)(sum_s b)^T
+
+so that A x G is the Fisher of the mean loss, whatever the batch, the accumulation or the reduction. R is N
+(``loss_terms="batch"``) or N S (``"batch+sequence"``, S of the layer at hand).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from harness.errors import Unsupported
+from methods.kfac.layers import Layer, averaged_rows, input_rows, output_rows
+
+INITIAL = ("identity", "first-batch", "bias-corrected")
+SHARING = ("expand", "reduce")
+LOSS_TERMS = ("batch", "batch+sequence")
+REDUCTIONS = ("mean", "sum")
+
+
+@dataclass
+class Sums:
+    """Unscaled sums of one layer since the last step.
+
+    Attributes:
+        a: sum over rows of a a^T (groups, d_in, d_in).
+        g: sum over rows of b b^T (groups, d_out, d_out).
+        rows: rows in ``a``.
+        terms: loss terms R.
+        backward: id of the backward pass that was added last; a tied module's calls share their samples.
+    """
+
+    a: Tensor
+    g: Tensor
+    rows: int = 0
+    terms: int = 0
+    backward: int = -1
+
+
+def moment(rows: Tensor, bias: bool) -> Tensor:
+    """sum_n r r^T of rows (groups, n, d), r with a 1 appended if ``bias``: (groups, d (+ 1), d (+ 1))."""
+    product = rows.mT @ rows
+    if not bias:
+        return product
+    groups, count, width = rows.shape
+    whole = product.new_empty(groups, width + 1, width + 1)
+    whole[:, :width, :width] = product
+    whole[:, width, :width] = whole[:, :width, width] = rows.sum(1)
+    whole[:, width, width] = float(count)
+    return whole
+
+
+@dataclass
+class Factors:
+    """Running means of one layer; ``count`` batches have entered (a 0-d tensor on the device)."""
+
+    a: Tensor
+    g: Tensor
+    count: Tensor
+
+
+class Statistics:
+    """Takes rows during backward and folds them into running means at the step.
+
+    Args:
+        sharing: ``expand`` or ``reduce``.
+        decay: rho of M <- rho M + (1 - rho) batch.
+        initial: start of M: ``identity`` (keeps rho^k I), ``first-batch``, or ``bias-corrected`` (zero, and read
+            divided by 1 - rho^k).
+        loss_terms: what the mean of the loss is taken over.
+        reduction: the loss is the ``mean`` or the ``sum`` of its terms.
+        subsample: share of the rows that is used, in (0, 1]; evenly strided.
+    """
+
+    def __init__(
+        self, sharing: str, decay: float, initial: str, loss_terms: str, reduction: str, subsample: float
+    ) -> None:
+        self.sharing, self.decay, self.initial = sharing, decay, initial
+        self.loss_terms, self.reduction, self.subsample = loss_terms, reduction, subsample
+        self.sums: dict[Layer, Sums] = {}
+        self.factors: dict[Layer, Factors] = {}
+
+    # -- a backward pass -----------------------------------------------------------------------------------------------
+
+    def rows(self, layer: Layer, module: Any, inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (groups, N, S, d) in the factors' dtype; S = 1 with ``reduce``. The bias' 1 is not in them."""
+        b = output_rows(module, gradients).to(layer.dtype)
+        if self.sharing == "reduce":
+            return averaged_rows(module, inputs.to(layer.dtype)), b.sum(2, keepdim=True)
+        return input_rows(module, inputs.to(layer.dtype)), b
+
+    def take(self, layer: Layer, module: Any, inputs: Tensor, gradients: Tensor, backward: int) -> None:
+        """Add one call of a module; a batch of several backward passes (accumulation) adds up."""
+        a, b = self.rows(layer, module, inputs, gradients)
+        groups, samples, shared, _ = b.shape
+        positions = output_rows(module, gradients).shape[2]
+        if a.shape[1:3] != b.shape[1:3]:
+            raise Unsupported(f"{layer.name}: input rows {tuple(a.shape)} do not match output rows {tuple(b.shape)}.")
+        a, b = a.reshape(groups, samples * shared, -1), b.reshape(groups, samples * shared, -1)
+        full = a.shape[1]
+        if self.subsample < 1.0 and full > 1:
+            chosen = self._chosen(full, a.device)
+            a, b = a[:, chosen], b[:, chosen]
+        first, second = moment(a, layer.bias is not None), moment(b, False)
+        if a.shape[1] != full:
+            second *= full / a.shape[1]
+        sums = self.sums.get(layer)
+        if sums is None:
+            sums = self.sums[layer] = Sums(first, second)
+        else:
+            sums.a += first
+            sums.g += second
+        sums.rows += a.shape[1]
+        if backward < 0 or backward != sums.backward:
+            sums.terms += samples * (positions if self.loss_terms == "batch+sequence" else 1)
+        sums.backward = backward
+
+    def _chosen(self, count: int, device: torch.device) -> Tensor:
+        """Evenly strided row numbers, at least one."""
+        wanted = max(1, round(count * self.subsample))
+        return torch.arange(wanted, device=device) * count // wanted
+
+    def forget(self) -> None:
+        """Drop what has been taken since the last step."""
+        self.sums.clear()
+
+    # -- a step --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fold(self, scale: Tensor | float = 1.0, passes: int = 1, columns: bool = False) -> Tensor | None:
+        """Enter the batch into the running means unless one of its statistics is not finite.
+
+        Args:
+            scale: factor that the loss was multiplied with (loss scaling); G is divided by its square.
+            passes: how many times the whole batch went backward, each with other drawn targets.
+            columns: the passes brought columns of a root of each term's Hessian, to be summed and not averaged, and
+                not divided by R.
+
+        Returns:
+            Whether the batch was finite, a 0-d bool on the device; None when nothing was taken.
+        """
+        if not self.sums:
+            return None
+        batch = {layer: self._batch(sums, scale, passes, columns) for layer, sums in self.sums.items()}
+        traces = [m.diagonal(dim1=1, dim2=2).sum() for pair in batch.values() for m in pair]
+        home = traces[0].device
+        # A second moment that is not finite anywhere has a diagonal that is not (Cauchy and Schwarz).
+        finite = torch.stack([trace.to(home) for trace in traces]).isfinite().all()
+        for layer, (a, g) in batch.items():
+            held = self.held(layer)
+            old = held.count
+            keep = torch.where(old > 0, self.decay, 0.0) if self.initial == "first-batch" else self.decay
+            good = finite.to(a.device)
+            for running, new in ((held.a, a), (held.g, g)):
+                running.copy_(torch.where(good, keep * running + (1 - keep) * new, running))
+            held.count = old + good.to(old.dtype)
+        self.forget()
+        return finite
+
+    def _batch(self, sums: Sums, scale: Tensor | float, passes: int, columns: bool) -> tuple[Tensor, Tensor]:
+        a = sums.a / sums.rows
+        g = sums.g * self.weight(sums.terms, passes, columns) / scale**2
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            for tensor in (a, g):
+                distributed.all_reduce(tensor)
+                tensor /= distributed.get_world_size()
+        return a, g
+
+    def weight(self, terms: int, passes: int, columns: bool) -> float:
+        """What turns sum b b^T over all passes into G; ``terms`` counts the loss terms of all passes."""
+        if columns:
+            return passes / terms
+        return terms / passes**2 if self.reduction == "mean" else 1.0 / terms
+
+    def held(self, layer: Layer) -> Factors:
+        """The layer's running means, created at their start, on the weight's device."""
+        device = layer.weight.device
+        found = self.factors.get(layer)
+        if found is None:
+            made = [
+                torch.eye(d, dtype=layer.dtype, device=device).repeat(layer.groups, 1, 1)
+                if self.initial != "bias-corrected"
+                else torch.zeros(layer.groups, d, d, dtype=layer.dtype, device=device)
+                for d in (layer.d_in, layer.d_out)
+            ]
+            count = torch.zeros((), dtype=layer.dtype, device=device)
+            found = self.factors[layer] = Factors(made[0], made[1], count)
+        elif found.a.device != device or found.a.dtype != layer.dtype:
+            found.a, found.g, found.count = (t.to(device, layer.dtype) for t in (found.a, found.g, found.count))
+        return found
+
+    def read(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        """A and G as inverses use them: bias-corrected if asked for; the identity before the first good batch."""
+        held = self.held(layer)
+        if self.initial != "bias-corrected":
+            return held.a, held.g
+        weight = 1 - self.decay**held.count
+        return _corrected(held.a, weight), _corrected(held.g, weight)
+
+
+def _corrected(running: Tensor, weight: Tensor) -> Tensor:
+    eye = torch.eye(running.shape[1], dtype=running.dtype, device=running.device).expand_as(running)
+    return torch.where(weight > 0, running / weight, eye)
