@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.errors import Unsupported
 from methods.approximate_matmul.linear.base import Estimator, Fit, Op, State, choice, limited_rank
 
 BUFFERS = ("double", "single")
@@ -27,8 +28,15 @@ class Cooccur(Op):
 
     @classmethod
     def learn(cls, a_train: Tensor, b: Tensor, hyper: Mapping[str, Any], fit: Fit) -> State:
-        """Keep B by rows."""
+        """Keep B by rows.
+
+        Raises:
+            Unsupported: a cut at the first singular value, where the shrink leaves nothing.
+        """
         limited_rank(hyper["rank"], int(b.shape[0]), int(b.shape[1]), cls.method)
+        least = 2 if hyper["buffer"] == "double" else 4
+        if hyper["rank"] < least:
+            raise Unsupported(f"{cls.method} needs rank {least} or more: below, every shrink leaves zero")
         return {"b": b.contiguous().clone()}
 
     def prepare(self) -> None:

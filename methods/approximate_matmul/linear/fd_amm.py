@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.errors import Unsupported
 from methods.approximate_matmul.linear.base import Estimator, Fit, Op, State, choice, limited_rank
 
 SHRINKS = ("theory", "published")
@@ -28,8 +29,14 @@ class FdAmm(Op):
 
     @classmethod
     def learn(cls, a_train: Tensor, b: Tensor, hyper: Mapping[str, Any], fit: Fit) -> State:
-        """Keep B."""
+        """Keep B.
+
+        Raises:
+            Unsupported: rank 1, where the shrink leaves nothing.
+        """
         limited_rank(hyper["rank"], int(b.shape[0]), int(b.shape[1]), cls.method)
+        if hyper["rank"] < 2:
+            raise Unsupported(f"{cls.method} keeps rank - 1 directions: rank 1 approximates every product by zero")
         return {"b": b.contiguous().clone()}
 
     def prepare(self) -> None:

@@ -104,8 +104,8 @@ def test_other_dtypes_keep_their_dtype_and_meaning(name: str, dtype: object) -> 
 def test_smallest_shapes(name: str, shape: tuple) -> None:
     a, b, a_train = data(*shape)
     allowed = {"exact": 1e-6, "bf16": 2e-2, "int8": 3e-2, "int8-static": 5e-2}[name]
-    # The static scales must cover what run time brings, so that only rounding is judged here.
-    assert float((fitted(name, torch.cat((a_train, a)), b)(a) - a @ b).norm()) <= allowed * float(a.norm() * b.norm())
+    # Fitted on the rows themselves: the static scales cover them, so that only rounding is judged.
+    assert float((fitted(name, a, b)(a) - a @ b).norm()) <= allowed * float(a.norm() * b.norm())
 
 
 @pytest.mark.parametrize("name", CPU)
@@ -183,6 +183,15 @@ def test_rank_beyond_the_limit_is_refused(name: str, rank: object) -> None:
         load(TASK + name)(rank=rank).fit(a_train, b)
     with pytest.raises(UserError, match="no rank fits"):
         load(TASK + name)(rank=1).fit(a_train, b[:, :1])
+
+
+@pytest.mark.parametrize(("name", "more"), [("fd-amm", {}), ("cooccur", {}), ("cooccur", {"buffer": "single"})])
+def test_a_rank_that_leaves_nothing_is_refused(name: str, more: dict) -> None:
+    _, b, a_train = data(20, 12, 6)
+    least = 4 if more else 2
+    with pytest.raises(Unsupported, match="zero"):
+        load(TASK + name)(rank=least - 1, **more).fit(a_train, b)
+    assert float(load(TASK + name)(rank=least, **more).fit(a_train, b)(a_train).norm()) > 0
 
 
 def test_bad_options_are_refused() -> None:

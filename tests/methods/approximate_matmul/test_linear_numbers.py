@@ -310,7 +310,7 @@ def test_published_shrink_breaks_the_relation_of_the_theorem() -> None:
 
 
 @pytest.mark.parametrize(("buffer", "factor"), [("double", 1.0), ("single", 2.0)])
-@pytest.mark.parametrize("rank", [2, 5, 8])
+@pytest.mark.parametrize("rank", [4, 5, 8])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_cooccurring_directions_keep_their_bound(buffer: str, factor: float, rank: int, seed: int) -> None:
     a, b = matrices(25, 60, 12, seed=seed, dtype=torch.float64)
