@@ -22,12 +22,10 @@ def missing(encoder: Encoder, tables: Tables, device: torch.device) -> str | Non
         return "the native kernels need 8-bit tables (lut_bits)"
     if device.type != "cpu":
         return f"the native kernels run on the CPU, not on {device.type}"
-    try:
-        reason = binding().available()
-    except ModuleNotFoundError as error:
-        if error.name is None or not error.name.startswith("methods.approximate_matmul.native"):
-            raise
-        return "the native kernels are not installed"
+    native = binding()
+    if encoder.codebooks > native.MAX_CODEBOOKS:
+        return f"the native kernels sum at most {native.MAX_CODEBOOKS} codebooks"
+    reason = native.available()
     return None if reason is None else str(reason)
 
 
@@ -43,22 +41,26 @@ class NativeBackend:
 
     def __init__(self, encoder: TreeEncoder, tables: Tables, upcast: int | None) -> None:
         self._native = binding()
-        self.device = torch.device("cpu")
-        self._trees, self._tables, self._upcast = encoder.trees, tables, upcast
-        self._prepared = self._native.prepare(tables.values, tables.scale, tables.offset)
+        self._trees = encoder.trees
+        aggregation = {"aggregation": "exact"} if upcast is None else {"aggregation": "average", "upcast": upcast}
+        self._tables = self._native.prepare(tables.values, tables.scale, tables.offset, **aggregation)
 
     @property
     def level(self) -> str:
         """The instruction set that runs."""
         return str(self._native.level())
 
+    @property
+    def threads(self) -> int:
+        """Worker threads of a call."""
+        return int(self._native.default_threads())
+
     def encode(self, a: Tensor) -> Tensor:
         """(N, C) uint8 codes, unpacked."""
-        return torch.from_numpy(self._packed(a).unpack())
-
-    def _packed(self, a: Tensor) -> Any:
-        return self._native.encode(a, self._trees.columns, self._trees.thresholds)
+        packed = self._native.encode(a, self._trees.columns, self._trees.thresholds)
+        return torch.from_numpy(self._native.unpack(packed))
 
     def __call__(self, a: Tensor) -> Tensor:
-        """(N, M) float32 outputs."""
-        raise NotImplementedError
+        """(N, M) float32 outputs, encoded and scanned in one pass over the rows."""
+        result: Tensor = self._native.matmul(a, self._trees.columns, self._trees.thresholds, self._tables)
+        return result

@@ -76,7 +76,7 @@ def check_common(name: str, codebooks: int, lut_bits: int | None, aggregation: s
     whole(name, "codebooks", codebooks, 1)
     one_of(name, "aggregation", aggregation, ("exact", "average"))
     one_of(name, "backend", backend, BACKENDS)
-    whole(name, "upcast", upcast, 1, 256)
+    whole(name, "upcast", upcast, 1, 128)
     if upcast & (upcast - 1):
         raise UserError(f"{name}: upcast must be a power of two (a balanced tree of averages), got {upcast}.")
     if lut_bits is None:
@@ -85,6 +85,11 @@ def check_common(name: str, codebooks: int, lut_bits: int | None, aggregation: s
         return
     whole(name, "lut_bits", lut_bits, 1, 8)
     limit = largest_exact(lut_bits)
+    if aggregation == "average" and codebooks // group(codebooks, upcast) > limit:
+        raise UserError(
+            f"{name}: {codebooks} codebooks in groups of {group(codebooks, upcast)} (a power of two that divides them) "
+            f"overflow 16 bits; at most {limit} groups."
+        )
     if aggregation == "exact" and codebooks > limit:
         raise UserError(
             f"{name}: exact sums of {codebooks} codebooks overflow 16 bits with {lut_bits}-bit tables; at most {limit} "

@@ -133,15 +133,16 @@ class LookupProduct:
 
     def describe(self) -> dict[str, Any]:
         """What really runs."""
-        on_cpu = self.device.type == "cpu"
         levels = {"numpy": "numpy", "torch": "embedding_bag" if self.upcast is None else "embedding and averages"}
+        threads = {"numpy": 1, "torch": torch.get_num_threads() if self.device.type == "cpu" else None}
+        name = self._backend.name
         return {
             "method": f"approximate_matmul.{self.name}",
-            "backend": self._backend.name,
-            "level": getattr(self._backend, "level", levels.get(self._backend.name, "")),
+            "backend": name,
+            "level": self._backend.level if isinstance(self._backend, NativeBackend) else levels[name],
             "not_native_because": self.fallback,
             "device": str(self.device),
-            "threads": (1 if self._backend.name == "numpy" else torch.get_num_threads()) if on_cpu else None,
+            "threads": self._backend.threads if isinstance(self._backend, NativeBackend) else threads[name],
             "dtype": str(self.tables.values.dtype),
             "aggregation": "exact" if self.upcast is None else "average",
             "upcast": self.upcast,
