@@ -80,7 +80,8 @@ def plan(described: Mapping[str, Any], brief: bool = False) -> None:
     for suite in described["suites"]:
         reasons: dict[str, list[str]] = {}
         for item in described["left_out"]:
-            reasons.setdefault(item["reason"], []).append(item["case"])
+            if item["case"].startswith(f"{suite['task']}."):
+                reasons.setdefault(item["reason"], []).append(item["case"])
         console.print(
             f"suite {suite['name']}: {len(suite['methods'])} methods x {len(suite['problems'])} problems, "
             f"{described['blocks']} blocks, baseline {suite['baseline']}",
