@@ -10,6 +10,7 @@ from torch import Tensor
 
 from methods.approximate_matmul.linear.base import Estimator, Fit, Op, State, choice, limited_rank
 from methods.approximate_matmul.linear.draws import uniforms
+from methods.approximate_matmul.linear.int8 import block_rows
 from methods.approximate_matmul.linear.sketch import checked_seed
 
 NORMS = ("run", "train")
@@ -48,7 +49,7 @@ class Sampling(Op):
         """Draw, gather, multiply."""
         if self._rows is not None:
             return a.index_select(1, self.state["picked"]) @ self._rows
-        sizes = torch.linalg.vector_norm(a, dim=0).double() * self.state["norms"]
+        sizes = column_norms(a) * self.state["norms"]
         picked, weights = drawn(sizes, self.state["uniforms"])
         rows = self._b.index_select(0, picked) * weights.to(self.work).unsqueeze(1)
         return a.index_select(1, picked) @ rows
@@ -57,6 +58,17 @@ class Sampling(Op):
         """N D for the norms where they are found at run time, N d M for the product."""
         norms = float(n) * self.inner if self._rows is None else 0.0
         return norms + float(n) * int(self.hyper["rank"]) * self.outer
+
+
+def column_norms(a: Tensor) -> Tensor:
+    """|A^(k)| [D] in float64, block by block: torch's own norm along the rows takes nine times as long on a CPU."""
+    rows = block_rows(a)
+    space = a.new_empty((min(rows, a.shape[0]), a.shape[1]))
+    total = torch.zeros(a.shape[1], dtype=torch.float64, device=a.device)
+    for start in range(0, a.shape[0], rows):
+        block = a[start : start + rows]
+        total += torch.mul(block, block, out=space[: block.shape[0]]).sum(dim=0)
+    return total.sqrt()
 
 
 def drawn(sizes: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:

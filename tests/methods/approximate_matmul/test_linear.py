@@ -102,7 +102,7 @@ def test_other_dtypes_keep_their_dtype_and_meaning(name: str, dtype: object) -> 
 @pytest.mark.parametrize("name", FULL)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 1, 3), (3, 4, 1), (17, 9, 10)])
 def test_smallest_shapes(name: str, shape: tuple) -> None:
-    a, b, a_train = data(*shape)
+    a, b, _ = data(*shape)
     allowed = {"exact": 1e-6, "bf16": 2e-2, "int8": 3e-2, "int8-static": 5e-2}[name]
     # Fitted on the rows themselves: the static scales cover them, so that only rounding is judged.
     assert float((fitted(name, a, b)(a) - a @ b).norm()) <= allowed * float(a.norm() * b.norm())
