@@ -91,8 +91,22 @@ class TritonProduct(LookupProduct):
         return n * (4.0 * self.encoder.columns_read + stored) + float(self.tables.values.nbytes)
 
     def describe(self) -> dict[str, Any]:
-        """Adds the kind of the tensor-core product."""
-        return {**super().describe(), "kind": None if self._backend.design == "lut" else self._backend.kind}
+        """What really runs."""
+        return {
+            "method": f"approximate_matmul.{self.name}",
+            "backend": self._backend.name,
+            "level": self._backend.level,
+            "kind": None if self._backend.design == "lut" else self._backend.kind,
+            "interpreted": launch.INTERPRETED,
+            "device": str(self.device),
+            "threads": None,
+            "dtype": str(self.tables.values.dtype),
+            "aggregation": "exact",
+            "upcast": None,
+            "codebooks": self.encoder.codebooks,
+            "entries": self.encoder.entries,
+            "hyper": self.hyper,
+        }
 
 
 class TritonEstimator:
