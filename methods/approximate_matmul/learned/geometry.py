@@ -1,0 +1,82 @@
+"""Convolutions as matrix products: which rows a window gives, and which convolutions are supported."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """A convolution without groups over zero padding.
+
+    Attributes:
+        kernel: height and width of the window.
+        stride: of the window.
+        padding: zeros on each side.
+        dilation: distance of the window's taps.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def windows(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> (B, D, L): column d = (channel, row, column of the window), L output positions."""
+        return functional.unfold(x, self.kernel, self.dilation, self.padding, self.stride)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> (B L, D), one row per output position."""
+        return self.windows(x).transpose(1, 2).flatten(0, 1)
+
+    def image(self, rows: Tensor, x: Tensor) -> Tensor:
+        """(B L, M) -> (B, M, H', W') for the input ``x`` that the rows came from."""
+        sides = [
+            (x.shape[2 + i] + 2 * self.padding[i] - self.dilation[i] * (self.kernel[i] - 1) - 1) // self.stride[i] + 1
+            for i in (0, 1)
+        ]
+        return rows.view(len(x), sides[0] * sides[1], -1).transpose(1, 2).reshape(len(x), -1, *sides)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready copy."""
+        return asdict(self)
+
+
+def geometry(conv: nn.Conv2d) -> Geometry:
+    """The geometry of a convolution that :func:`unsupported` accepts."""
+    padding: Any = conv.padding
+    if padding == "valid":
+        padding = (0, 0)
+    elif padding == "same":
+        padding = tuple(d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
+    pairs = {"kernel": conv.kernel_size, "stride": conv.stride, "padding": padding, "dilation": conv.dilation}
+    return Geometry(**{key: (int(pair[0]), int(pair[1])) for key, pair in pairs.items()})
+
+
+def unsupported(layer: nn.Module) -> str | None:
+    """Why a layer cannot be replaced; None when it can. For layers that multiply by weights only."""
+    if type(layer) is nn.Linear:
+        found = None
+    elif type(layer) is nn.Conv2d:
+        found = _unsupported_convolution(layer)
+    else:
+        found = f"{type(layer).__name__} is neither nn.Linear nor nn.Conv2d itself"
+    weight = getattr(layer, "weight", None)
+    if found is None and (not isinstance(weight, Tensor) or weight.dtype not in (torch.float32, torch.float64)):
+        found = f"its weight is {getattr(weight, 'dtype', type(weight).__name__)}, not float32 or float64"
+    return found
+
+
+def _unsupported_convolution(conv: nn.Conv2d) -> str | None:
+    if conv.groups != 1:
+        return f"it has groups={conv.groups}; only groups=1 is one matrix product"
+    if conv.padding_mode != "zeros":
+        return f"it pads by {conv.padding_mode!r}; only 'zeros' is supported"
+    if conv.padding == "same" and any(d * (k - 1) % 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)):
+        return "padding 'same' of an even window is not the same on both sides"
+    return None
