@@ -59,7 +59,7 @@ class Op:
 
     method: ClassVar[str]
     #: "module:function" that reads what :meth:`save` wrote, called with path and device
-    loader: ClassVar[str] = "methods.approximate_matmul.linear.base:load"
+    loader: ClassVar[str | None] = "methods.approximate_matmul.linear.base:load"
     #: half inputs are computed in float32 unless a method says otherwise
     native_half: ClassVar[bool] = False
 

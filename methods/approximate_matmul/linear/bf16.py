@@ -20,6 +20,7 @@ class Bf16(Op):
     """
 
     method = "approximate_matmul.bf16"
+    native_half = True
 
     @classmethod
     def learn(cls, a_train: Tensor, b: Tensor, hyper: Mapping[str, Any], fit: Fit) -> State:

@@ -64,7 +64,9 @@ class Int8(Op):
         fit.choices |= {"engine": chosen, "candidates_s": seconds, "left_out": left_out}
 
     def prepare(self) -> None:
-        """Lay B out for the engine."""
+        """Lay B out for the engine; an operator saved on another machine may name one that is not exact here."""
+        if self.choices["engine"] == "int_mm" and integers.inexact("int_mm", self.state["b"]):
+            self.choices["engine"] = "float32"
         self._engine = integers.engine(self.choices["engine"], self.state["b"])
         self._scale = self.state["scale"].float()
 

@@ -38,11 +38,7 @@ def choose(b: Tensor, sample: Tensor) -> tuple[str, dict[str, float], list[str]]
         raise Unsupported(f"int8: D = {b.shape[0]} overflows 32-bit sums, at most {LARGEST_INNER} columns")
     usable, left_out = {}, []
     for name in ENGINES:
-        try:
-            wrong = _inexact(name, b)
-        except (RuntimeError, AttributeError) as error:
-            wrong = " ".join(str(error).split())[:120]
-        if wrong:
+        if wrong := inexact(name, b):
             left_out.append(f"{name}: {wrong}")
         else:
             usable[name] = engine(name, b)
@@ -52,8 +48,8 @@ def choose(b: Tensor, sample: Tensor) -> tuple[str, dict[str, float], list[str]]
     return chosen, seconds, left_out
 
 
-def _inexact(name: str, b: Tensor) -> str | None:
-    """Why an engine's sums are wrong on entries of +-127, None when they are right."""
+def inexact(name: str, b: Tensor) -> str | None:
+    """Why an engine cannot be used on B's shape (it fails, or is wrong on entries of +-127); None when it can."""
     inner, outer = b.shape
     extreme = torch.full((inner, outer), TOP, dtype=torch.int8, device=b.device)
     extreme[:, 1::2] = -TOP
@@ -61,7 +57,11 @@ def _inexact(name: str, b: Tensor) -> str | None:
     rows[1] = -TOP
     signs = extreme[:1].double() / TOP
     expected = torch.tensor([[1.0], [-1.0]], dtype=torch.float64, device=b.device) * signs * (inner * TOP * TOP)
-    return None if torch.equal(engine(name, extreme)(rows).double(), expected) else "sums saturate"
+    try:
+        got = engine(name, extreme)(rows).double()
+    except (RuntimeError, AttributeError) as error:
+        return " ".join(str(error).split())[:120]
+    return None if torch.equal(got, expected) else "sums saturate"
 
 
 def _int_mm(b: Tensor) -> Engine:

@@ -59,7 +59,7 @@ def test_engines_give_exact_integers_at_the_extremes(name: str, inner: int) -> N
     b = rng.choice((-127, 127), size=(inner, 3))
     b[:, 0] = 127
     wide = torch.from_numpy(b.astype(np.int8))
-    if integers._inexact(name, wide):
+    if integers.inexact(name, wide):
         pytest.skip(f"{name} saturates on this CPU and would not be chosen")
     answer = integers.engine(name, wide)(torch.from_numpy(q.astype(np.float32)))
     assert np.array_equal(answer.numpy().astype(np.int64), q @ b)
@@ -360,3 +360,14 @@ def test_the_sparse_decoder_is_least_squares() -> None:
     table = sparse_pca.decoder(rows, sparse, b)
     gradient = (rows @ sparse).T @ (rows @ sparse @ table - rows @ b)
     assert np.abs(gradient).max() < 1e-8 * np.abs(rows.T @ rows @ b).max()
+
+
+def test_a_saved_engine_that_is_wrong_here_is_replaced(monkeypatch) -> None:
+    a, b = matrices(9, 16, 4)
+    op = fit("int8", a, b)
+    expected = op(a)
+    op.choices["engine"] = "int_mm"
+    monkeypatch.setattr(integers, "inexact", lambda name, b: "sums saturate" if name == "int_mm" else None)
+    op.prepare()
+    assert op.choices["engine"] == "float32"
+    assert torch.equal(op(a), expected)
