@@ -16,9 +16,9 @@ constexpr int kMaxCodebooks = 257;  // 257 * 255 = 65535: the largest count whos
 
 enum Aggregation { kExact = 0, kAverage = 1 };
 
-// Unpacked codes of a chunk; `stride` is the number of bytes between two codebooks of one row in the plain layout.
-//   plain: byte [c * stride + r] = code
-//   quad:  byte [(c / 4) * 4 * stride + 4 * r + c % 4] = code + 16 * (c % 4), the index of a 64-byte permute
+// Unpacked codes of a chunk, block after block of code_bytes(C) bytes, ceil4(C) codebooks (padding has code 0):
+//   plain: byte [block][c][r % 32] = code
+//   quad:  byte [block][c / 4][r % 32][c % 4] = code + 16 * (c % 4), the index of a 64-byte permute
 // Columns of floats whose rows are contiguous: element (r, j) is base[j * stride + r].
 struct Columns {
     const float* base;
@@ -28,23 +28,21 @@ struct Columns {
 struct Kernels {
     const char* name;
     int tile_bytes;  // bytes of one sum in a tile
-    int code_step;   // bytes between neighbouring rows of a code layout: 1 plain, 4 quad
     // Thresholds [C, 15] into the kernel's own order, 32 floats a codebook.
     void (*thresholds)(const float* heap, int codebooks, float* own);
-    // Codes of `rows` rows for ceil4(C) codebooks (padding gets code 0).
-    void (*encode)(Columns a, const int32_t* columns, const float* own, int codebooks, int rows, uint8_t* codes,
-                   int64_t stride);
+    // Codes of `rows` rows.
+    void (*encode)(Columns a, const int32_t* columns, const float* own, int codebooks, int rows, uint8_t* codes);
     // Row-major rows into columns: group g covers columns groups[g]..+3, column i goes to slot slots[4 g + i] (-1: not
     // needed). `rows` is a multiple of 8.
     void (*gather)(const float* a, int64_t row_stride, const int32_t* groups, const int32_t* slots, int n_groups,
                    int rows, float* out, int64_t out_stride);
     // Packed bytes of a chunk, [block][ceil2(C) / 2][32], low nibble the even codebook.
-    void (*pack)(const uint8_t* codes, int64_t stride, int codebooks, int rows, uint8_t* packed);
-    void (*unpack)(const uint8_t* packed, int codebooks, int rows, uint8_t* codes, int64_t stride);
+    void (*pack)(const uint8_t* codes, int codebooks, int rows, uint8_t* packed);
+    void (*unpack)(const uint8_t* packed, int codebooks, int rows, uint8_t* codes);
     // Sums of `outputs` outputs; tables [outputs][ceil4(C)][16]. Output o starts at element o * rows of the tile; the
     // order of rows inside a block is the kernel's own affair.
-    void (*sums)(const uint8_t* codes, int64_t stride, const uint8_t* tables, int codebooks, int rows, int outputs,
-                 int aggregation, int upcast, void* tile);
+    void (*sums)(const uint8_t* codes, const uint8_t* tables, int codebooks, int rows, int outputs, int aggregation,
+                 int upcast, void* tile);
     // Up to kGroup outputs of a tile, `valid` <= `rows` rows, row-major: float32 = sum * scale + offset, or 16 bits.
     void (*store_f32)(const void* tile, int rows, int valid, int outputs, const float* scale, const float* offset,
                       float* out, int64_t out_stride);
@@ -61,5 +59,6 @@ const Kernels& vbmi_kernels();
 #endif
 
 inline int padded(int codebooks) { return (codebooks + 3) & ~3; }
+inline int64_t code_bytes(int codebooks) { return static_cast<int64_t>(padded(codebooks)) * kBlock; }
 
 }  // namespace amm

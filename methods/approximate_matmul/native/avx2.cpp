@@ -1,4 +1,4 @@
-// The AVX2 level: byte shuffles as 16-entry tables, exact sums from rounding averages and low bytes.
+// The AVX2 level: byte shuffles as 16-entry tables.
 #include "amm.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -35,13 +35,13 @@ AVX2_INLINE __m256i walk8(const float* x0, const float* x1, const float* x2, con
     return n;
 }
 
-AVX2 void encode(Columns a, const int32_t* columns, const float* own, int codebooks, int rows, uint8_t* codes,
-                 int64_t stride) {
+AVX2 void encode(Columns a, const int32_t* columns, const float* own, int codebooks, int rows, uint8_t* codes) {
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const int64_t step = code_bytes(codebooks);
     for (int c = 0; c < padded(codebooks); ++c) {
-        uint8_t* to = codes + c * stride;
+        uint8_t* to = codes + c * kBlock;
         if (c >= codebooks) {
-            for (int r = 0; r < rows; r += 32) store(to + r, _mm256_setzero_si256());
+            for (int r = 0; r < rows; r += 32, to += step) store(to, _mm256_setzero_si256());
             continue;
         }
         const float* x0 = a.base + columns[4 * c] * a.stride;
@@ -49,13 +49,13 @@ AVX2 void encode(Columns a, const int32_t* columns, const float* own, int codebo
         const float* x2 = a.base + columns[4 * c + 2] * a.stride;
         const float* x3 = a.base + columns[4 * c + 3] * a.stride;
         const float* v = own + 32 * c;
-        for (int r = 0; r < rows; r += 32) {
+        for (int r = 0; r < rows; r += 32, to += step) {
             const __m256i n0 = walk8(x0 + r, x1 + r, x2 + r, x3 + r, v);
             const __m256i n1 = walk8(x0 + r + 8, x1 + r + 8, x2 + r + 8, x3 + r + 8, v);
             const __m256i n2 = walk8(x0 + r + 16, x1 + r + 16, x2 + r + 16, x3 + r + 16, v);
             const __m256i n3 = walk8(x0 + r + 24, x1 + r + 24, x2 + r + 24, x3 + r + 24, v);
             const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(n0, n1), _mm256_packs_epi32(n2, n3));
-            store(to + r, _mm256_abs_epi8(_mm256_permutevar8x32_epi32(bytes, order)));
+            store(to, _mm256_abs_epi8(_mm256_permutevar8x32_epi32(bytes, order)));
         }
     }
 }
@@ -83,48 +83,53 @@ AVX2 void gather(const float* a, int64_t row_stride, const int32_t* groups, cons
     }
 }
 
-AVX2 void pack(const uint8_t* codes, int64_t stride, int codebooks, int rows, uint8_t* packed) {
+AVX2 void pack(const uint8_t* codes, int codebooks, int rows, uint8_t* packed) {
     const int pairs = (codebooks + 1) / 2;
-    for (int b = 0; b < rows / kBlock; ++b)
-        for (int j = 0; j < pairs; ++j) {
-            const uint8_t* low = codes + 2 * j * stride + b * kBlock;
-            store(packed + (static_cast<int64_t>(b) * pairs + j) * kBlock,
-                  _mm256_or_si256(load(low), _mm256_slli_epi16(load(low + stride), 4)));
+    for (int b = 0; b < rows / kBlock; ++b, codes += code_bytes(codebooks))
+        for (int j = 0; j < pairs; ++j, packed += kBlock) {
+            const uint8_t* low = codes + 2 * j * kBlock;
+            store(packed, _mm256_or_si256(load(low), _mm256_slli_epi16(load(low + kBlock), 4)));
         }
 }
 
-AVX2 void unpack(const uint8_t* packed, int codebooks, int rows, uint8_t* codes, int64_t stride) {
+AVX2 void unpack(const uint8_t* packed, int codebooks, int rows, uint8_t* codes) {
     const int pairs = (codebooks + 1) / 2;
     const __m256i nibble = _mm256_set1_epi8(15);
-    for (int b = 0; b < rows / kBlock; ++b)
-        for (int j = 0; j < padded(codebooks) / 2; ++j) {
-            uint8_t* low = codes + 2 * j * stride + b * kBlock;
-            const __m256i both = j < pairs ? load(packed + (static_cast<int64_t>(b) * pairs + j) * kBlock) : _mm256_setzero_si256();
-            store(low, _mm256_and_si256(both, nibble));
-            store(low + stride, _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble));
+    for (int b = 0; b < rows / kBlock; ++b, packed += pairs * kBlock)
+        for (int j = 0; j < padded(codebooks) / 2; ++j, codes += 2 * kBlock) {
+            const __m256i both = j < pairs ? load(packed + j * kBlock) : _mm256_setzero_si256();
+            store(codes, _mm256_and_si256(both, nibble));
+            store(codes + kBlock, _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble));
         }
 }
 
-AVX2_INLINE __m256i look(const uint8_t* codes, const uint8_t* table) {
-    const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
-    return _mm256_shuffle_epi8(t, load(codes));
-}
+// A table serves NB blocks of 32 rows: one broadcast load for NB shuffles.
+template <int NB>
+struct Bytes {
+    __m256i v[NB];
+};
 
-// Rounding-average tree over U neighbouring codebooks; with Low, also the byte sums modulo 256.
-template <int U, bool Low>
+// Rounding-average tree over U neighbouring codebooks.
+template <int U, int NB>
 struct Tree {
-    AVX2_INLINE __m256i run(const uint8_t* codes, int64_t stride, const uint8_t* table, __m256i& low) {
-        const __m256i a = Tree<U / 2, Low>::run(codes, stride, table, low);
-        const __m256i b = Tree<U / 2, Low>::run(codes + U / 2 * stride, stride, table + U / 2 * kPrototypes, low);
-        return _mm256_avg_epu8(a, b);
+    AVX2_INLINE Bytes<NB> run(const uint8_t* codes, int64_t step, const uint8_t* table) {
+        Bytes<NB> a = Tree<U / 2, NB>::run(codes, step, table);
+        const Bytes<NB> b = Tree<U / 2, NB>::run(codes + U / 2 * kBlock, step, table + U / 2 * kPrototypes);
+#pragma GCC unroll 4
+        for (int i = 0; i < NB; ++i) a.v[i] = _mm256_avg_epu8(a.v[i], b.v[i]);
+        return a;
     }
 };
-template <bool Low>
-struct Tree<1, Low> {
-    AVX2_INLINE __m256i run(const uint8_t* codes, int64_t, const uint8_t* table, __m256i& low) {
-        const __m256i v = look(codes, table);
-        if (Low) low = _mm256_add_epi8(low, v);
-        return v;
+template <int NB>
+struct Tree<1, NB> {
+    AVX2_INLINE Bytes<NB> run(const uint8_t* codes, int64_t step, const uint8_t* table) {
+        const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+        Bytes<NB> a;
+#pragma GCC unroll 4
+        for (int i = 0; i < NB; ++i) {
+            a.v[i] = _mm256_shuffle_epi8(t, load(codes + i * step));
+        }
+        return a;
     }
 };
 
@@ -133,49 +138,45 @@ struct Halves {
     __m256i even, odd;
 };
 
-// Exact sums over at most 96 codebooks (a multiple of 4). A group of U is averaged: U * mean exceeds the sum by at most
-// U log2(U) / 2, that is 32 for U = 16 and 4 for U = 4, in all at most 6 * 32 + 3 * 4 = 204 < 256 here. The byte sums give
-// the true sum modulo 256, hence the excess, hence the sum: 3.1 instructions a look-up instead of 4.
+// Exact sums: bytes are added as 16-bit pairs, even + 256 odd modulo 2^16, and the odd ones once more on their own; the
+// even ones follow by subtraction. (Sums rebuilt from rounding averages and byte sums need 3.1 instead of 4 instructions
+// a look-up, but compilers spill registers and they measured slower.)
 template <int NB>
-AVX2_INLINE void exact_part(const uint8_t* codes, int64_t stride, const uint8_t* table, int count, Halves* out) {
-    const __m256i byte = _mm256_set1_epi16(255);
-    __m256i low[NB], all[NB], odd[NB];
-    for (int b = 0; b < NB; ++b) low[b] = all[b] = odd[b] = _mm256_setzero_si256();
-    int c = 0;
-    for (; c + 16 <= count; c += 16)
-#pragma GCC unroll 2
-        for (int b = 0; b < NB; ++b) {
-            const __m256i m = Tree<16, true>::run(codes + c * stride + 32 * b, stride, table + c * kPrototypes, low[b]);
-            all[b] = _mm256_add_epi16(all[b], m);
-            odd[b] = _mm256_add_epi16(odd[b], _mm256_srli_epi16(m, 8));
+AVX2_INLINE void exact(const uint8_t* codes, int64_t step, const uint8_t* table, int count, uint8_t* to) {
+    __m256i all[NB], odd[NB];
+    for (int b = 0; b < NB; ++b) all[b] = odd[b] = _mm256_setzero_si256();
+    for (int c = 0; c < count; c += 4) {
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k) {
+            const __m128i* row = reinterpret_cast<const __m128i*>(table + (c + k) * kPrototypes);
+            const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128(row));
+#pragma GCC unroll 4
+            for (int b = 0; b < NB; ++b) {
+                const __m256i v = _mm256_shuffle_epi8(t, load(codes + b * step + (c + k) * kBlock));
+                all[b] = _mm256_add_epi16(all[b], v);
+                odd[b] = _mm256_add_epi16(odd[b], _mm256_srli_epi16(v, 8));
+            }
         }
-    Halves h[NB];
-    for (int b = 0; b < NB; ++b) {
-        h[b].even = _mm256_slli_epi16(_mm256_sub_epi16(all[b], _mm256_slli_epi16(odd[b], 8)), 2);
-        h[b].odd = _mm256_slli_epi16(odd[b], 2);
     }
-    for (; c < count; c += 4)
-#pragma GCC unroll 2
-        for (int b = 0; b < NB; ++b) {
-            const __m256i m = Tree<4, true>::run(codes + c * stride + 32 * b, stride, table + c * kPrototypes, low[b]);
-            h[b].even = _mm256_add_epi16(h[b].even, _mm256_and_si256(m, byte));
-            h[b].odd = _mm256_add_epi16(h[b].odd, _mm256_srli_epi16(m, 8));
-        }
     for (int b = 0; b < NB; ++b) {
-        const __m256i even = _mm256_slli_epi16(h[b].even, 2), odd4 = _mm256_slli_epi16(h[b].odd, 2);
-        const __m256i over_even = _mm256_and_si256(_mm256_sub_epi16(even, low[b]), byte);
-        const __m256i over_odd = _mm256_and_si256(_mm256_sub_epi16(odd4, _mm256_srli_epi16(low[b], 8)), byte);
-        out[b].even = _mm256_add_epi16(out[b].even, _mm256_sub_epi16(even, over_even));
-        out[b].odd = _mm256_add_epi16(out[b].odd, _mm256_sub_epi16(odd4, over_odd));
+        store(to + 64 * b, _mm256_sub_epi16(all[b], _mm256_slli_epi16(odd[b], 8)));
+        store(to + 64 * b + 32, odd[b]);
     }
 }
 
-template <int NB>
-AVX2_INLINE void exact(const uint8_t* codes, int64_t stride, const uint8_t* table, int count, uint8_t* to) {
+template <int U, int NB>
+AVX2_INLINE void average_part(const uint8_t* codes, int64_t step, const uint8_t* table, int count, uint8_t* to) {
+    const __m256i byte = _mm256_set1_epi16(255);
     Halves h[NB];
     for (int b = 0; b < NB; ++b) h[b].even = h[b].odd = _mm256_setzero_si256();
-    for (int c = 0; c < count; c += 96)
-        exact_part<NB>(codes + c * stride, stride, table + c * kPrototypes, count - c < 96 ? count - c : 96, h);
+    for (int c = 0; c < count; c += U) {
+        const Bytes<NB> m = Tree<U, NB>::run(codes + c * kBlock, step, table + c * kPrototypes);
+#pragma GCC unroll 4
+        for (int b = 0; b < NB; ++b) {
+            h[b].even = _mm256_add_epi16(h[b].even, _mm256_and_si256(m.v[b], byte));
+            h[b].odd = _mm256_add_epi16(h[b].odd, _mm256_srli_epi16(m.v[b], 8));
+        }
+    }
     for (int b = 0; b < NB; ++b) {
         store(to + 64 * b, h[b].even);
         store(to + 64 * b + 32, h[b].odd);
@@ -183,42 +184,38 @@ AVX2_INLINE void exact(const uint8_t* codes, int64_t stride, const uint8_t* tabl
 }
 
 template <int U>
-AVX2 void average(const uint8_t* codes, int64_t stride, const uint8_t* table, int count, int rows, uint8_t* to) {
-    const __m256i byte = _mm256_set1_epi16(255);
-    for (int r = 0; r < rows; r += 32) {
-        Halves h = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-        __m256i unused = h.even;
-        for (int c = 0; c < count; c += U) {
-            const __m256i m = Tree<U, false>::run(codes + c * stride + r, stride, table + c * kPrototypes, unused);
-            h.even = _mm256_add_epi16(h.even, _mm256_and_si256(m, byte));
-            h.odd = _mm256_add_epi16(h.odd, _mm256_srli_epi16(m, 8));
-        }
-        store(to + 2 * r, h.even);
-        store(to + 2 * r + 32, h.odd);
-    }
+AVX2 void average(const uint8_t* codes, int64_t step, const uint8_t* table, int count, int rows, uint8_t* to) {
+    int r = 0;
+    for (; r + 64 <= rows; r += 64) average_part<U, 2>(codes + r / 32 * step, step, table, count, to + 2 * r);
+    for (; r < rows; r += 32) average_part<U, 1>(codes + r / 32 * step, step, table, count, to + 2 * r);
 }
 
-AVX2 void sums(const uint8_t* codes, int64_t stride, const uint8_t* tables, int codebooks, int rows, int outputs,
-               int aggregation, int upcast, void* tile) {
+AVX2 void exact_rows(const uint8_t* codes, int64_t step, const uint8_t* table, int count, int rows, uint8_t* to) {
+    int r = 0;
+    for (; r + 64 <= rows; r += 64) exact<2>(codes + r / 32 * step, step, table, count, to + 2 * r);
+    for (; r < rows; r += 32) exact<1>(codes + r / 32 * step, step, table, count, to + 2 * r);
+}
+
+AVX2 void sums(const uint8_t* codes, const uint8_t* tables, int codebooks, int rows, int outputs, int aggregation,
+               int upcast, void* tile) {
     const int count = padded(codebooks);
+    const int64_t step = code_bytes(codebooks);
     for (int o = 0; o < outputs; ++o) {
         const uint8_t* table = tables + static_cast<int64_t>(o) * count * kPrototypes;
         uint8_t* to = static_cast<uint8_t*>(tile) + static_cast<int64_t>(o) * rows * 2;
         if (aggregation == kExact) {
-            int r = 0;
-            for (; r + 64 <= rows; r += 64) exact<2>(codes + r, stride, table, count, to + 2 * r);
-            for (; r < rows; r += 32) exact<1>(codes + r, stride, table, count, to + 2 * r);
+            exact_rows(codes, step, table, count, rows, to);
             continue;
         }
         switch (upcast) {
-            case 1: average<1>(codes, stride, table, codebooks, rows, to); break;
-            case 2: average<2>(codes, stride, table, codebooks, rows, to); break;
-            case 4: average<4>(codes, stride, table, codebooks, rows, to); break;
-            case 8: average<8>(codes, stride, table, codebooks, rows, to); break;
-            case 16: average<16>(codes, stride, table, codebooks, rows, to); break;
-            case 32: average<32>(codes, stride, table, codebooks, rows, to); break;
-            case 64: average<64>(codes, stride, table, codebooks, rows, to); break;
-            default: average<128>(codes, stride, table, codebooks, rows, to); break;
+            case 1: average<1>(codes, step, table, codebooks, rows, to); break;
+            case 2: average<2>(codes, step, table, codebooks, rows, to); break;
+            case 4: average<4>(codes, step, table, codebooks, rows, to); break;
+            case 8: average<8>(codes, step, table, codebooks, rows, to); break;
+            case 16: average<16>(codes, step, table, codebooks, rows, to); break;
+            case 32: average<32>(codes, step, table, codebooks, rows, to); break;
+            case 64: average<64>(codes, step, table, codebooks, rows, to); break;
+            default: average<128>(codes, step, table, codebooks, rows, to); break;
         }
     }
 }
@@ -313,7 +310,7 @@ AVX2 void column_u16(const void* tile, int rows, uint16_t* out) {
 }  // namespace
 
 const Kernels& avx2_kernels() {
-    static const Kernels kernels = {"avx2", 2, 1, own_thresholds, encode,    gather,    pack,
+    static const Kernels kernels = {"avx2", 2, own_thresholds, encode,    gather,    pack,
                                     unpack, sums, store_f32,      store_u16, column_u16};
     return kernels;
 }

@@ -26,13 +26,15 @@ constexpr int kMaxTrees = 1 << 15;
 constexpr int kMaxUpcast = 128;
 
 int highest_level() {
-#if defined(__x86_64__)
+#if defined(AMM_INTRINSICS)
+    return 3;  // emulated, for tests
+#elif defined(__x86_64__)
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
         !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
         return 1;
-    return 1;  // TODO
+    return __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") ? 3 : 2;
 #else
     return 0;
 #endif
@@ -43,6 +45,8 @@ const Kernels* kernels(int level, int aggregation) {
     if (level < 0 || level > highest_level()) return nullptr;
 #if defined(__x86_64__)
     if (level == 3 && aggregation == kAverage) level = 2;
+    if (level == 3) return &vbmi_kernels();
+    if (level == 2) return &avx512_kernels();
     if (level == 1) return &avx2_kernels();
 #endif
     (void)aggregation;
@@ -127,9 +131,9 @@ bool prepare_source(const Kernels& k, Source& s, int64_t d, const float* thresho
     return true;
 }
 
-void encode_span(const Kernels& k, const Source& s, int64_t d, Span span, uint8_t* codes, int64_t stride) {
+void encode_span(const Kernels& k, const Source& s, int64_t d, Span span, uint8_t* codes) {
     if (s.row_stride == 1 && span.valid == span.rows) {
-        k.encode({s.a + span.row, s.col_stride}, s.columns, s.own.data(), s.codebooks, span.rows, codes, stride);
+        k.encode({s.a + span.row, s.col_stride}, s.columns, s.own.data(), s.codebooks, span.rows, codes);
         return;
     }
     float* stage = static_cast<float*>(stage_scratch.take(s.used.size() * kBlock * sizeof(float)));
@@ -146,7 +150,7 @@ void encode_span(const Kernels& k, const Source& s, int64_t d, Span span, uint8_
                         i < valid ? from[i * s.row_stride + s.used[j] * s.col_stride] : __builtin_nanf("");
         }
         k.encode({stage, kBlock}, s.slots_of_columns.data(), s.own.data(), s.codebooks, kBlock,
-                 codes + static_cast<int64_t>(r) * k.code_step, stride);
+                 codes + r / kBlock * code_bytes(s.codebooks));
     }
 }
 
@@ -194,14 +198,14 @@ void store_columns(const Kernels& k, const Sink& s, Span span, int first, int ou
 }
 
 // Groups of kGroup outputs; the last takes the remainder with it, so that two overlapping whole stores cover it.
-void scan_span(const Kernels& k, const Sink& s, Span span, const uint8_t* codes, int64_t stride) {
+void scan_span(const Kernels& k, const Sink& s, Span span, const uint8_t* codes) {
     const int64_t table_bytes = static_cast<int64_t>(padded(s.codebooks)) * kPrototypes;
     const int64_t output_bytes = static_cast<int64_t>(span.rows) * k.tile_bytes;
     char* tile = static_cast<char*>(tile_scratch.take(static_cast<size_t>(2 * kGroup * output_bytes)));
     for (int first = 0; first < s.m;) {
         int outputs = s.m - first;
         if (outputs >= 2 * kGroup) outputs = kGroup;
-        k.sums(codes, stride, s.tables + first * table_bytes, s.codebooks, span.rows, outputs, s.aggregation, s.upcast,
+        k.sums(codes, s.tables + first * table_bytes, s.codebooks, span.rows, outputs, s.aggregation, s.upcast,
                tile);
         if (s.kind == kU16Columns) {
             store_columns(k, s, span, first, outputs, tile);
@@ -287,8 +291,8 @@ int amm_encode(int level, const float* a, int64_t n, int64_t d, int64_t row_stri
     const int rows = chunk_rows(codebooks);
     return each(Spans(n, rows), threads, [&](Span span) {
         uint8_t* codes = codes_for(codebooks, rows);
-        encode_span(*k, s, d, span, codes, rows);
-        k->pack(codes, rows, codebooks, span.rows, packed + span.row * pairs);
+        encode_span(*k, s, d, span, codes);
+        k->pack(codes, codebooks, span.rows, packed + span.row * pairs);
     });
 } catch (const std::exception&) {
     return kMemory;
@@ -310,8 +314,8 @@ int amm_scan(int level, const uint8_t* packed, int64_t packed_bytes, int64_t n, 
     const int rows = chunk_rows(codebooks);
     return each(Spans(n, rows), threads, [&](Span span) {
         uint8_t* codes = codes_for(codebooks, rows);
-        k->unpack(packed + span.row * pairs, codebooks, span.rows, codes, rows);
-        scan_span(*k, s, span, codes, rows);
+        k->unpack(packed + span.row * pairs, codebooks, span.rows, codes);
+        scan_span(*k, s, span, codes);
     });
 } catch (const std::exception&) {
     return kMemory;
@@ -333,8 +337,8 @@ int amm_matmul(int level, const float* a, int64_t n, int64_t d, int64_t row_stri
     const int rows = chunk_rows(codebooks);
     return each(Spans(n, rows), threads, [&](Span span) {
         uint8_t* codes = codes_for(codebooks, rows);
-        encode_span(*k, s, d, span, codes, rows);
-        scan_span(*k, to, span, codes, rows);
+        encode_span(*k, s, d, span, codes);
+        scan_span(*k, to, span, codes);
     });
 } catch (const std::exception&) {
     return kMemory;

@@ -10,22 +10,19 @@ void own_thresholds(const float* heap, int codebooks, float* own) {
 }
 
 // i <- 2 i + [x >= v], level by level; a NaN compares false.
-void encode(Columns a, const int32_t* columns, const float* own, int codebooks, int rows, uint8_t* codes,
-            int64_t stride) {
+int walk(const float* const x[4], int row, const float* v) {
+    int i = 0;
+    for (int t = 0; t < 4; ++t) i = 2 * i + (x[t][row] >= v[(1 << t) - 1 + i] ? 1 : 0);
+    return i;
+}
+
+void encode(Columns a, const int32_t* columns, const float* own, int codebooks, int rows, uint8_t* codes) {
     for (int c = 0; c < padded(codebooks); ++c) {
-        uint8_t* to = codes + c * stride;
-        if (c >= codebooks) {
-            for (int r = 0; r < rows; ++r) to[r] = 0;
-            continue;
-        }
-        const float* x[4];
-        for (int t = 0; t < 4; ++t) x[t] = a.base + columns[4 * c + t] * a.stride;
-        const float* v = own + 32 * c;
-        for (int r = 0; r < rows; ++r) {
-            int i = 0;
-            for (int t = 0; t < 4; ++t) i = 2 * i + (x[t][r] >= v[(1 << t) - 1 + i] ? 1 : 0);
-            to[r] = static_cast<uint8_t>(i);
-        }
+        const float* x[4] = {a.base, a.base, a.base, a.base};
+        for (int t = 0; t < 4 && c < codebooks; ++t) x[t] = a.base + columns[4 * c + t] * a.stride;
+        for (int r = 0; r < rows; ++r)
+            codes[r / kBlock * code_bytes(codebooks) + c * kBlock + r % kBlock] =
+                static_cast<uint8_t>(c < codebooks ? walk(x, r, own + 32 * c) : 0);
     }
 }
 
@@ -40,50 +37,49 @@ void gather(const float* a, int64_t row_stride, const int32_t* groups, const int
         }
 }
 
-void pack(const uint8_t* codes, int64_t stride, int codebooks, int rows, uint8_t* packed) {
+void pack(const uint8_t* codes, int codebooks, int rows, uint8_t* packed) {
     const int pairs = (codebooks + 1) / 2;
     for (int b = 0; b < rows / kBlock; ++b)
         for (int j = 0; j < pairs; ++j) {
-            const uint8_t* low = codes + 2 * j * stride + b * kBlock;
-            const uint8_t* high = low + stride;
+            const uint8_t* low = codes + b * code_bytes(codebooks) + 2 * j * kBlock;
             uint8_t* to = packed + (static_cast<int64_t>(b) * pairs + j) * kBlock;
-            for (int r = 0; r < kBlock; ++r) to[r] = static_cast<uint8_t>(low[r] | (high[r] << 4));
+            for (int r = 0; r < kBlock; ++r) to[r] = static_cast<uint8_t>(low[r] | (low[kBlock + r] << 4));
         }
 }
 
-void unpack(const uint8_t* packed, int codebooks, int rows, uint8_t* codes, int64_t stride) {
+void unpack(const uint8_t* packed, int codebooks, int rows, uint8_t* codes) {
     const int pairs = (codebooks + 1) / 2;
     for (int b = 0; b < rows / kBlock; ++b)
         for (int j = 0; j < padded(codebooks) / 2; ++j) {
-            uint8_t* low = codes + 2 * j * stride + b * kBlock;
-            uint8_t* high = low + stride;
+            uint8_t* low = codes + b * code_bytes(codebooks) + 2 * j * kBlock;
             const uint8_t* from = packed + (static_cast<int64_t>(b) * pairs + j) * kBlock;
             for (int r = 0; r < kBlock; ++r) {
                 low[r] = j < pairs ? from[r] & 15 : 0;
-                high[r] = j < pairs ? from[r] >> 4 : 0;
+                low[kBlock + r] = j < pairs ? from[r] >> 4 : 0;
             }
         }
 }
 
 // Balanced tree of rounding averages over neighbours: mean(a, b) = (a + b + 1) >> 1.
-int mean(const uint8_t* codes, int64_t stride, const uint8_t* tables, int count) {
+int mean(const uint8_t* codes, const uint8_t* tables, int count) {
     if (count == 1) return tables[codes[0]];
     const int half = count / 2;
-    const int left = mean(codes, stride, tables, half);
-    const int right = mean(codes + half * stride, stride, tables + half * kPrototypes, half);
+    const int left = mean(codes, tables, half);
+    const int right = mean(codes + half * kBlock, tables + half * kPrototypes, half);
     return (left + right + 1) >> 1;
 }
 
-void sums(const uint8_t* codes, int64_t stride, const uint8_t* tables, int codebooks, int rows, int outputs,
-          int aggregation, int upcast, void* tile) {
+void sums(const uint8_t* codes, const uint8_t* tables, int codebooks, int rows, int outputs, int aggregation,
+          int upcast, void* tile) {
     const int step = aggregation == kAverage ? upcast : 1;
     for (int o = 0; o < outputs; ++o) {
         const uint8_t* table = tables + static_cast<int64_t>(o) * padded(codebooks) * kPrototypes;
         uint16_t* to = static_cast<uint16_t*>(tile) + static_cast<int64_t>(o) * rows;
         for (int r = 0; r < rows; ++r) {
+            const uint8_t* code = codes + r / kBlock * code_bytes(codebooks) + r % kBlock;
             int sum = 0;
             for (int c = 0; c < codebooks; c += step)
-                sum += mean(codes + c * stride + r, stride, table + c * kPrototypes, step);
+                sum += mean(code + c * kBlock, table + c * kPrototypes, step);
             to[r] = static_cast<uint16_t>(sum);
         }
     }
@@ -112,7 +108,7 @@ void column_u16(const void* tile, int rows, uint16_t* out) {
 }  // namespace
 
 const Kernels& scalar_kernels() {
-    static const Kernels kernels = {"scalar", 2, 1, own_thresholds, encode,    gather,    pack,
+    static const Kernels kernels = {"scalar", 2, own_thresholds, encode,    gather,    pack,
                                     unpack,   sums, store_f32,      store_u16, column_u16};
     return kernels;
 }
