@@ -63,7 +63,7 @@ def load(optimizer: KFAC, stored: Mapping[str, Any]) -> None:
     if (stored["fallback"] is None) != (optimizer.fallback is None):
         raise UserError("only one of the saved optimizer and this one has a fallback; build it with the same model.")
     optimizer.refresher.forget()
-    optimizer.statistics.forget()
+    optimizer.forget()
     optimizer.steps = int(stored["steps"])
     optimizer._skipped = torch.tensor(int(stored["skipped"]), device=optimizer._skipped.device)
     optimizer._events = dict(stored["events"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +39,7 @@ class Columns:
         unit = torch.zeros_like(output)
         unit[..., index] = 1.0
         if self.loss == "mse":
-            return unit * (2.0 / output.shape[-1]) ** 0.5
+            return unit * math.sqrt(2.0 / output.shape[-1])
         chances = torch.softmax(output, dim=-1)
         root: Tensor = chances[..., index : index + 1].sqrt()
         return root * (unit - chances)

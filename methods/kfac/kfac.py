@@ -120,10 +120,15 @@ class KFAC(torch.optim.Optimizer):
 
     def _announce(self) -> None:
         """Name what is not preconditioned, once."""
-        unusual = {name: why for name, why in self.left_over.items() if "Norm" not in why}
-        if unusual:
-            listed = "; ".join(f"{name} ({why})" for name, why in unusual.items())
-            warnings.warn(f"{self.label} leaves to {self.options.fallback}: {listed}.", stacklevel=3)
+        by_reason: dict[str, list[str]] = {}
+        for name, why in self.left_over.items():
+            by_reason.setdefault(why, []).append(name)
+        listed = [
+            f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({why})"
+            for why, names in by_reason.items()
+        ]
+        if listed:
+            warnings.warn(f"{self.label} leaves to {self.options.fallback}: {'; '.join(listed)}.", stacklevel=3)
 
     # -- statistics ----------------------------------------------------------------------------------------------------
 
@@ -136,7 +141,7 @@ class KFAC(torch.optim.Optimizer):
 
     def _model_passes(self, closure: Callable[..., Any]) -> int:
         """Statistics from targets drawn from the model, or from columns; their gradients are dropped."""
-        self.statistics.forget()
+        self.forget()
         self.capture.enabled = True
         try:
             with torch.enable_grad():
@@ -195,7 +200,7 @@ class KFAC(torch.optim.Optimizer):
         self._follow()
         scale = self._loss_scale()
         if scale is None:
-            self.statistics.forget()
+            self.forget()
             self._events["overflowed_steps"] += 1
             return loss
         finite = self._fold(scale, passes)
@@ -244,11 +249,11 @@ class KFAC(torch.optim.Optimizer):
 
     def _jobs(self, layer: Layer) -> tuple[Job, Job]:
         a, g = self.statistics.read(layer)
-        mode, amount = self.options.damping_mode, value_at(self.options.damping, self.steps)
+        mode = self.options.damping_mode
         if mode in damping.JOINT:
             for_a, for_g = torch.zeros_like(a[:, 0, 0]), torch.zeros_like(g[:, 0, 0])
         else:
-            for_a, for_g = damping.separate(mode, amount, a, g)
+            for_a, for_g = damping.separate(mode, self.damping(), a, g)
         first, second = self.slots[layer]
         return Job(first, a, for_a), Job(second, g, for_g)
 
@@ -264,9 +269,7 @@ class KFAC(torch.optim.Optimizer):
         if self.options.damping_mode not in damping.JOINT:
             return self.backend.apply(first, self.backend.apply(second, gradient).mT).mT
         qa, qg = first["vectors"], second["vectors"]
-        amount = damping.joint(
-            self.options.damping_mode, value_at(self.options.damping, self.steps), first["values"], second["values"]
-        )
+        amount = damping.joint(self.options.damping_mode, self.damping(), first["values"], second["values"])
         spectrum = second["values"][:, :, None] * first["values"][:, None, :] + amount
         return qg @ ((qg.mT @ gradient @ qa) / spectrum) @ qa.mT
 
@@ -335,16 +338,28 @@ class KFAC(torch.optim.Optimizer):
                     slot.state = {key: value.to(*home) for key, value in slot.state.items()}
             if layer in self.momenta:
                 self.momenta[layer] = self.momenta[layer].to(*home)
+            self.follow(layer)
         for parameter, held in (self.fallback.state if self.fallback is not None else {}).items():
             for key, value in held.items():
                 if isinstance(value, Tensor):
                     held[key] = value.to(parameter.device, None if key == "step" else parameter.dtype)
+
+    def damping(self) -> float:
+        """Lam at this step."""
+        return value_at(self.options.damping, self.steps)
 
     # -- for relatives -------------------------------------------------------------------------------------------------
 
     def extra_state(self, layer: Layer) -> dict[str, Any]:
         """What a relative keeps of a layer besides factors, inverses and momentum."""
         return {}
+
+    def forget(self) -> None:
+        """Drop what backward passes have brought since the last step."""
+        self.statistics.forget()
+
+    def follow(self, layer: Layer) -> None:
+        """Take it along when the model has been cast or moved."""
 
     def load_extra_state(self, layer: Layer, stored: Mapping[str, Any]) -> None:
         """Restore :meth:`extra_state`, copying its tensors."""
@@ -380,7 +395,7 @@ class KFAC(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, and the statistics that came with them."""
-        self.statistics.forget()
+        self.forget()
         super().zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -406,4 +421,4 @@ class KFAC(torch.optim.Optimizer):
         self.capture.close()
         if self.columns is not None:
             self.columns.close()
-        self.statistics.forget()
+        self.forget()

@@ -112,19 +112,20 @@ def find(
     layers: list[Layer] = []
     why: dict[Tensor, str] = {}
     for parameter, users in owners.items():
-        if not parameter.requires_grad or getattr(users[0][1], "weight", None) is not parameter:
+        held: Any = getattr(users[0][1], "weight", None)
+        if not parameter.requires_grad or held is not parameter:
             continue
         reason = _refusal(users, patterns)
         if reason is None:
             module = users[0][1]
             assert isinstance(module, _KINDS)
-            weight: Any = parameter
+            weight: Any = module.weight
             bias: Any = module.bias if module.bias is not None and module.bias.requires_grad else None
             groups = module.groups if isinstance(module, nn.Conv2d) else 1
             kept = [user for _, user in users if isinstance(user, _KINDS)]
             layers.append(Layer(users[0][0] or "(model)", kept, weight, bias, groups))
         else:
-            why[parameter] = reason
+            why |= dict.fromkeys(users[0][1].parameters(recurse=False), reason)
     if not layers:
         raise Unsupported(
             "the model has no layer with Kronecker factors: a trained nn.Linear or nn.Conv2d that is not excluded "

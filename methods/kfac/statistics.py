@@ -159,7 +159,7 @@ class Statistics:
         for layer, (a, g) in batch.items():
             held = self.held(layer)
             old = held.count
-            keep = torch.where(old > 0, self.decay, 0.0) if self.initial == "first-batch" else self.decay
+            keep = (old > 0).to(old.dtype) * self.decay if self.initial == "first-batch" else self.decay
             good = finite.to(a.device)
             for running, new in ((held.a, a), (held.g, g)):
                 running.copy_(torch.where(good, keep * running + (1 - keep) * new, running))

@@ -1,0 +1,132 @@
+"""Descriptors of the K-FAC family's methods of the task ``training``. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.catalogue.method import Method
+
+_HERE = "methods.kfac"
+_DTYPES = ("float32", "bfloat16", "float64")
+
+#: The constructor's defaults; see ``methods.kfac.options.Options``.
+_HYPER: dict[str, Any] = {
+    "lr": 1e-3,
+    "momentum": 0.9,
+    "damping": 1e-3,
+    "damping_mode": "pi",
+    "weight_decay": 0.0,
+    "weight_decay_mode": "coupled",
+    "weight_decay_start": 0,
+    "factor_decay": 0.95,
+    "factor_init": "identity",
+    "sharing": "expand",
+    "fisher": "empirical",
+    "mc_samples": 1,
+    "loss": "cross-entropy",
+    "loss_terms": "batch",
+    "reduction": "mean",
+    "update_period": 10,
+    "refresh_period": 100,
+    "stagger": False,
+    "subsample": 1.0,
+    "clip": "kl",
+    "clip_value": 1e-3,
+    "exclude": [],
+    "fallback": "adamw",
+    "fallback_lr": 1e-3,
+    "fallback_momentum": 0.9,
+    "fallback_beta1": 0.9,
+    "fallback_beta2": 0.999,
+    "fallback_eps": 1e-8,
+    "fallback_weight_decay": 0.0,
+}
+_SKETCH: dict[str, Any] = {"rank": 220, "oversampling": 10, "power": 4, "continuation": False, "warm": False, "seed": 0}
+_KFAC = "Martens and Grosse, arXiv 1503.05671; convolutions: Grosse and Martens, arXiv 1602.01407"
+_SHARING = "weight sharing: Eschenhagen et al., arXiv 2311.00636"
+_FORMULA = "v <- mu v + clip((G + ..)^-1 dW (A + ..)^-1); w <- w - lr v"
+
+
+def _method(
+    name: str,
+    factory: str,
+    reference: str,
+    summary: str,
+    source: str,
+    formula: str,
+    without: tuple[str, ...] = (),
+    **hyper: Any,
+) -> Method:
+    return Method(
+        name=f"training.{name}",
+        impl=f"{_HERE}.factories:{factory}",
+        summary=summary,
+        source=source,
+        formula=formula,
+        needs=("torch",),
+        reference=f"{_HERE}.reference:{reference}",
+        hyper={key: value for key, value in {**_HYPER, **hyper}.items() if key not in without},
+        dtypes=_DTYPES,
+        origin="published design",
+    )
+
+
+KFAC_CHOLESKY = _method(
+    "kfac-cholesky",
+    "cholesky",
+    "kfac",
+    "K-FAC with explicit Cholesky inverses, equal sizes batched; AdamW for what is neither Linear nor Conv2d",
+    f"{_KFAC}; {_SHARING}; defaults: Wang et al., arXiv 1905.05934, code",
+    _FORMULA,
+)
+KFAC_EIGH = _method(
+    "kfac-eigh",
+    "eigh",
+    "eigh",
+    "K-FAC with eigendecompositions and the product of the factors damped; AdamW for the rest",
+    f"{_KFAC}; {_SHARING}; defaults: Wang et al., arXiv 1905.05934, code",
+    "v <- mu v + clip(Q_G [(Q_G^T dW Q_A) / (d_G d_A^T + lam)] Q_A^T); w <- w - lr v",
+    damping_mode="exact",
+)
+KFAC_NEWTON_SCHULZ = _method(
+    "kfac-newton-schulz",
+    "newton_schulz",
+    "kfac",
+    "K-FAC with inverses iterated from the ones before, products alone; AdamW for the rest",
+    f"{_KFAC}; iteration: Schulz (1933); warm start: ours",
+    f"X <- X (2 I - M X); {_FORMULA}",
+    iterations=6,
+    tolerance=1e-2,
+    half=False,
+)
+EKFAC = _method(
+    "ekfac",
+    "ekfac",
+    "ekfac",
+    "EKFAC: the Fisher's own diagonal in K-FAC's eigenbases; AdamW for the rest",
+    "George et al., arXiv 1806.03884; defaults: Wang et al., arXiv 1905.05934, code",
+    "s = E_n[(Q_G^T dW_n Q_A)^2]; v <- mu v + clip(Q_G [(Q_G^T dW Q_A) / (s + lam)] Q_A^T); w <- w - lr v",
+    without=("damping_mode",),
+    scaling="intra-batch",
+    scale_decay=None,
+)
+RS_KFAC = _method(
+    "rs-kfac",
+    "rs",
+    "low_rank",
+    "RS-KFAC: randomized singular value decompositions of the factors; AdamW for the rest",
+    "Puiu, arXiv 2206.15397; defaults of the sketch: its code, of the rest: Wang et al., arXiv 1905.05934, code",
+    f"(M + lam I)^-1 ~ U ((D + lam)^-1 - 1 / lam) U^T + 1 / lam; {_FORMULA}",
+    damping_mode="adaptive",
+    **_SKETCH,
+)
+SRE_KFAC = _method(
+    "sre-kfac",
+    "sre",
+    "low_rank",
+    "SRE-KFAC: symmetric randomized eigendecompositions of the factors; AdamW for the rest",
+    "Puiu, arXiv 2206.15397; defaults of the sketch: its code, of the rest: Wang et al., arXiv 1905.05934, code",
+    f"(M + lam I)^-1 ~ U ((D + lam)^-1 - 1 / lam) U^T + 1 / lam; {_FORMULA}",
+    damping_mode="adaptive",
+    **_SKETCH,
+)

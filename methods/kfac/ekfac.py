@@ -1,0 +1,148 @@
+"""EKFAC: K-FAC's eigenbases with the Fisher's own diagonal in them (George et al., arXiv 1806.03884).
+
+    s = E_n[(Q_G^T dW_n Q_A)^2],   v = Q_G [(Q_G^T dW Q_A) / (s + lam)] Q_A^T
+
+``intra-batch`` takes s from the single samples of the batches whose statistics are taken (section 3.1; without weight
+sharing it needs no matrix per sample); ``running`` averages N (Q_G^T dW Q_A)^2 of the mean gradient over all steps
+(the authors' published code).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import UserError
+from methods.kfac.kfac import KFAC
+from methods.kfac.layers import Layer
+from methods.kfac.options import in_range
+
+SCALINGS = ("intra-batch", "running")
+#: Most numbers in one piece of gradients per sample.
+_PIECE = 2**22
+
+
+class EKFAC(KFAC):
+    """EKFAC; see the module. A refresh of the bases restarts s at d_G d_A^T.
+
+    Args:
+        model: as for :class:`KFAC`.
+        lr: learning rate.
+        scaling: ``intra-batch`` or ``running``.
+        scale_decay: s <- scale_decay s + (1 - scale_decay) new; None: 0 for ``intra-batch``, 0.75 for ``running``
+            (the published code's alpha).
+        options: as for :class:`KFAC`, with ``inverse`` and ``damping_mode`` fixed. The damping is added to s.
+    """
+
+    label = "ekfac"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 1e-3,
+        *,
+        scaling: str = "intra-batch",
+        scale_decay: float | None = None,
+        **options: Any,
+    ) -> None:
+        if scaling not in SCALINGS:
+            raise UserError(f"scaling is one of {', '.join(SCALINGS)}; got {scaling!r}.")
+        self.scaling = scaling
+        self.scale_decay = (0.75 if scaling == "running" else 0.0) if scale_decay is None else scale_decay
+        in_range("scale_decay", self.scale_decay, 0.0, 1.0, right=False)
+        self.scales: dict[Layer, Tensor] = {}
+        self._terms: dict[Layer, int] = {}
+        self._squares: dict[Layer, Tensor] = {}
+        super().__init__(model, lr, inverse="eigh", damping_mode="exact", **options)
+
+    # -- s -------------------------------------------------------------------------------------------------------------
+
+    def _take(self, layer: Layer, module: Any, inputs: Tensor, gradients: Tensor, backward: int) -> None:
+        super()._take(layer, module, inputs, gradients, backward)
+        if self.scaling == "intra-batch" and layer in self.scales:
+            with self._parts.span("factor", gradients.is_cuda):
+                squares = self._squared(layer, *self.statistics.rows(layer, module, inputs, gradients))
+                old = self._squares.get(layer)
+                self._squares[layer] = squares if old is None else old + squares
+
+    def _squared(self, layer: Layer, a: Tensor, b: Tensor) -> Tensor:
+        """sum_n (Q_G^T (sum_s b a^T) Q_A)^2 of rows (groups, N, S, d): (groups, d_out, d_in)."""
+        bases = [slot.state for slot in self.slots[layer]]
+        assert bases[0] is not None
+        assert bases[1] is not None
+        qa, qg = bases[0]["vectors"][:, None], bases[1]["vectors"][:, None]
+        if layer.bias is not None:
+            a = torch.cat([a, torch.ones_like(a[..., :1])], dim=3)
+        a, b = a @ qa, b @ qg
+        if a.shape[2] == 1:
+            return b[:, :, 0].square().mT @ a[:, :, 0].square()
+        piece = max(1, _PIECE // (layer.groups * layer.d_in * layer.d_out))
+        pieces = zip(a.split(piece, 1), b.split(piece, 1), strict=True)  # type: ignore[no-untyped-call]
+        total: Tensor = sum((bp.mT @ ap).square().sum(1) for ap, bp in pieces)  # type: ignore[assignment]
+        return total
+
+    def _fold(self, scale: Tensor | float, passes: int) -> Tensor | None:
+        terms = {layer: sums.terms for layer, sums in self.statistics.sums.items()}
+        self._terms |= terms
+        columns = self.columns is not None
+        finite = super()._fold(scale, passes)
+        squares, self._squares = self._squares, {}
+        if finite is not None:
+            for layer, found in squares.items():
+                self._enter(layer, found * self.statistics.weight(terms[layer], passes, columns) / scale**2, finite)
+        return finite
+
+    def _enter(self, layer: Layer, new: Tensor, finite: Tensor | None) -> None:
+        held = self.scales[layer]
+        mixed = self.scale_decay * held + (1 - self.scale_decay) * new
+        good = new.sum().isfinite() if finite is None else finite.to(new.device) & new.sum().isfinite()
+        held.copy_(torch.where(good, mixed, held))
+
+    def _refreshed(self, layers: Sequence[Layer]) -> None:
+        for layer in layers:
+            a, g = (slot.state for slot in self.slots[layer])
+            assert a is not None
+            assert g is not None
+            self.scales[layer] = g["values"][:, :, None] * a["values"][:, None, :]
+
+    def direction(self, layer: Layer, gradient: Tensor) -> Tensor:
+        """Q_G [(Q_G^T dW Q_A) / (s + lam)] Q_A^T."""
+        if layer not in self.scales:
+            return super().direction(layer, gradient)
+        a, g = (slot.state for slot in self.slots[layer])
+        assert a is not None
+        assert g is not None
+        qa, qg = a["vectors"], g["vectors"]
+        projected = qg.mT @ gradient @ qa
+        if self.scaling == "running":
+            self._enter(layer, self.statistics.weight(self._terms[layer], 1, False) * projected.square(), None)
+        return qg @ (projected / (self.scales[layer] + self.damping())) @ qa.mT
+
+    def forget(self) -> None:
+        """Drop what backward passes have brought since the last step."""
+        self._squares = {}
+        super().forget()
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def extra_state(self, layer: Layer) -> dict[str, Any]:
+        """The scales, and how many loss terms a batch has."""
+        found: dict[str, Any] = {"scale": self.scales[layer]} if layer in self.scales else {}
+        return found | ({"terms": self._terms[layer]} if layer in self._terms else {})
+
+    def follow(self, layer: Layer) -> None:
+        """Cast and move the scales."""
+        if layer in self.scales:
+            self.scales[layer] = self.scales[layer].to(layer.weight.device, layer.dtype)
+
+    def load_extra_state(self, layer: Layer, stored: Mapping[str, Any]) -> None:
+        """Restore it."""
+        self.scales.pop(layer, None)
+        self._terms.pop(layer, None)
+        if "scale" in stored:
+            self.scales[layer] = stored["scale"].detach().to(layer.weight.device, copy=True)
+        if "terms" in stored:
+            self._terms[layer] = int(stored["terms"])
