@@ -13,8 +13,11 @@ from harness.catalogue.suite import Tier
 _NAME = re.compile(r"^[a-z0-9][a-z0-9-]*$")
 
 #: Hyper-parameters that the trainer itself takes, in every arm alike; all others go to the method's factory.
-TRAINER_HYPER = ("epochs", "schedule", "warmup", "final_lr", "clip_norm", "precision", "accumulate")
-SCHEDULES = ("constant", "linear", "cosine", "triangle")
+TRAINER_HYPER = (
+    *("epochs", "schedule", "warmup", "final_lr", "milestones", "gamma"),
+    *("clip_norm", "precision", "accumulate"),
+)
+SCHEDULES = ("constant", "linear", "cosine", "triangle", "step")
 
 
 @dataclass(frozen=True, kw_only=True)

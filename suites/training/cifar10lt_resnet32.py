@@ -35,8 +35,8 @@ def _workload(factor: int) -> Workload:
             source="Zhang et al., Bag of Tricks for Long-Tailed Visual Recognition (AAAI 2021), published baseline",
         ),
         notes=(
-            "The test set is balanced. The source drops the rate by 100 at epochs 160 and 180 after 5 epochs of "
-            "warm-up; the trainer has no stepped schedule, so the recipe decays by a cosine."
+            "The test set is balanced. SGD has the published schedule: 5 epochs of warm-up, a hundredth of the rate "
+            "after epochs 160 and 180; the other methods decay by a cosine."
         ),
     )
 

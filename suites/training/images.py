@@ -146,7 +146,8 @@ def averaged(model: nn.Module, inputs: torch.Tensor, views: int) -> torch.Tensor
     """
     if views == 1:
         return model(inputs)  # type: ignore[no-any-return]
-    both: torch.Tensor = (model(inputs) + model(inputs.flip(3))) / 2
+    # In float32: a mean of bfloat16 logits would tie classes that the views tell apart.
+    both: torch.Tensor = (model(inputs).float() + model(inputs.flip(3)).float()) / 2
     if views == 2:
         return both
     if views != 6:

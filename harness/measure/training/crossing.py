@@ -60,6 +60,15 @@ def reached(target: Target, metric: Sequence[float], axes: Mapping[str, Sequence
     return [item for item in found if item is not None]
 
 
+def of_run(target: Target, metric: Sequence[float], axes: Mapping[str, Sequence[float]], whole: bool) -> list[Crossing]:
+    """The crossings of a run's curve; in mode ``final`` the headline target only at the end of a ``whole`` schedule."""
+    found = reached(target, metric, axes)
+    if target.mode != "final":
+        return found
+    last = at_the_end(target, metric, axes) if whole else None
+    return ([last] if last else []) + [item for item in found if item.level != target.value]
+
+
 def at_the_end(target: Target, metric: Sequence[float], axes: Mapping[str, Sequence[float]]) -> Crossing | None:
     """Mode ``final``: the last evaluation, when it meets the target."""
     if len(metric) < 2 or not target.met(metric[-1]):

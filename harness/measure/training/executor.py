@@ -268,6 +268,8 @@ class TrainExecutor:
             measured["steps"] = ("1", [float(last["done"])], None)
             updates = float(last["updates"])
             budget_s = last["train_s"] / last["done"] * updates
+            if budget_s > spec.max_s:  # the budget in seconds would have ended it sooner
+                updates, budget_s = updates * spec.max_s / budget_s, spec.max_s
             measured["censored_at_s"] = ("s", [budget_s], "train")
             detail["censored_at"] = {
                 "steps_to_target": updates,

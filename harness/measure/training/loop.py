@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from harness.measure.training import outcome as outcomes
 from harness.measure.training.clock import Buckets, TrainClock
 from harness.measure.training.outcome import Outcome, failure
 from harness.measure.training.spec import BLOW_UP, RunSpec
-from harness.measure.training.step import Loss, Stepper
+from harness.measure.training.step import Loss, Stepper, told
 from harness.measure.training.warmup import warm_up
 from harness.measure.training_device import TrainingCPU
 
@@ -150,12 +150,7 @@ class Run:
         if self.metric not in curve:
             return []
         axes = {name: curve[name] for name in ("s", "steps", "samples")}
-        if target.mode == "final":
-            whole = self.log.done == self.updates
-            last = crossing.at_the_end(target, curve[self.metric], axes) if whole else None
-            found = crossing.reached(target, curve[self.metric], axes)
-            return ([last] if last else []) + [c for c in found if c.level != target.value]
-        return crossing.reached(target, curve[self.metric], axes)
+        return crossing.of_run(target, curve[self.metric], axes, self.log.done == self.updates)
 
     # -- before the clock ------------------------------------------------------------------------------------------
 
@@ -180,10 +175,7 @@ class Run:
         self.optimizer = registry.resolve(method.impl)(self.model, **spec.factory)
         schedule.remember(self.optimizer)
         device.seed(spec.stream ^ _TRAINING)
-        coverage = getattr(self.optimizer, "coverage", None)
-        self.detail["coverage"] = dict(coverage) if coverage is not None else None
-        describe = getattr(self.optimizer, "describe", None)
-        self.detail["optimizer"] = describe() if callable(describe) else None
+        self.detail |= told(self.optimizer)
         self.detail["parameters"] = sum(p.numel() for p in self.model.parameters())
         self.stepper = Stepper(
             model=self.model,
@@ -241,19 +233,10 @@ class Run:
 
     # -- training --------------------------------------------------------------------------------------------------
 
-    def _evaluation_points(self) -> Iterator[int]:
-        """Updates after which the model is evaluated: as soon as each multiple of the cadence is seen, and the end."""
-        assert self.updates is not None
-        every = self.workload.eval_every or self.data.size
-        samples, last = every, 0
-        while (point := math.ceil(samples / self.workload.batch)) < self.updates:
-            if point > last:
-                yield point
-            last, samples = point, samples + every
-        yield self.updates
-
     def _train(self) -> None:
-        for point in self._evaluation_points():
+        every = self.workload.eval_every or self.data.size
+        assert self.updates is not None
+        for point in schedule.evaluation_points(every, self.workload.batch, self.updates):
             if point <= self.log.done and self.log.curve["steps"][-1] >= point:
                 continue
             while self.log.done < point:

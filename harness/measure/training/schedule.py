@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from harness.catalogue.workload import SCHEDULES
@@ -61,6 +61,16 @@ def factor(
     if name == "cosine":
         return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
     return 1 - progress * (1 - final)
+
+
+def evaluation_points(every: int, batch: int, updates: int) -> Iterator[int]:
+    """Updates after which the model is evaluated: as soon as a multiple of ``every`` samples is seen, and the end."""
+    samples, last = every, 0
+    while (point := math.ceil(samples / batch)) < updates:
+        if point > last:
+            yield point
+        last, samples = point, samples + every
+    yield updates
 
 
 def remember(optimizer: Any) -> None:

@@ -27,6 +27,15 @@ def pieces(count: int, parts: int) -> Iterator[tuple[int, int]]:
             yield start, stop - start
 
 
+def told(optimizer: Any) -> dict[str, Any]:
+    """What an optimizer says of itself: ``coverage`` (scalars by component) and ``describe()`` (engines it chose)."""
+    coverage, describe = getattr(optimizer, "coverage", None), getattr(optimizer, "describe", None)
+    return {
+        "coverage": dict(coverage) if coverage is not None else None,
+        "optimizer": describe() if callable(describe) else None,
+    }
+
+
 class Stepper:
     """Updates a model with one optimizer.
 

@@ -11,6 +11,8 @@ LOGIT_SCALE = 1.0 / 9.0
 #: Added to the eigenvalues of the patch covariance before their inverse root (hlb-CIFAR10, 2023).
 WHITENING_EPS = 5e-4
 BN_MOMENTUM = 0.4
+#: Published with the network (airbench, 2024); torch's default is 1e-5.
+BN_EPS = 1e-12
 
 
 def patch_covariance(images: torch.Tensor) -> torch.Tensor:
@@ -32,7 +34,7 @@ class _Group(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.norm1, self.norm2 = (nn.BatchNorm2d(outputs, momentum=BN_MOMENTUM) for _ in range(2))
+        self.norm1, self.norm2 = (nn.BatchNorm2d(outputs, eps=BN_EPS, momentum=BN_MOMENTUM) for _ in range(2))
         for conv in (self.conv1, self.conv2):
             # The first channels pass through at the start (Zagoruyko and Komodakis 2017, "DiracNets").
             nn.init.dirac_(conv.weight.data[: conv.in_channels])
@@ -52,8 +54,10 @@ class Airbench(nn.Module):
     their negatives. :meth:`whiten` sets it from data; it is then never trained (its bias is). Until then, and when
     ``whitening_images`` is 0, the layer is an ordinary convolution that is trained.
 
-    Departures from airbench94: float32 weights under autocast instead of half precision; the whitening bias is
-    trained to the end and every layer at one learning rate (the biases' factor of 64 belongs to the optimizer).
+    Departures from airbench94: float32 weights under autocast instead of half precision; the whitening bias is trained
+    to the end. airbench94_muon draws the head with a standard deviation of 1 and divides the logits by 256; here, as in
+    airbench94, it is 0.036 and 1/9: the same function, and a rate of the head there is (9 / 256)² times that rate here.
+    The biases' factor of 64 belongs to the optimizer (``norm_bias_lr_factor``).
 
     Args:
         widths: channels of the three groups; the source has 64, 256, 256.

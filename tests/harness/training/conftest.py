@@ -48,7 +48,7 @@ def run_one(toys, monkeypatch):
 
     monkeypatch.setattr(warmup, "STALL_MOST", 4)
 
-    def call(method="sgd", workload="blobs", hyper=(), arm=None, model_params=None, **fields):
+    def call(method="sgd", workload="blobs", hyper=(), costs=None, model_params=None, **fields):
         from dataclasses import replace
 
         plan = build(
@@ -67,6 +67,7 @@ def run_one(toys, monkeypatch):
             data=runtime.data(found, "cpu", spec.validation),
             device=open_training("cpu", spec.trainer["precision"]),
             loss=lambda model, inputs, targets: runtime.loss(model(inputs), targets),
+            costs=costs,
         )
         return run.run(), run
 

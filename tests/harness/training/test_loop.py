@@ -80,6 +80,36 @@ def test_failed_runs_stay_at_risk_to_the_end_of_the_budget(run_one):
     assert values(outcome, "elapsed_s")[0] < censored["time_to_target_s"]
 
 
+def test_a_failed_run_is_not_at_risk_beyond_the_budget_in_seconds():
+    from harness.measure.training.log import Log
+    from harness.measure.training.outcome import _censored
+
+    log = Log(done=10, train_s=5.0, step_s=[0.5, 0.5])
+    assert _censored(log, "diverged", 100, 32, 60.0)["time_to_target_s"] == 50.0
+    found = _censored(log, "diverged", 100, 32, 20.0)
+    assert found == {"time_to_target_s": 20.0, "steps_to_target": 40.0, "samples_to_target": 1280.0}
+
+
+def test_compiling_and_warming_up_is_charged_to_every_run_alike(run_one):
+    """The first arm of a process builds what the later ones reuse; no arm's total may depend on the order."""
+    _, first = run_one("sgd")
+    charged = dict.fromkeys(first.costs, 1000.0)
+    assert {key[-1] for key in charged} == {"graph", "training.toy-sgd"}
+    later, _ = run_one("sgd", costs=charged)
+    assert values(later, "bucket_compile_s") == [2000.0]
+    assert 0 < later.detail["warmup_own_s"] < 1000
+    reached = values(later, "time_to_target_s")[0]
+    assert values(later, "total_time_to_target_s")[0] == pytest.approx(2000 + reached)
+    other, _ = run_one("adam", costs=charged)
+    assert 1000 < values(other, "bucket_compile_s")[0] < 2000
+
+
+def test_a_method_tells_what_it_is_made_of(run_one, monkeypatch):
+    monkeypatch.setattr(torch.optim.SGD, "describe", lambda self: {"engine": "toy"}, raising=False)
+    assert run_one("sgd")[0].detail["optimizer"] == {"engine": "toy"}
+    assert run_one("adam")[0].detail["optimizer"] is None
+
+
 def test_a_missed_target_is_censored_at_its_own_clock(run_one):
     outcome, _ = run_one("sgd", hyper=("lr=1e-6",))
     assert outcome.status == "budget_exhausted"

@@ -22,8 +22,18 @@ def test_factors(name, warmup, final, expected):
     assert [schedule.factor(name, i, 4, warmup, final) for i in range(4)] == pytest.approx(expected)
 
 
+def test_steps_fall_at_their_epochs():
+    """The long-tailed CIFAR baseline: 200 epochs, warm-up of 5, a hundredth at epochs 160 and 180."""
+    trainer = {"schedule": "step", "warmup": 0.025, "final_lr": 0.0, "milestones": [0.8, 0.9], "gamma": 0.01}
+    found = [schedule.of(trainer, update, 200 * 97) for update in range(200 * 97)]
+    assert found[0] == pytest.approx(1 / (5 * 97))
+    assert found[5 * 97 - 1] == found[5 * 97] == found[160 * 97 - 1] == 1.0
+    assert found[160 * 97] == found[180 * 97 - 1] == pytest.approx(0.01)
+    assert found[180 * 97] == found[-1] == pytest.approx(1e-4)
+
+
 def test_an_unknown_schedule_lists_the_known():
-    with pytest.raises(UserError, match="constant, linear, cosine, triangle"):
+    with pytest.raises(UserError, match="constant, linear, cosine, triangle, step"):
         schedule.factor("saw", 0, 4)
 
 

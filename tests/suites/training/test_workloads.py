@@ -34,6 +34,7 @@ def test_what_the_issue_names_is_there():
         *("descriptions-gpt", "cifar10-vgg16bn", "cifar10-airbench", "cifar10lt-resnet32", "cifar10lt-resnet32-f50"),
         *("imagenet1k-resnet50", "imagenet100-t2t-vit", "cifar10-resnet18"),
         *(f"cifar10-resnet18-b{batch}" for batch in BATCHES[1:]),
+        *("digits-cnn-maddness", "cifar10-resnet9", "cifar10-resnet9-maddness"),
         *(f"digits-linear-{precision}" for precision in ("fp32", "bf16", "fp16")),
     }
     assert expected == set(OURS)
@@ -189,6 +190,8 @@ def test_views_are_averaged_with_their_weights():
         views += [(moved, 0.125), (moved.flip(3), 0.125)]
     expected = sum(weight * view for view, weight in views)
     torch.testing.assert_close(images.averaged(lambda x: x, inputs, 6), expected)
+    coarse = images.averaged(lambda x: x.bfloat16(), inputs, 6)
+    assert coarse.dtype == torch.float32  # averaging adds no rounding to that of the logits themselves
     with pytest.raises(UserError, match="views"):
         images.averaged(lambda x: x, inputs, 3)
 
