@@ -38,7 +38,7 @@ def codebooks(
     centroids = np.zeros((len(starts) - 1, entries, widest), dtype=np.float32)
     codes = np.empty((len(x), len(starts) - 1), dtype=np.uint8)
     for c, (first, last) in enumerate(itertools.pairwise(starts)):
-        block = np.ascontiguousarray(x[:, first:last])
+        block = x[:, first:last].copy()
         middle = block.mean(axis=0, dtype=np.float64).astype(np.float32)
         block -= middle  # |c|^2 - 2 x.c loses digits far from the origin
         if start is None:

@@ -1,0 +1,119 @@
+"""Bad input to the look-up products: one clear error each."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness.errors import Unsupported, UserError
+from methods.approximate_matmul import bolt, maddness, opq, pq, save
+
+A, B = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), torch.ones(8, 3)
+MAKERS = [maddness.make, bolt.make, pq.make, opq.make]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_fit_refuses(make: Callable[..., object]) -> None:
+    estimator = make(codebooks=4, backend="torch")
+    bad = A.clone()
+    bad[3, 2] = float("nan")
+    cases = [
+        (bad, B, "not finite"),
+        (A, B / 0, "not finite"),
+        (A.double() * 1e60, B, "finite in float32"),
+        (A[:, :3], B[:3], "codebooks <= 3"),
+        (A, B[:7], "8 columns but b has 7"),
+        (A[:0], B, "empty"),
+        (A, B[:, :0], "empty"),
+        (A[0], B, "two dimensions"),
+        (A.int(), B, "cast it"),
+        (A.numpy(), B, "torch tensor"),
+        (A.to_sparse(), B, "dense"),
+    ]
+    for a, b, text in cases:
+        with pytest.raises(UserError, match=text):
+            estimator.fit(a, b)
+    with pytest.raises(Unsupported, match="cpu and cuda"):
+        estimator.fit(A.to("meta"), B.to("meta"))
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_use_refuses(make: Callable[..., object]) -> None:
+    estimator = make(codebooks=2, backend="torch")
+    with pytest.raises(UserError, match="not fitted"):
+        estimator(A)
+    with pytest.raises(UserError, match="not fitted"):
+        estimator.encode(A)
+    op = estimator.fit(A[:20], B)
+    for a, text in ((A[:, :7], "8 columns"), (A.long(), "cast it"), (A[0], "two dimensions")):
+        with pytest.raises(UserError, match=text):
+            op(a)
+        with pytest.raises(UserError, match=text):
+            op.encode(a)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"codebooks": 0}, "at least 1"),
+        ({"codebooks": 2.0}, "whole number"),
+        ({"codebooks": 258}, "at most 257"),
+        ({"codebooks": 4128, "aggregation": "average", "upcast": 8}, "at most 257 groups"),
+        ({"candidates": 0}, "at least 1"),
+        ({"ridge": 0.0}, "positive"),
+        ({"ridge": float("nan")}, "positive"),
+        ({"lut_bits": 9}, "1 to 8"),
+        ({"lut_bits": None, "aggregation": "average"}, "bytes"),
+        ({"upcast": 12}, "power of two"),
+        ({"aggregation": "sum"}, "exact, average"),
+        ({"tables": "none"}, "prototype, direct"),
+        ({"thresholds": "int4"}, "float, int8"),
+        ({"compare": "<"}, ">="),
+        ({"scale": "row"}, "output, shared"),
+        ({"backend": "cuda"}, "auto, native"),
+        ({"nonzeros": 0}, "at least 1"),
+        ({"nonzeros": 2, "tables": "direct"}, "leave it None"),
+        ({"min_leaf": True}, "whole number"),
+        ({"seed": -1}, "at least 0"),
+    ],
+)
+def test_options_refused(options: dict[str, object], text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        maddness.make(**options)
+
+
+def test_257_codebooks_are_exact_and_more_need_another_sum() -> None:
+    a = torch.randn(20, 260, generator=torch.Generator().manual_seed(1))
+    op = maddness.make(codebooks=257, nonzeros=1, backend="torch").fit(a, torch.ones(260, 1))
+    assert op(a).isfinite().all()
+    assert maddness.make(codebooks=260, nonzeros=1, lut_bits=None, backend="torch").fit(a, torch.ones(260, 1))
+
+
+def test_native_says_why_it_cannot() -> None:
+    with pytest.raises(Unsupported, match="8-bit"):
+        maddness.make(codebooks=2, lut_bits=None, backend="native").fit(A, B)
+    with pytest.raises(Unsupported, match="trees"):
+        bolt.make(codebooks=2, backend="native").fit(A, B)
+    op = maddness.make(codebooks=2, lut_bits=None).fit(A, B)
+    assert op.describe()["backend"] == "torch"
+    assert "8-bit" in op.describe()["not_native_because"]
+
+
+def test_rows_with_nan_at_run_time_stay_finite_and_alone() -> None:
+    op = maddness.make(codebooks=4, backend="torch").fit(A, B)
+    spoiled = A[:4].clone()
+    spoiled[1] = float("nan")
+    out = op(spoiled)
+    assert out.isfinite().all()
+    assert torch.equal(out[[0, 2, 3]], op(A[:4])[[0, 2, 3]])
+
+
+def test_loading_refuses_other_files(tmp_path: Path) -> None:
+    text, other = tmp_path / "a.npz", tmp_path / "b.npz"
+    text.write_text("no")
+    np.savez(other, x=np.ones(2))
+    for path in (text, other, tmp_path / "missing.npz"):
+        with pytest.raises(UserError, match="not a saved look-up product"):
+            save.load(path)
