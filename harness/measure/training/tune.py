@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -74,7 +76,7 @@ def tune(
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     part = plan.parts[0]
-    name = f"{part.workload.name}-{part.arms[0].method}"
+    name = f"{part.workload.name}-{part.arms[0].method}-{_question(part, space)}"
     log = out / "tuning" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
@@ -87,6 +89,8 @@ def tune(
     )
     finished = len(study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]))
     study.sampler = optuna.samplers.TPESampler(seed=finished, constant_liar=True)
+    if not study.get_trials(deepcopy=False) and (known := starting_point(part.arms[0], space)):
+        study.enqueue_trial(known)
     for old in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
         study.tell(old.number, state=optuna.trial.TrialState.FAIL)
         study.enqueue_trial(old.params)
@@ -102,6 +106,30 @@ def tune(
         trials=len(done),
         objectives=[float(trial.value) for trial in done if trial.value is not None],
     )
+
+
+def _question(part: Part, space: Mapping[str, Mapping[str, Any]]) -> str:
+    """What must agree for trials to belong to one study: ranges, fixed values and the workload itself."""
+    hyper = part.arms[0].hyper
+    fixed = {**hyper.trainer, **hyper.factory} if hyper is not None else {}
+    content = {
+        "space": space,
+        "fixed": {name: value for name, value in fixed.items() if name not in space},
+        "workload": part.workload.describe(),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def starting_point(arm: Arm, space: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The recipe's values where the space holds them: the first trial, so that no search ends behind its recipe."""
+    base = {**arm.hyper.trainer, **arm.hyper.factory} if arm.hyper is not None else {}
+    return {name: base[name] for name, entry in space.items() if name in base and _holds(entry, base[name])}
+
+
+def _holds(entry: Mapping[str, Any], value: Any) -> bool:
+    if "values" in entry:
+        return value in entry["values"]
+    return isinstance(value, int | float) and entry["low"] <= value <= entry["high"]
 
 
 class TuneExecutor(TrainExecutor):

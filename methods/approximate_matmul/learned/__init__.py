@@ -16,8 +16,9 @@ _HOMES = {
     "rebuild": "replace",
     "Report": "report",
     "deploy": "deployed",
+    "renormalise": "norms",
 }
-__all__ = ["MaddnessConv2d", "MaddnessLinear", "Report", "deploy", "rebuild", "replace_layers"]
+__all__ = ["MaddnessConv2d", "MaddnessLinear", "Report", "deploy", "rebuild", "renormalise", "replace_layers"]
 
 
 def __getattr__(name: str) -> Any:

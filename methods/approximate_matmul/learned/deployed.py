@@ -4,31 +4,42 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from methods.approximate_matmul.encoders import TreeEncoder
 from methods.approximate_matmul.learned.layers import MaddnessConv2d, MaddnessLayer
+from methods.approximate_matmul.operator import LookupProduct
+from methods.approximate_matmul.tree import Trees
 
 
 class Deployed(nn.Module):
     """A trained layer's operator, its bias and its geometry; no gradients, nothing to train.
+
+    A convolution gathers the windows' split columns only, column after column: at most 4 C of D are ever read.
 
     Attributes:
         op: the look-up product; ``op.describe()`` says what runs.
     """
 
     bias: Tensor | None
+    taps: Tensor
 
     def __init__(self, layer: MaddnessLayer, backend: str) -> None:
         super().__init__()
-        self.op = layer.to_operator(backend)
-        self.shape = layer.shape if isinstance(layer, MaddnessConv2d) else None
+        self.op, self.shape = layer.to_operator(backend), None
+        if isinstance(layer, MaddnessConv2d):
+            self.op, columns = compact(self.op)
+            self.shape = layer.shape
+            self.register_buffer("taps", torch.from_numpy(columns.astype(np.int64)).to(self.op.device))
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """As the layer's."""
-        rows = x.reshape(-1, x.shape[-1]) if self.shape is None else self.shape.rows(x)
+        rows = x.reshape(-1, x.shape[-1]) if self.shape is None else self.shape.taps(x, self.taps)
         y = self.op(rows)
         y = y if self.bias is None else y + self.bias
         return y.view(*x.shape[:-1], self.op.outer) if self.shape is None else self.shape.image(y, x)
@@ -36,6 +47,21 @@ class Deployed(nn.Module):
     def extra_repr(self) -> str:
         """Shown by ``print``."""
         return f"{self.op.inner} x {self.op.outer}, backend={self.op.describe()['backend']}"
+
+
+def compact(op: LookupProduct) -> tuple[LookupProduct, NDArray[np.int32]]:
+    """The same product over the columns alone that its trees read, and which columns those are.
+
+    A codebook's subspace becomes its different split columns in ascending order.
+    """
+    assert isinstance(op.encoder, TreeEncoder)
+    trees = op.encoder.trees
+    own = [np.unique(columns) for columns in trees.columns]
+    starts = np.concatenate([[0], np.cumsum([len(columns) for columns in own])]).astype(np.int32)
+    places = [np.searchsorted(own[c], columns) + starts[c] for c, columns in enumerate(trees.columns)]
+    fewer = Trees(columns=np.stack(places).astype(np.int32), thresholds=trees.thresholds, starts=starts)
+    made = LookupProduct(op.name, op.hyper, TreeEncoder(trees=fewer), op.tables, op.upcast, op.device, op.times)
+    return made, np.concatenate(own).astype(np.int32)
 
 
 def deploy(model: nn.Module, backend: str = "auto") -> nn.Module:

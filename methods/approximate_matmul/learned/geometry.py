@@ -34,13 +34,29 @@ class Geometry:
         """(B, channels, H, W) -> (B L, D), one row per output position."""
         return self.windows(x).transpose(1, 2).flatten(0, 1)
 
+    def sides(self, x: Tensor) -> tuple[int, int]:
+        """Height and width of the output for the input ``x``."""
+        reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True)]
+        high, wide = ((x.shape[2 + i] + 2 * self.padding[i] - reach[i]) // self.stride[i] + 1 for i in (0, 1))
+        return high, wide
+
+    def taps(self, x: Tensor, columns: Tensor) -> Tensor:
+        """Some columns of :meth:`rows`, (B L, U), stored column after column."""
+        high, wide = self.sides(x)
+        padded = functional.pad(x, (self.padding[1], self.padding[1], self.padding[0], self.padding[0]))
+        image, channel, row, column = padded.stride()
+        size = (*x.shape[:2], *self.kernel, high, wide)
+        steps = (row * self.dilation[0], column * self.dilation[1], row * self.stride[0], column * self.stride[1])
+        windows = padded.as_strided(size, (image, channel, *steps))
+        area = self.kernel[0] * self.kernel[1]
+        inside = columns % area
+        picked = windows[:, columns // area, inside // self.kernel[1], inside % self.kernel[1]]
+        return picked.transpose(0, 1).reshape(len(columns), -1).T
+
     def image(self, rows: Tensor, x: Tensor) -> Tensor:
         """(B L, M) -> (B, M, H', W') for the input ``x`` that the rows came from."""
-        sides = [
-            (x.shape[2 + i] + 2 * self.padding[i] - self.dilation[i] * (self.kernel[i] - 1) - 1) // self.stride[i] + 1
-            for i in (0, 1)
-        ]
-        return rows.view(len(x), sides[0] * sides[1], -1).transpose(1, 2).reshape(len(x), -1, *sides)
+        high, wide = self.sides(x)
+        return rows.view(len(x), high * wide, -1).transpose(1, 2).reshape(len(x), -1, high, wide)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready copy."""

@@ -61,6 +61,43 @@ def test_spaces(toys, tmp_path):
         spaces.space(method, arm.hyper, file)
 
 
+def test_every_first_order_method_has_equal_ranges():
+    from harness.measure.training import recipe
+
+    workload = registry.workload("digits-cnn")
+    found = {}
+    for name in ("sgd", "adamw", "lars", "muon", "torch-muon"):
+        method = registry.method(f"training.{name}")
+        found[name] = spaces.space(method, recipe.resolve(workload, method, {}))
+    for own in found.values():
+        widths = {key: spaces.decades(entry) for key, entry in own.items() if entry.get("log")}
+        assert widths == pytest.approx(dict.fromkeys(widths, 3.0))
+        assert {"lr", "weight_decay"} <= set(widths)
+        assert own["warmup"] == {"values": [0.0, 0.05, 0.2]}
+        assert own["epochs"] == {"values": [workload.epochs * share for share in (0.25, 0.5, 0.75, 1.0)]}
+        assert len((own.get("momentum") or own["beta2"])["values"]) == 4
+
+
+def test_a_search_begins_with_the_recipe_and_never_mixes_questions(toys):
+    from harness.measure.training.tune import _question, starting_point
+
+    made = plan()
+    arm = made.parts[0].arms[0]
+    ranges = {
+        "momentum": {"low": 0.1, "high": 0.9, "log": True},
+        "epochs": {"values": [3.0, 6.0]},
+        "lr": {"values": [9]},
+    }
+    assert starting_point(arm, ranges) == {"momentum": 0.5, "epochs": 6}
+    assert "momentum" not in starting_point(arm, {"momentum": {"low": 0.6, "high": 0.9, "log": True}})
+    same = _question(plan().parts[0], ranges)
+    assert same == _question(made.parts[0], ranges)
+    assert same != _question(made.parts[0], {**ranges, "epochs": {"values": [3.0]}})
+    assert _question(made.parts[0], {}) != _question(
+        build(TrainRequest(workloads=("blobs",), methods=("toy-sgd",), seeds=1, hyper=("momentum=0.7",))).parts[0], {}
+    )
+
+
 def test_a_search_is_resumed_and_every_trial_has_its_row(toys, tmp_path):
     pytest.importorskip("optuna")
     ranges = {"lr": {"low": 1e-2, "high": 1.0, "log": True}, "epochs": {"values": [2.0, 3.0]}}
