@@ -158,9 +158,10 @@ def _plain(a: Any, dtype: Any, name: str) -> Array:
     if isinstance(a, np.ndarray) and a.dtype == dtype and a.flags.c_contiguous and a.flags.aligned:
         return a
     array = np.asarray(a.detach().cpu().numpy() if _is_torch(a) else a)
-    if not np.can_cast(array.dtype, dtype, "same_kind"):
+    whole = np.issubdtype(dtype, np.integer) and np.issubdtype(array.dtype, np.integer)
+    if not whole and not np.can_cast(array.dtype, dtype, "same_kind"):
         raise UserError(f"{name} must be {np.dtype(dtype).name}, got {array.dtype}; convert it first.")
-    if np.issubdtype(dtype, np.integer) and array.size:
+    if whole and array.size:
         info = np.iinfo(dtype)
         if int(array.min()) < info.min or int(array.max()) > info.max:
             raise UserError(f"{name} must fit {info.dtype}, got values in {array.min()}..{array.max()}.")
