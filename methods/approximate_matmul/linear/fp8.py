@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from harness.errors import Unsupported
+from methods.approximate_matmul.linear import fused
 from methods.approximate_matmul.linear.base import Estimator, Fit, Op, State
 from methods.approximate_matmul.linear.int8 import SMALLEST
 
@@ -20,6 +21,8 @@ _SIDE = 16
 #: First compute capability with float8 tensor cores.
 _CAPABILITY = (8, 9)
 FLOAT8 = torch.float8_e4m3fn
+#: A row whose largest magnitude is below this counts as this.
+FLOOR = SMALLEST * TOP
 
 
 class Fp8(Op):
@@ -34,8 +37,8 @@ class Fp8(Op):
 
     @property
     def work(self) -> torch.dtype:
-        """Scales and results are float32."""
-        return torch.float32
+        """Scales are float32; the GPU kernels read and write half inputs as they are."""
+        return torch.float32 if self._quantise != "triton" or self.dtype == torch.float64 else self.dtype
 
     @classmethod
     def learn(cls, a_train: Tensor, b: Tensor, hyper: Mapping[str, Any], fit: Fit) -> State:
@@ -50,7 +53,7 @@ class Fp8(Op):
         if have < _CAPABILITY:
             raise Unsupported(f"{cls.method} needs compute capability 8.9 or later, this GPU has {have[0]}.{have[1]}")
         with fit.clock("table_s"):
-            top = b.float().abs().amax(dim=0).clamp(min=SMALLEST * TOP)
+            top = b.float().abs().amax(dim=0).clamp(min=FLOOR)
             narrow = (b.float() * (top.reciprocal() * TOP)).clamp_(-TOP, TOP).to(FLOAT8)
         return {"b": narrow, "scale": top / TOP}
 
@@ -60,26 +63,39 @@ class Fp8(Op):
         wide = functional.pad(self.state["b"].float(), (0, -outer % _SIDE, 0, -inner % _SIDE))
         self._weight = wide.to(FLOAT8).t().contiguous().t()
         self._one = torch.ones((), device=wide.device)
+        self._quantise = fused.refusal(wide.device, inner, FLOAT8, TOP, FLOOR) or "triton"
 
     def product(self, a: Tensor) -> Tensor:
-        """Scale, cast, multiply, scale back."""
-        top = a.abs().amax(dim=1, keepdim=True).clamp_(min=SMALLEST * TOP)
+        """Scale, cast, multiply, scale back; on a GPU with Triton in one kernel before and one after the product."""
+        width = len(self._weight)
+        if self._quantise == "triton":
+            q, steps = fused.quantise(a, width, len(a), FLOAT8, TOP, FLOOR)
+            return fused.scaled(self._sums(q), steps, self.state["scale"], a.new_empty((len(a), self.outer)))
+        top = a.abs().amax(dim=1, keepdim=True).clamp_(min=FLOOR)
         scaled = (a * (top.reciprocal() * TOP)).clamp_(-TOP, TOP)
-        if self._weight.shape[0] != self.inner:
-            scaled = functional.pad(scaled, (0, self._weight.shape[0] - self.inner))
-        sums = torch._scaled_mm(
-            scaled.to(FLOAT8).contiguous(),
+        if width != self.inner:
+            scaled = functional.pad(scaled, (0, width - self.inner))
+        sums = self._sums(scaled.to(FLOAT8).contiguous())
+        return (sums[:, : self.outer] * top.div_(TOP)).mul_(self.state["scale"])
+
+    def _sums(self, q: Tensor) -> Tensor:
+        sums: Tensor = torch._scaled_mm(
+            q,
             self._weight,
             self._one,
             self._one,
             out_dtype=torch.float32,
             use_fast_accum=self.hyper["fast_accumulation"],
         )
-        return (sums[:, : self.outer] * top.div_(TOP)).mul_(self.state["scale"])
+        return sums
 
     def describe(self) -> dict[str, Any]:
         """The arithmetic is float8."""
-        return super().describe() | {"backend": "torch._scaled_mm", "dtype": "float8_e4m3fn"}
+        return super().describe() | {
+            "backend": "torch._scaled_mm",
+            "dtype": "float8_e4m3fn",
+            "quantise": self._quantise,
+        }
 
 
 KIND = Fp8

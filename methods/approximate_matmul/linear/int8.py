@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.approximate_matmul.linear import integers
+from methods.approximate_matmul.linear import fused, integers
 from methods.approximate_matmul.linear.base import Estimator, Fit, Op, State
 
 #: Bytes of float32 rows quantised at a time and thread on a CPU, so that the passes over them stay in a private cache.
@@ -43,8 +43,8 @@ class Int8(Op):
 
     @property
     def work(self) -> torch.dtype:
-        """Scales and results are float32."""
-        return torch.float32
+        """Scales are float32; the GPU kernels read and write half inputs as they are."""
+        return torch.float32 if self._weight is None or self.dtype == torch.float64 else self.dtype
 
     @classmethod
     def learn(cls, a_train: Tensor, b: Tensor, hyper: Mapping[str, Any], fit: Fit) -> State:
@@ -69,9 +69,19 @@ class Int8(Op):
             self.choices["engine"] = "float32"
         self._engine = integers.engine(self.choices["engine"], self.state["b"])
         self._scale = self.state["scale"].float()
+        self._inverse: Tensor | None = None
+        why = "the engine takes float32"
+        if self.choices["engine"] == "int_mm":
+            why = "eager operations on a CPU"
+            if self.device.type == "cuda":
+                why = fused.refusal(self.device, self.inner, torch.int8, integers.TOP, SMALLEST) or ""
+        self.choices["quantise"] = why or "triton"
+        self._weight = None if why else integers.padded(self.state["b"])
 
     def product(self, a: Tensor) -> Tensor:
-        """Block by block: quantise, multiply, scale."""
+        """Block by block: quantise, multiply, scale; on a GPU in one kernel each."""
+        if self._weight is not None:
+            return self._fused(a, self._weight)
         rows = block_rows(a)
         out = a.new_empty((a.shape[0], self.outer))
         space = a.new_empty((min(rows, a.shape[0]), self.inner))
@@ -79,6 +89,12 @@ class Int8(Op):
             block = a[start : start + rows]
             self._block(block, space[: block.shape[0]], out[start : start + rows])
         return out
+
+    def _fused(self, a: Tensor, weight: Tensor) -> Tensor:
+        rows = integers.least_rows(len(a), a.device)
+        q, steps = fused.quantise(a, len(weight), rows, torch.int8, integers.TOP, SMALLEST, self._inverse)
+        out = a.new_empty((len(a), self.outer))
+        return fused.scaled(torch._int_mm(q, weight), steps if self._inverse is None else None, self._scale, out)
 
     def _block(self, a: Tensor, space: Tensor, out: Tensor) -> None:
         top = torch.abs(a, out=space).amax(dim=1, keepdim=True).clamp_(min=SMALLEST)

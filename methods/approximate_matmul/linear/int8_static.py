@@ -45,7 +45,7 @@ class Int8Static(Int8):
         self._inverse = self.state["inverse"].float()
 
     def _block(self, a: Tensor, space: Tensor, out: Tensor) -> None:
-        torch.mul(a, self._inverse, out=space).round_().clamp_(-integers.TOP, integers.TOP)
+        torch.mul(a, self.state["inverse"], out=space).round_().clamp_(-integers.TOP, integers.TOP)
         torch.mul(self._engine(space), self._scale, out=out)
 
 

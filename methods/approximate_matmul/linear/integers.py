@@ -64,17 +64,26 @@ def inexact(name: str, b: Tensor) -> str | None:
     return None if torch.equal(got, expected) else "sums saturate"
 
 
+def padded(b: Tensor) -> Tensor:
+    """B as torch._int_mm takes it on its device: sides padded with zeros, column-major for the tensor cores."""
+    if b.device.type != "cuda":
+        return b.contiguous()
+    inner, outer = b.shape
+    return functional.pad(b, (0, -outer % _CUDA_SIDE, 0, -inner % _CUDA_SIDE)).t().contiguous().t()
+
+
+def least_rows(n: int, device: torch.device) -> int:
+    """Rows that torch._int_mm wants for n of them."""
+    return max(n, _CUDA_ROWS) if device.type == "cuda" else n
+
+
 def _int_mm(b: Tensor) -> Engine:
     inner, outer = b.shape
-    on_gpu = b.device.type == "cuda"
-    side = _CUDA_SIDE if on_gpu else 1
-    wide = functional.pad(b, (0, -outer % side, 0, -inner % side))
-    # Column-major B is what the tensor cores' int8 instruction reads.
-    weight = wide.t().contiguous().t() if on_gpu else wide.contiguous()
+    weight = padded(b)
 
     def run(q: Tensor) -> Tensor:
         n = q.shape[0]
-        rows = max(n, _CUDA_ROWS) if on_gpu else n
+        rows = least_rows(n, q.device)
         narrow = q.to(torch.int8)
         if rows != n or weight.shape[0] != inner:
             narrow = functional.pad(narrow, (0, weight.shape[0] - inner, 0, rows - n))

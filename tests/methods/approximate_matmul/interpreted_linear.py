@@ -1,0 +1,54 @@
+"""Run by test_linear_interpreted.py in a process of its own: the interpreter is chosen when triton is imported."""
+
+import os
+
+assert os.environ.get("TRITON_INTERPRET") == "1", "run with TRITON_INTERPRET=1"
+
+import torch
+
+from methods.approximate_matmul.linear import fused, integers
+from methods.approximate_matmul.linear.base import Estimator
+from methods.approximate_matmul.linear.int8 import SMALLEST, Int8, up
+from methods.approximate_matmul.linear.int8_static import Int8Static
+
+generator = torch.Generator().manual_seed(0)
+for n, d, width, rows in ((1, 1, 8, 32), (5, 40, 40, 5), (7, 33, 48, 32), (3, 5000, 5008, 3)):
+    a = torch.randn(n, d, generator=generator) * torch.logspace(-3, 3, n)[:, None]
+    a[0, 0] = 0.0
+    for view in (a, a.t().contiguous().t()):
+        q, scale = fused.quantise(view, width, rows, torch.int8, 127.0, SMALLEST)
+        top = a.abs().amax(1, keepdim=True).clamp(min=SMALLEST)
+        assert torch.equal(q[:n, :d], (a * up(top)).round().to(torch.int8))
+        assert not q[n:].any()
+        assert not q[:, d:].any()
+        assert torch.equal(scale, (top / 127)[:, 0])
+    for inverse in (torch.tensor([20.0]), torch.rand(d, generator=generator) * 300):
+        q, none = fused.quantise(a, width, rows, torch.int8, 127.0, SMALLEST, inverse)
+        assert torch.equal(q[:n, :d], (a * inverse).round().clamp(-127, 127).to(torch.int8))
+        assert not none.numel()
+    sums = torch.randint(-(2**20), 2**20, (rows, width), dtype=torch.int32, generator=generator)
+    s, t = torch.rand(n, generator=generator), torch.rand(d, generator=generator)
+    for dtype in (torch.float32, torch.float16):
+        got = fused.scaled(sums, s, t, torch.empty(n, d, dtype=dtype))
+        assert torch.equal(got, (sums[:n, :d] * s[:, None] * t).to(dtype))
+    assert torch.equal(fused.scaled(sums, None, t, torch.empty(n, d)), sums[:n, :d] * t)
+
+a = torch.randn(3, 20, generator=generator)
+a[1, 4], a[2, 3] = float("nan"), float("inf")
+_, scale = fused.quantise(a, 24, 3, torch.int8, 127.0, SMALLEST)
+assert torch.isfinite(scale).tolist() == [True, False, False]
+
+# The operators take the same path as on a GPU, with the CPU's integer product.
+for kind, hyper in ((Int8, {}), (Int8Static, {"granularity": "column"}), (Int8Static, {"granularity": "tensor"})):
+    for shape in ((1, 7, 3), (40, 33, 9)):
+        a = torch.randn(shape[0], shape[1], generator=generator)
+        op = Estimator(kind, hyper).fit(a, torch.randn(shape[1:], generator=generator))
+        expected = op(a)
+        op._weight = integers.padded(op.state["b"])
+        assert op.work == a.dtype
+        assert torch.equal(op(a), expected)
+assert fused.refusal(torch.device("cpu"), 50, torch.int8, 127, SMALLEST) is None
+good = fused.quantise
+fused.quantise = lambda *args, **more: tuple(x + 1 for x in good(*args, **more))
+assert "agree" in str(fused.refusal(torch.device("cpu"), 50, torch.int8, 127, SMALLEST))
+print("ok")
