@@ -239,8 +239,8 @@ def tune(n: int, d: int, m: int, c: int) -> None:
     bases: dict[str, tuple[Config, Callable[[Config], Tensor]]] = {
         "encode": (configs.encode(c, False), lambda t: launch.encode(a, prepared, config=t)),
         "lut": (configs.lookup(n, m), lambda t: launch.lookup(codes, prepared, out, config=t)),
-        "onehot": (configs.onehot(n, m, "int8", False, False), lambda t: launch.onehot(codes, prepared, out, config=t)),
-        "fused": (configs.onehot(n, m, "int8", False, True), lambda t: launch.fused(a, prepared, out, config=t)),
+        "onehot": (configs.onehot(n, m, "int8", False), lambda t: launch.onehot(codes, prepared, out, config=t)),
+        "fused": (configs.fused(m, "int8"), lambda t: launch.fused(a, prepared, out, config=t)),
     }
     for name, (base, run) in bases.items():
         tried = list(dict.fromkeys([base, *alternatives(base)]))
@@ -254,7 +254,9 @@ def alternatives(base: Config) -> list[Config]:
     """One step away in each direction."""
     change = dataclasses.replace
     near = [change(base, warps=base.warps * 2), change(base, stages=base.stages + 1), change(base, bm=base.bm * 2)]
-    near += [change(base, warps=base.warps // 2), change(base, stages=base.stages - 1)]
+    near += [change(base, warps=base.warps // 2)]
+    near += [change(base, stages=base.stages - 1)] if base.stages > 1 else []
+    near += [change(base, bm=base.bm * 2, warps=base.warps * 2, stages=base.stages + 1)]
     near += [change(base, bm=base.bm // 2)] if base.bm > 16 else []
     near += [change(base, bn=base.bn // 2)] if base.bn > 16 else []
     near += [change(base, bn=base.bn * 2)] if base.bn < 256 else []

@@ -16,31 +16,6 @@ import triton.language as tl
 
 
 @triton.jit
-def threshold(V: tl.tensor, node: tl.constexpr, books: tl.tensor, inside: tl.tensor, codebooks: tl.tensor) -> tl.tensor:
-    """[1, BC] thresholds of one node of every tree; V [15, C], +inf beyond the last codebook."""
-    return tl.load(V + node * codebooks + books, mask=inside, other=float("inf"))[None, :]
-
-
-@triton.jit
-def column(
-    A: tl.tensor,
-    J: tl.tensor,
-    level: tl.constexpr,
-    rows: tl.tensor,
-    books: tl.tensor,
-    valid: tl.tensor,
-    inside: tl.tensor,
-    codebooks: tl.tensor,
-    a_row: tl.tensor,
-    a_col: tl.tensor,
-) -> tl.tensor:
-    """[BM, BC] float32 entries of A that one level compares; J [4, C] int32."""
-    j = tl.load(J + level * codebooks + books, mask=inside, other=0).to(tl.int64)
-    at = A + rows[:, None] * a_row + (j * a_col)[None, :]
-    return tl.load(at, mask=valid[:, None] & inside[None, :], other=0.0).to(tl.float32)
-
-
-@triton.jit
 def tree_codes(
     A: tl.tensor,
     J: tl.tensor,
@@ -54,35 +29,28 @@ def tree_codes(
 ) -> tl.tensor:
     """[BM, BC] int32 codes, i <- 2 i + [x >= v_i] four times; NaN compares false; rows have 64 bits.
 
-    The thresholds of a level are chosen by selects, not by dependent loads, so all loads are independent.
+    J [4, C] int32 names the columns of A; V [C, 16] holds the 15 thresholds of a tree side by side. The entries of A
+    do not depend on the path, so all four are asked for at once; thresholds are looked up along it. Codebooks come
+    first while codes are made: Triton then gives neighbouring threads neighbouring codebooks (it breaks ties between
+    axes that way), and the one-hot rows behind need no wide exchange.
     """
-    valid = rows < n
     inside = books < codebooks
-    x0 = column(A, J, 0, rows, books, valid, inside, codebooks, a_row, a_col)
-    x1 = column(A, J, 1, rows, books, valid, inside, codebooks, a_row, a_col)
-    x2 = column(A, J, 2, rows, books, valid, inside, codebooks, a_row, a_col)
-    x3 = column(A, J, 3, rows, books, valid, inside, codebooks, a_row, a_col)
-    b0 = x0 >= threshold(V, 0, books, inside, codebooks)
-    left = threshold(V, 1, books, inside, codebooks)
-    right = threshold(V, 2, books, inside, codebooks)
-    b1 = x1 >= tl.where(b0, right, left)
-    v3 = threshold(V, 3, books, inside, codebooks)
-    v4 = threshold(V, 4, books, inside, codebooks)
-    v5 = threshold(V, 5, books, inside, codebooks)
-    v6 = threshold(V, 6, books, inside, codebooks)
-    b2 = x2 >= tl.where(b0, tl.where(b1, v6, v5), tl.where(b1, v4, v3))
-    v7 = threshold(V, 7, books, inside, codebooks)
-    v8 = threshold(V, 8, books, inside, codebooks)
-    v9 = threshold(V, 9, books, inside, codebooks)
-    v10 = threshold(V, 10, books, inside, codebooks)
-    v11 = threshold(V, 11, books, inside, codebooks)
-    v12 = threshold(V, 12, books, inside, codebooks)
-    v13 = threshold(V, 13, books, inside, codebooks)
-    v14 = threshold(V, 14, books, inside, codebooks)
-    low = tl.where(b1, tl.where(b2, v10, v9), tl.where(b2, v8, v7))
-    high = tl.where(b1, tl.where(b2, v14, v13), tl.where(b2, v12, v11))
-    b3 = x3 >= tl.where(b0, high, low)
-    return 8 * b0.to(tl.int32) + 4 * b1.to(tl.int32) + 2 * b2.to(tl.int32) + b3.to(tl.int32)
+    both = inside[:, None] & (rows < n)[None, :]
+    base = (A + rows * a_row)[None, :]
+    j0 = tl.load(J + books, mask=inside, other=0).to(tl.int64) * a_col
+    j1 = tl.load(J + codebooks + books, mask=inside, other=0).to(tl.int64) * a_col
+    j2 = tl.load(J + 2 * codebooks + books, mask=inside, other=0).to(tl.int64) * a_col
+    j3 = tl.load(J + 3 * codebooks + books, mask=inside, other=0).to(tl.int64) * a_col
+    x0 = tl.load(base + j0[:, None], mask=both, other=0.0).to(tl.float32)
+    x1 = tl.load(base + j1[:, None], mask=both, other=0.0).to(tl.float32)
+    x2 = tl.load(base + j2[:, None], mask=both, other=0.0).to(tl.float32)
+    x3 = tl.load(base + j3[:, None], mask=both, other=0.0).to(tl.float32)
+    tree = 16 * books[:, None] + tl.zeros_like(both).to(tl.int32)
+    node = (x0 >= tl.load(V + tree, mask=both, other=0.0)).to(tl.int32)
+    node = 2 * node + (x1 >= tl.load(V + tree + 1 + node, mask=both, other=0.0)).to(tl.int32)
+    node = 2 * node + (x2 >= tl.load(V + tree + 3 + node, mask=both, other=0.0)).to(tl.int32)
+    node = 2 * node + (x3 >= tl.load(V + tree + 7 + node, mask=both, other=0.0)).to(tl.int32)
+    return tl.trans(node)
 
 
 @triton.jit

@@ -46,7 +46,7 @@ class Prepared:
 
     Attributes:
         columns: [4, C] int32, by level.
-        thresholds: [15, C] float32, by node.
+        thresholds: [C, 16] float32, a tree's 15 and one that is never read.
         scale, offset: [M] float32.
         values: [C, 16, M] uint8, in host memory.
         device: where the kernels run.
@@ -130,7 +130,7 @@ def prepare(
     outputs = values.shape[2]
     return Prepared(
         columns=_moved(columns.T, np.int32, device),
-        thresholds=_moved(thresholds.T, np.float32, device),
+        thresholds=_moved(_padded(thresholds, (codebooks, 16)), np.float32, device),
         scale=_moved(np.broadcast_to(scale, (outputs,)), np.float32, device),
         offset=_moved(np.broadcast_to(offset, (outputs,)), np.float32, device),
         values=values,
@@ -215,9 +215,9 @@ def _product(
     y = torch.empty(len(source), prepared.outputs, dtype=dtype, device=source.device)
 
     def build() -> Launch:
-        split = prepared.split(kind)
-        chosen = config or configs.onehot(len(y), y.shape[1], kind, split, fuse)
-        programs = triton.cdiv(len(y), chosen.bm) * triton.cdiv(y.shape[1], chosen.bn)
+        split, m = prepared.split(kind), y.shape[1]
+        chosen = config or (configs.fused(m, kind) if fuse else configs.onehot(len(y), m, kind, split))
+        programs = triton.cdiv(len(y), chosen.bm) * triton.cdiv(m, chosen.bn)
         integers = (
             *y.shape, prepared.codebooks, table.stride(1), table.stride(0), *source.stride(), y.stride(0)
         )  # fmt: skip
