@@ -26,14 +26,17 @@ class Columns:
         self.loss, self.column, self.count = loss, -1, 0
         self._handle = model.register_forward_hook(self._hook)
 
-    def _hook(self, module: nn.Module, inputs: Any, output: Any) -> None:
+    def _hook(self, module: nn.Module, inputs: Any, output: Any) -> Any:
         if self.column < 0 or not torch.is_grad_enabled():
-            return
+            return None
         if not isinstance(output, Tensor):
             raise Unsupported("fisher='type-2' needs a model whose output is one tensor.")
         self.count = output.shape[-1]
         column = self._column(output.detach(), self.column)
-        output.register_hook(lambda gradient: column)  # type: ignore[no-untyped-call]
+        # A tensor of its own: hooks on the last layer's output have to see the column.
+        fresh = output.view_as(output)
+        fresh.register_hook(lambda gradient: column)  # type: ignore[no-untyped-call]
+        return fresh
 
     def _column(self, output: Tensor, index: int) -> Tensor:
         unit = torch.zeros_like(output)

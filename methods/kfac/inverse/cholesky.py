@@ -1,4 +1,4 @@
-"""Inverse by Cholesky: d^3 / 3 for the factor, 2 d^3 / 3 for the inverse, no synchronisation with the host."""
+"""Inverse by Cholesky, no synchronisation with the host."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from methods.kfac.inverse.base import Inverse, State, damped, eye_like
 
 
 class Cholesky(Inverse):
-    """M + lam I = L L^T, then its explicit inverse; the apply is one product."""
+    """M + lam I = L L^T, then the explicit inverse L^-T L^-1; the apply is one product.
+
+    d^3 / 3 multiply-adds in all would do; the triangular solve and the full product spend more of them in kernels that
+    are faster, and, unlike ``torch.cholesky_inverse``, check nothing on the host.
+    """
 
     def allocate(self, matrices: Tensor) -> State:
         """The identity."""
@@ -18,7 +22,8 @@ class Cholesky(Inverse):
     def refresh(self, matrices: Tensor, damping: Tensor, state: State | None) -> tuple[State, Tensor]:
         """Good: the factorisation went through and the result is finite."""
         factor, info = torch.linalg.cholesky_ex(damped(matrices, damping), check_errors=False)
-        inverse = torch.cholesky_inverse(factor)
+        root = torch.linalg.solve_triangular(factor, eye_like(matrices), upper=False)
+        inverse = root.mT @ root
         return {"inverse": inverse}, (info == 0) & inverse.diagonal(dim1=1, dim2=2).sum(1).isfinite()
 
     def apply(self, state: State, columns: Tensor) -> Tensor:

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -27,7 +29,7 @@ def conv_net(seed=0):
 
 def mlp(seed=0, sizes=(4, 5, 3), bias=True):
     torch.manual_seed(seed)
-    layers = [nn.Linear(a, b, bias=bias) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+    layers = [nn.Linear(a, b, bias=bias) for a, b in pairwise(sizes)]
     mixed = [part for layer in layers for part in (layer, nn.Tanh())]
     return nn.Sequential(*mixed[:-1]).double()
 
