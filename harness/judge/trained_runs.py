@@ -60,6 +60,11 @@ class Trained:
         return bool(self.detail.get("resumed"))
 
     @property
+    def braked(self) -> bool:
+        """Whether a thermal or power brake was seen: the seed's times do not count in any arm."""
+        return bool(self.detail.get("braked"))
+
+    @property
     def stopped_early(self) -> bool:
         """Whether the run ended at its target, before its schedule did: its end is not the schedule's."""
         steps, updates = self.metrics.get("steps"), self.detail.get("updates")
@@ -218,6 +223,11 @@ def stall(runs: Iterable[Trained]) -> float | None:
         return None
     half = len(found) // 2
     return found[half] if len(found) % 2 else (found[half - 1] + found[half]) / 2
+
+
+def untimed(runs: Iterable[Trained]) -> set[tuple[str, int]]:
+    """(file, seed) of every block whose times do not count, because the device braked in one of its arms."""
+    return {(run.file, run.seed) for run in runs if run.braked}
 
 
 def pairs(runs: Sequence[Trained]) -> Iterator[tuple[str, str]]:

@@ -27,6 +27,9 @@ class Log:
         device_peak: device bytes over the baseline while training.
         resumed: an earlier process did a part of the run.
         stopped_early: the target was reached before the end of the schedule.
+        sm_mhz: clock of the device at each evaluation, and temperature_c its temperature.
+        throttle: every throttle reason seen.
+        braked: the thermal or power brake that was seen, for which a seed's times do not count in any arm.
     """
 
     done: int = 0
@@ -48,6 +51,18 @@ class Log:
     warmup_hash_ok: bool = False
     resumed: bool = False
     stopped_early: bool = False
+    sm_mhz: list[float] = field(default_factory=list)
+    temperature_c: list[float] = field(default_factory=list)
+    throttle: list[str] = field(default_factory=list)
+    braked: str | None = None
+
+    def saw(self, device: Mapping[str, Any]) -> None:
+        """Note the device's clock, temperature and throttling; a thermal or power brake once seen stays."""
+        for name in ("sm_mhz", "temperature_c"):
+            if device.get(name) is not None:
+                getattr(self, name).append(float(device[name]))
+        self.throttle = sorted({*self.throttle, *device.get("throttle", ())})
+        self.braked = self.braked or device.get("discarded")
 
     def evaluated(self, point: Mapping[str, float]) -> None:
         """Append one evaluation to the curve."""

@@ -71,7 +71,6 @@ class Run:
         self.model: nn.Module = model  # type: ignore[assignment]
         self.optimizer: Any = None
         self.costs = {} if costs is None else costs
-        #: Device bytes of a used model: they were there before the run began, and are the run's own.
         self._held = 0.0
         self.log = logs.Log()
         self.updates: int | None = None
@@ -159,7 +158,7 @@ class Run:
         self.updates = max(1, round(float(spec.trainer["epochs"]) * self.data.size / self.workload.batch))
         if self.model is not None:
             self.model.zero_grad(set_to_none=True)
-            self._held = state.device_bytes(self.model)
+            self._held = state.device_bytes(self.model)  # there before the baseline, and the run's own
         device.peak_start()
         device.seed(spec.stream)
         fresh = self.runtime.model(self.workload)
@@ -355,6 +354,7 @@ class Run:
         done = self.log.done
         point = {"steps": done, "samples": done * self.workload.batch, "s": self.clock.elapsed_s, "train_loss": loss}
         self.log.evaluated({**point, **values})
+        self.log.saw(self.device.state())
         self.log.state_bytes = state.state_bytes(self.optimizer, self.model)
         self.log.host_peak = max(self.log.host_peak, self.device.peak().get("peak_host_bytes", 0.0))
         self.device.synchronize()

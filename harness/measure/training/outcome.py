@@ -173,6 +173,8 @@ def _spec_detail(spec: RunSpec, workload: Workload, log: Log, metric: str, updat
             "mode": workload.target.mode,
         },
         "resumed": log.resumed,
+        "braked": log.braked,
+        "device_state": {"sm_mhz": log.sm_mhz, "temperature_c": log.temperature_c, "throttle": log.throttle},
         "warmup_hash_ok": log.warmup_hash_ok,
         "stopped_early": log.stopped_early,
     }

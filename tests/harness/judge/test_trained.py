@@ -154,6 +154,16 @@ def test_a_stalling_loader_refuses_times_only(training: Any, book: Any, metric: 
     assert ("loader stalls" in found.reason) == (word == "invalid")
 
 
+def test_a_brake_in_one_arm_takes_the_seed_from_every_arm(training: Any, book: Any) -> None:
+    data = book().usual(2.0)
+    for row in data.store.rows:
+        if row["arm"] == "toy.old#aa" and row["seed"] in (1, 3):
+            row["detail"] = {"braked": "software thermal slowdown"}
+    found = one(training(), data)
+    assert (found.verdict, found.n) == ("reproduced", 8)
+    assert "2 seeds of toy.new left out of the timing: thermal" in found.reason
+
+
 def test_resumed_runs_have_no_time(training: Any, book: Any) -> None:
     data = book().usual(2.0)
     for row in data.store.rows:

@@ -110,6 +110,19 @@ def test_a_method_tells_what_it_is_made_of(run_one, monkeypatch):
     assert run_one("adam")[0].detail["optimizer"] is None
 
 
+def test_a_brake_of_the_device_is_noted_and_stays(run_one):
+    from harness.measure.training.log import Log
+
+    log = Log()
+    log.saw({"sm_mhz": 1700, "temperature_c": 60, "throttle": ["software power cap"]})
+    assert log.braked is None
+    log.saw({"sm_mhz": 900, "throttle": ["hardware thermal slowdown"], "discarded": "hardware thermal slowdown"})
+    log.saw({"sm_mhz": 1700})
+    assert (log.sm_mhz, log.braked) == ([1700.0, 900.0, 1700.0], "hardware thermal slowdown")
+    assert log.throttle == ["hardware thermal slowdown", "software power cap"]
+    assert run_one("sgd", hyper=("epochs=1",))[0].detail["braked"] is None
+
+
 def test_a_missed_target_is_censored_at_its_own_clock(run_one):
     outcome, _ = run_one("sgd", hyper=("lr=1e-6",))
     assert outcome.status == "budget_exhausted"
