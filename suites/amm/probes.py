@@ -84,6 +84,14 @@ def prototypes(x: NDArray[Any], labels: I64, classes: int, count: int, seed: int
     return np.concatenate(parts).astype(np.float32), np.array(owners, np.int64)
 
 
+def kernel_classes(distance: F64, owners: I64, gamma: float) -> I64:
+    """Class of the largest sum of exp(-gamma d) over a class's prototypes; distance is [N, M]."""
+    powers = np.exp(-gamma * (distance - distance.min(1, keepdims=True)))
+    scores = np.stack([powers[:, owners == c].sum(1) for c in range(int(owners.max()) + 1)], 1)
+    found: I64 = scores.argmax(1).astype(np.int64)
+    return found
+
+
 def subclasses(x: NDArray[Any], labels: I64, classes: int, each: int, seed: int) -> tuple[F64, I64]:
     """``each`` k-means centres a class: centres [classes * each, D] and the class of each."""
     centres = [lloyd(x[labels == c][:2000], each, seed + c, rounds=10) for c in range(classes)]

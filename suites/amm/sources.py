@@ -28,6 +28,8 @@ PENALTY = 1.0
 PROBE_ROWS = 10_000
 #: UCR series are resampled to this length (arXiv 2106.10860, section 5.5).
 SERIES = 320
+#: RBF parameters tried, in units of one over the mean squared distance to the nearest prototype.
+GAMMAS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 #: Inner dimension of the random matrices: low rank plus noise, so that there is something to learn.
 RANK, NOISE = 16, 0.1
 #: Most rows that a random problem keeps for training, and for contents.
@@ -134,24 +136,23 @@ def _filter(detail: str, shape: tuple[int, int, int], seed: int) -> Source:
 def _ucr(detail: str, shape: tuple[int, int, int], seed: int) -> Source:
     """Series times the prototypes of an RBF kernel classifier.
 
-    The prototypes are class-wise k-means centres (the paper compresses by stochastic neighbours); gamma is one over
-    the mean squared distance of the training series to their nearest prototype of the same class, times four.
+    The prototypes are class-wise k-means centres (the paper compresses by stochastic neighbours); gamma is the one of
+    ``GAMMAS`` over the mean squared distance to the nearest prototype that classifies the training series best.
     """
     found = data.load(f"ucr-{detail}")
     train, pool = (_resampled(found.arrays[f"{split}_x"]) for split in ("train", "test"))
-    labels = found.arrays["train_y"]
-    b, owners = probes.prototypes(train, labels, int(found.meta["classes"]), shape[2], SEED)
+    labels, classes = found.arrays["train_y"], int(found.meta["classes"])
+    b, owners = probes.prototypes(train, labels, classes, shape[2], SEED)
     distance = probes.squared_distances(train, b)
-    distance[owners[None, :] != labels[:, None]] = np.inf
-    scale = float(np.median(probes.squared_distances(train, b).min(1))) or 1.0
-    scale = max(scale, float(distance.min(1).mean()), 1e-6)
+    scale = max(float(distance.min(1).mean()), 1e-6)
+    rights = [float((probes.kernel_classes(distance, owners, g / scale) == labels).mean()) for g in GAMMAS]
     return Source(
         train=train,
         pool=pool,
         b=np.ascontiguousarray(b.T),
         labels=found.arrays["test_y"],
         owners=owners,
-        gamma=0.25 / scale,
+        gamma=GAMMAS[int(np.argmax(rights))] / scale,
     )
 
 
