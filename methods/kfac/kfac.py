@@ -300,7 +300,7 @@ class KFAC(torch.optim.Optimizer):
         if self.options.momentum:
             held = self.momenta.get(layer)
             if held is None:
-                held = self.momenta[layer] = torch.zeros_like(v)
+                held = self.momenta[layer] = torch.zeros_like(v, memory_format=torch.contiguous_format)
             new = held * self.options.momentum + v
             held.copy_(new if finite is None else torch.where(finite.to(new.device), new, held))
             v = held

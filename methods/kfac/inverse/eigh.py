@@ -15,8 +15,12 @@ class Eigh(Inverse):
 
     def allocate(self, matrices: Tensor) -> State:
         """The identity without damping."""
-        ones = torch.ones_like(matrices[:, :, 0])
-        return {"vectors": eye_like(matrices), "values": ones, "damping": torch.zeros_like(ones[:, 0])}
+        count, size = matrices.shape[:2]
+        return {
+            "vectors": eye_like(matrices),
+            "values": matrices.new_ones(count, size),
+            "damping": matrices.new_zeros(count),
+        }
 
     def refresh(self, matrices: Tensor, damping: Tensor, state: State | None) -> tuple[State, Tensor]:
         """Good: it converged and is finite."""
