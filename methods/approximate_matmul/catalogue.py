@@ -97,6 +97,20 @@ MADDNESS_AVERAGE = Method(
     origin="published design",
 )
 
+MADDNESS_CANDIDATES = Method(
+    name="approximate_matmul.maddness-candidates",
+    impl=f"{_HERE}.maddness:make",
+    summary="MADDNESS that tries 16 split columns a level instead of four: the ablation of that number",
+    source=f"{_MADDNESS}, section 4 (more than four candidates gave almost nothing); {_CONSTANTS}",
+    formula=f"{_TREE}, the best of 16 columns a level; P = P0 + (G'G + ridge I)^-1 G'(A - G P0); {_SCAN}",
+    needs=("torch",),
+    reference=f"{_HERE}.reference:maddness",
+    cost=f"{_HERE}.cost:tree",
+    hyper={**_HYPER, "candidates": 16},
+    dtypes=_DTYPES,
+    origin="published design",
+)
+
 BOLT = Method(
     name="approximate_matmul.bolt",
     impl=f"{_HERE}.bolt:make",
