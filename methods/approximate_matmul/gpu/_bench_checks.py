@@ -34,7 +34,7 @@ class Learned:
         """On the GPU."""
         tables = self.tables
         values: U8 = tables.values.astype(np.uint8, copy=False)
-        device = torch.device(DEVICE, torch.cuda.current_device())
+        device = torch.empty(0, device=DEVICE).device
         return launch.prepare(self.columns, self.thresholds, values, tables.scale, tables.offset, device)
 
     def codes(self, a: Tensor) -> U8:
