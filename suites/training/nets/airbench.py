@@ -90,7 +90,18 @@ class Airbench(nn.Module):
         assert self.first.bias is not None
         self.first.bias.zero_()
 
+    def whitened(self, images: torch.Tensor) -> torch.Tensor:
+        """The first layer, in the weights' precision; its output in autocast's.
+
+        It takes differences of neighbouring pixels and enlarges the small ones up to 45 times: products of bfloat16
+        numbers would put errors of up to 6 % into the finest channels (1 % in half precision, as published).
+        """
+        kind = images.device.type
+        with torch.autocast(kind, enabled=False):
+            found: torch.Tensor = self.first(images.to(self.first.weight.dtype))
+        return found.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else found
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """[batch, 3, 32, 32] -> logits [batch, classes]."""
-        x = self.groups(functional.gelu(self.first(images)))
+        x = self.groups(functional.gelu(self.whitened(images)))
         return self.head(x.amax((2, 3))) * LOGIT_SCALE  # type: ignore[no-any-return]

@@ -180,3 +180,19 @@ def test_a_deep_linear_network_is_linear():
         product = layer.weight @ product
     # Orthogonal layers keep all ten singular values of the product at one.
     assert torch.linalg.svdvals(product)[:10].min() > 0.05
+
+
+def test_the_whitening_layer_keeps_its_precision_under_autocast():
+    torch.manual_seed(0)
+    images = torch.randn(64, 3, 1, 1) + 0.02 * torch.randn(64, 3, 32, 32)  # neighbours differ little
+    model = Airbench(widths=(4, 4, 4))
+    model.whiten(images)
+    exact = model.whitened(images)
+    assert exact.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        close, coarse = model.whitened(images), model.first(images)
+        assert model(images).isfinite().all()
+    assert close.dtype == torch.bfloat16
+    size = exact.square().mean((0, 2, 3)).sqrt()
+    errors = [((found.float() - exact).square().mean((0, 2, 3)).sqrt() / size).max() for found in (close, coarse)]
+    assert errors[0] < 0.004 < 0.01 < errors[1]
