@@ -107,7 +107,8 @@ def build(
 
 def _train(rows: F32, h: dict[str, Any]) -> Trained:
     trees, codes = learn_trees(rows, h["codebooks"], h["candidates"], h["min_leaf"], h["compare"], h["thresholds"])
-    stats = lut.statistics(rows, codes)
+    only_means = h["nonzeros"] == 1
+    stats = lut.own_statistics(rows, codes, trees.starts) if only_means else lut.statistics(rows, codes)
     prototypes = None if h["tables"] == "direct" else _prototypes(stats, trees, h["ridge"], h["nonzeros"])
 
     def build_tables(b: F64) -> lut.Tables:

@@ -20,6 +20,12 @@ def test_statistics_are_one_hot_products() -> None:
     np.testing.assert_allclose(STATS.sums, g.T @ A, atol=1e-12)
 
 
+def test_own_statistics_give_the_same_means() -> None:
+    own = tables.own_statistics(A, CODES, TREES.starts)
+    np.testing.assert_array_equal(own.counts, np.diag(np.diag(STATS.counts)))
+    np.testing.assert_allclose(tables.means(own, TREES.starts), START, atol=1e-12)
+
+
 def test_means_are_bucket_means_on_their_own_subspace() -> None:
     for c in range(CODEBOOKS):
         low, high = TREES.starts[c], TREES.starts[c + 1]
