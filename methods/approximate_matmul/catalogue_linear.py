@@ -93,7 +93,7 @@ SPARSE_PCA = Method(
     needs=("torch",),
     reference=f"{_HERE}.reference_factors:sparse_pca",
     cost=f"{_HERE}.cost:touched",
-    hyper={"rank": 16, "alpha": 0.03125, "backend": "auto"},
+    hyper={"rank": 16, "alpha": 0.03125, "scaling": "invariant", "backend": "auto"},
     origin="published design",
 )
 

@@ -72,12 +72,12 @@ def pca(*, rank: int = 16, centre: bool = False) -> Plain:
     return Plain("pca", learn, {"rank": rank, "centre": centre})
 
 
-def sparse_pca(*, rank: int = 16, alpha: float = 0.03125, backend: str = "auto") -> Plain:
+def sparse_pca(*, rank: int = 16, alpha: float = 0.03125, scaling: str = "invariant", backend: str = "auto") -> Plain:
     """The loadings of the method itself, products in float64."""
 
     def learn(a_train: Array, b: Array) -> Product:
         limited_rank(rank, b.shape[0], b.shape[1], "sparse-pca")
-        sparse = loadings(a_train, rank, alpha)
+        sparse = loadings(a_train, rank, alpha, scaling)
         table = decoder(a_train, sparse, b)
         return lambda a: (a @ sparse) @ table
 

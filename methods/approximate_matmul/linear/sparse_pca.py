@@ -26,12 +26,13 @@ SWEEPS, TOLERANCE = 200, 1e-6
 class SparsePca(Factored):
     """Y = (A W) T, W [D, d] sparse loadings of the training rows, T = argmin |Ã B - (Ã W) T|_F.
 
-    Loadings: min |X - U Wᵀ|² / 2 + alpha N' v / D |W|_1, |u_k| <= 1, X the centred training rows, v their mean
+    Loadings: min |X - U Wᵀ|² / 2 + alpha sqrt(N' v) |W|_1, |u_k| <= 1, X the centred training rows, v their mean
     variance (the objective of Mairal et al., ICML 2009, and its algorithm 2 for U; the lasso for W by coordinate
     descent where the published sweep used least angles; 10 turns as there, where alpha went from 2**-14 to 8). The
     objective depends on X only through Xᵀ X, so a D x D square root of it is what is factorised. The published code
     recovered A by a ridge regression on W; T here is the least-squares decoder, which is never worse on the training
-    rows. Fit: W and T. Run time: a product that skips zeros or a dense one, whichever is faster, and a dense one.
+    rows. ``scaling="published"`` weighs |W|_1 by alpha N' v / D, which depends on the rows' unit.
+    Fit: W and T. Run time: a product that skips zeros or a dense one, whichever is faster, and a dense one.
     """
 
     method = "approximate_matmul.sparse-pca"
@@ -43,7 +44,7 @@ class SparsePca(Factored):
         limited_rank(hyper["rank"], int(b.shape[0]), int(b.shape[1]), cls.method)
         rows = a_train.double().cpu().numpy()
         with fit.clock("train_s"):
-            sparse = loadings(rows, hyper["rank"], hyper["alpha"])
+            sparse = loadings(rows, hyper["rank"], hyper["alpha"], hyper["scaling"])
         with fit.clock("table_s"):
             table = decoder(rows, sparse, b.double().cpu().numpy())
             state = {"sketch": torch.from_numpy(sparse).to(b), "table": torch.from_numpy(table).to(b)}
@@ -62,7 +63,7 @@ def root(gram: Array) -> Array:
     return factor
 
 
-def loadings(rows: Array, rank: int, alpha: float) -> Array:
+def loadings(rows: Array, rank: int, alpha: float, scaling: str = "invariant") -> Array:
     """W [D, <= rank] with unit columns; columns that came out empty are dropped.
 
     Raises:
@@ -72,12 +73,14 @@ def loadings(rows: Array, rank: int, alpha: float) -> Array:
     total = float((centred**2).sum())
     if total <= (EPSILON * float(np.linalg.norm(rows))) ** 2:
         raise UserError(f"{SparsePca.method}: all training rows are equal, so there is no direction; give varied rows.")
-    found = factorise(root(centred.T @ centred), rank, alpha * total / rows.shape[1] ** 2)
+    inner = rows.shape[1]
+    unit = total / inner**2 if scaling == "published" else float(np.sqrt(total / inner))
+    found = factorise(root(centred.T @ centred), rank, alpha * unit)
     length = np.linalg.norm(found, axis=0)
     if not (length > 0).any():
         raise UserError(f"{SparsePca.method}: alpha = {alpha} leaves no loading; lower it.")
-    unit: Array = np.ascontiguousarray(found[:, length > 0] / length[length > 0])
-    return unit
+    kept: Array = np.ascontiguousarray(found[:, length > 0] / length[length > 0])
+    return kept
 
 
 def factorise(data: Array, rank: int, weight: float) -> Array:
@@ -124,15 +127,17 @@ def decoder(rows: Array, sparse: Array, b: Array) -> Array:
 KIND = SparsePca
 
 
-def make(*, rank: int = 16, alpha: float = 0.03125, backend: str = "auto") -> Estimator:
+def make(*, rank: int = 16, alpha: float = 0.03125, scaling: str = "invariant", backend: str = "auto") -> Estimator:
     """Sparse loadings.
 
     Args:
         rank: loadings at most.
         alpha: weight of the L1 term, relative to the rows' variance.
+        scaling: unit of alpha, invariant or published.
         backend: auto, dense or sparse.
     """
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha < float("inf"):
         raise UserError(f"{SparsePca.method}: alpha must be a finite number of at least 0, got {alpha!r}.")
+    choice(scaling, ("invariant", "published"), "scaling", SparsePca.method)
     choice(backend, BACKENDS, "backend", SparsePca.method)
-    return Estimator(SparsePca, {"rank": rank, "alpha": float(alpha), "backend": backend})
+    return Estimator(SparsePca, {"rank": rank, "alpha": float(alpha), "scaling": scaling, "backend": backend})

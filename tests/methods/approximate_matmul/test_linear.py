@@ -35,6 +35,7 @@ OPTIONS = (
     ("fast-jl", {"scaling": "published", "density": "published", "backend": "transform"}),
     ("pca", {"centre": True}),
     ("sparse-pca", {"backend": "sparse", "alpha": 0.001}),
+    ("sparse-pca", {"scaling": "published", "alpha": 0.0001}),
     ("svd", {"side": "b"}),
     ("svd", {"side": "train"}),
     ("sampling", {"norms": "train"}),

@@ -371,3 +371,10 @@ def test_a_saved_engine_that_is_wrong_here_is_replaced(monkeypatch) -> None:
     op.prepare()
     assert op.choices["engine"] == "float32"
     assert torch.equal(op(a), expected)
+
+
+def test_sparse_loadings_do_not_depend_on_the_unit() -> None:
+    rows = np.random.default_rng(2).standard_normal((80, 12)) @ np.diag(np.linspace(3, 0.2, 12))
+    one, two = (sparse_pca.loadings(rows * unit, 4, 0.1) for unit in (1.0, 4096.0))
+    assert np.allclose(one, two, atol=1e-9)
+    assert 0 < (one == 0).mean() < 1
