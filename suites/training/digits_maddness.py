@@ -4,7 +4,7 @@ from harness.catalogue.workload import Target, Workload
 
 WORKLOAD = Workload(
     name="digits-cnn-maddness",
-    summary="8 x 8 digits, the trained digits-cnn with two of its four layers as look-ups, fine-tuned to 98 %",
+    summary="8 x 8 digits, the trained digits-cnn with two of its four layers as look-ups, fine-tuned to 97 %",
     data="digits",
     runtime="suites.training.replaced:RUNTIME",
     params={
@@ -18,12 +18,15 @@ WORKLOAD = Workload(
     batch=64,
     epochs=6,
     target=Target(
-        metric="test_accuracy", value=0.98, source="set here: the target of digits-cnn", others=(0.97, 0.975)
+        metric="test_accuracy",
+        value=0.97,
+        source="set here: between the network just replaced (96.1 %) and the exact one (98.9 %)",
+        others=(0.965, 0.975),
     ),
     methods=("training.adamw", "training.sgd"),
     seeds=3,
     max_s=300.0,
-    tiers=("standard",),
+    tiers=("full",),
     notes=(
         "Starts from one exact network, trained outside the clock on nine tenths of the training set and kept in the "
         "cache; a seed changes the order of the data alone. First and last layer stay exact."

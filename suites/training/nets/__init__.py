@@ -14,6 +14,7 @@ NETS = {
     "airbench": "suites.training.nets.airbench:Airbench",
     "resnet18-cifar": "suites.training.nets.resnet:resnet18_cifar",
     "resnet32-cifar": "suites.training.nets.resnet:ResNetCifar",
+    "resnet9": "suites.training.nets.resnet9:ResNet9",
     "resnet50": "suites.training.nets.resnet:resnet50",
     "vgg16-bn": "suites.training.nets.vgg:VGG16",
     "char-gpt": "suites.training.nets.gpt:CharGPT",
