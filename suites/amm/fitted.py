@@ -69,7 +69,7 @@ class Operation:
 
     def __call__(self, rows: Rows) -> Any:
         """The approximate product of the buffer's rows."""
-        return (self._op or self.op)(rows.a)
+        return self._op(rows.a)
 
     def _fitted(self) -> Any:
         found = sources.source(self.problem)

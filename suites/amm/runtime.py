@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -68,7 +69,8 @@ class ProductRuntime:
     """
 
     def __init__(self) -> None:
-        self._recent: list[Operation] = []
+        # Weakly: what the gate has let go must not look like memory that the method retains.
+        self._recent: list[weakref.ref[Operation]] = []
 
     def content(self, problem: Problem, seed: int) -> Rows:
         """Rows of the problem's test pool in a random order."""
@@ -113,7 +115,7 @@ class ProductRuntime:
         if not callable(impl):
             raise UserError(f"a product method is a factory make(**hyper) with fit(a, b); got {type(impl).__name__}.")
         operation = Operation(impl, problem, hyper)
-        self._recent = [*self._recent[-1:], operation]
+        self._recent = [*self._recent[-1:], weakref.ref(operation)]
         operation.fit()
         return operation
 
@@ -165,7 +167,8 @@ class ProductRuntime:
         reference: Callable[[Any], Any] | None,
     ) -> Judgement:
         """Fidelity to the plain twin; without one, accuracy by the class of the method."""
-        operation = next((op for op in reversed(self._recent) if op is not reference), None)
+        alive = (found() for found in reversed(self._recent))
+        operation = next((op for op in alive if op is not None and op is not reference), None)
         errors = dict(self.glance(output, content, oracle, problem))
         limits: dict[str, float] = {}
         if reference is not None:
