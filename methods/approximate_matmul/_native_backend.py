@@ -57,8 +57,15 @@ class NativeBackend:
 
     def encode(self, a: Tensor) -> Tensor:
         """(N, C) uint8 codes, unpacked."""
-        packed = self._native.encode(a, self._trees.columns, self._trees.thresholds)
-        return torch.from_numpy(self._native.unpack(packed))
+        return torch.from_numpy(self._native.unpack(self.codes(a)))
+
+    def codes(self, a: Tensor) -> Any:
+        """Packed codes."""
+        return self._native.encode(a, self._trees.columns, self._trees.thresholds)
+
+    def scan(self, codes: Any) -> Tensor:
+        """(N, M) float32 outputs of packed codes."""
+        return torch.from_numpy(self._native.scan(codes, self._tables))
 
     def __call__(self, a: Tensor) -> Tensor:
         """(N, M) float32 outputs, encoded and scanned in one pass over the rows."""

@@ -38,6 +38,10 @@ class TorchBackend:
         """(N, C) uint8 codes of float32 rows."""
         return self._encode(a).to(torch.uint8)
 
+    def codes(self, a: Tensor) -> Tensor:
+        """(N, C) codes in the integer type that encoding gives."""
+        return self._encode(a)
+
     def scan(self, codes: Tensor) -> Tensor:
         """(N, M) float32 outputs of (N, C) integer codes."""
         rows = codes.to(torch.int32) + self._rows

@@ -30,6 +30,12 @@ class Backend(Protocol):
     def encode(self, a: Tensor) -> Tensor:
         """(N, C) uint8 codes of (N, D) float32 rows."""
 
+    def codes(self, a: Tensor) -> Any:
+        """Codes in the back-end's own form, as :meth:`scan` reads them."""
+
+    def scan(self, codes: Any) -> Tensor:
+        """(N, M) float32 outputs of what :meth:`codes` gave."""
+
     def __call__(self, a: Tensor) -> Tensor:
         """(N, M) float32 outputs of (N, D) float32 rows."""
 
@@ -46,10 +52,17 @@ class NumpyBackend:
         """(N, C) uint8 codes."""
         return torch.from_numpy(self._encoder.encode(a.cpu().numpy())).to(a.device)
 
+    def codes(self, a: Tensor) -> Tensor:
+        """The plain codes."""
+        return self.encode(a)
+
+    def scan(self, codes: Tensor) -> Tensor:
+        """(N, M) float32 outputs of plain codes."""
+        return torch.from_numpy(scan.scan(codes.cpu().numpy(), self._tables, self._upcast)).to(codes.device)
+
     def __call__(self, a: Tensor) -> Tensor:
         """(N, M) float32 outputs."""
-        codes = self._encoder.encode(a.cpu().numpy())
-        return torch.from_numpy(scan.scan(codes, self._tables, self._upcast)).to(a.device)
+        return self.scan(self.codes(a))
 
 
 class LookupProduct:
@@ -117,6 +130,17 @@ class LookupProduct:
         if not len(a):
             return torch.empty((0, self.encoder.codebooks), dtype=torch.uint8, device=a.device)
         return self._backend.encode(rows)
+
+    def codes(self, a: Tensor) -> Any:
+        """Codes in the back-end's own form (packed when native): what encoding alone costs, and input of :meth:`scan`.
+
+        ``a`` must have at least one row.
+        """
+        return self._backend.codes(self._rows(a))
+
+    def scan(self, codes: Any) -> Tensor:
+        """(N, M) float32 outputs of what :meth:`codes` gave: what look-ups, sums and the fix-up cost."""
+        return self._backend.scan(codes)
 
     def _rows(self, a: Tensor) -> Tensor:
         matrix(a, "a", self.name)

@@ -62,6 +62,8 @@ def test_back_ends_equal_the_numpy_twin(name: str, backend: str, shape: tuple[in
     assert op.describe()["backend"] == backend
     assert plain.describe()["backend"] == "numpy"
     assert torch.equal(op.encode(a), plain.encode(a))
+    torch.testing.assert_close(op.scan(op.codes(a)), op(a))
+    torch.testing.assert_close(plain.scan(plain.codes(a)), plain(a))
     expected = plain(a)
     assert op(a).shape == (n, m)
     torch.testing.assert_close(op(a), expected, rtol=1e-5, atol=1e-4 * float(expected.abs().max()))
