@@ -217,6 +217,8 @@ def _product(
     def build() -> Launch:
         split, m = prepared.split(kind), y.shape[1]
         chosen = config or (configs.fused(m, kind) if fuse else configs.onehot(len(y), m, kind, split))
+        if _PAD_OUTPUTS % chosen.bn or _PAD_DEPTH % (16 * chosen.bc):
+            raise UserError(f"tiles must divide the tables' padding of {_PAD_OUTPUTS} x {_PAD_DEPTH}, got {chosen}.")
         programs = triton.cdiv(len(y), chosen.bm) * triton.cdiv(m, chosen.bn)
         integers = (
             *y.shape, prepared.codebooks, table.stride(1), table.stride(0), *source.stride(), y.stride(0)

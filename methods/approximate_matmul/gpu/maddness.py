@@ -8,6 +8,7 @@ outputs have the bits of the NumPy twin.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from harness.errors import Unsupported, UserError
 from methods.approximate_matmul import maddness as learned
+from methods.approximate_matmul import save
 from methods.approximate_matmul.checks import matrix, one_of
 from methods.approximate_matmul.encoders import TreeEncoder
 from methods.approximate_matmul.estimator import Estimator
@@ -23,6 +25,7 @@ from methods.approximate_matmul.gpu._configs import KINDS, Kind
 from methods.approximate_matmul.operator import LookupProduct
 
 Design = Literal["lut", "onehot", "fused"]
+_PREFIX = "maddness-triton-"
 #: Tensor cores of Turing and later take int8; Triton's float8 e4m3 needs compute capability 8.9.
 _FLOAT8_CAPABILITY = (8, 9)
 
@@ -53,19 +56,27 @@ class Backend:
         """(N, C) uint8 codes."""
         return launch.encode(a, self.prepared)
 
+    def codes(self, a: Tensor) -> Tensor:
+        """The plain codes."""
+        return self.encode(a)
+
+    def scan(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(N, M) outputs of plain codes; ``fused`` has no kernel of its own for that and runs the one-hot product."""
+        if self.design == "lut":
+            return launch.lookup(codes, self.prepared, dtype)
+        return launch.onehot(codes, self.prepared, dtype, kind=self.kind)
+
     def __call__(self, a: Tensor) -> Tensor:
         """(N, M) outputs in a's dtype."""
         if self.design == "fused":
             return launch.fused(a, self.prepared, a.dtype, kind=self.kind)
-        codes = self.encode(a)
-        if self.design == "lut":
-            return launch.lookup(codes, self.prepared, a.dtype)
-        return launch.onehot(codes, self.prepared, a.dtype, kind=self.kind)
+        return self.scan(self.encode(a), a.dtype)
 
 
 class TritonProduct(LookupProduct):
     """A fitted product that Triton kernels run; interface of :class:`LookupProduct`."""
 
+    loader = "methods.approximate_matmul.gpu.maddness:load"
     _backend: Backend
 
     def _chosen(self, wanted: str) -> Backend:
@@ -113,7 +124,7 @@ class TritonEstimator:
     """An unfitted product; ``fit`` learns on the CPU as ``approximate_matmul.maddness`` does."""
 
     def __init__(self, design: Design, kind: Kind, hyper: Mapping[str, Any]) -> None:
-        self.name = f"maddness-triton-{design}"
+        self.name = f"{_PREFIX}{design}"
         self._learner = learned.build(self.name, **{**hyper, "backend": "numpy"})
         self.hyper = {**self._learner.hyper, "kind": kind, "backend": "triton"}
 
@@ -134,6 +145,20 @@ class TritonEstimator:
         raise UserError(f"{self.name} is not fitted: call fit(a_train, b) and use the operator that it returns.")
 
     encode = __call__
+
+
+def load(path: str | Path, device: str = "cuda") -> TritonProduct:
+    """Read an operator that ``op.save`` wrote; ``methods.approximate_matmul.save.load`` would run it by torch.
+
+    Raises:
+        UserError: the file is no operator of these designs.
+        Unsupported: the device is no GPU.
+    """
+    op = save.load(path, device="cpu", backend="numpy")
+    if not op.name.startswith(_PREFIX):
+        raise UserError(f"{path}: holds {op.name!r}; read it with methods.approximate_matmul.save.load.")
+    place = torch.empty(0, device=device).device
+    return TritonProduct(op.name, {**op.hyper, "backend": "triton"}, op.encoder, op.tables, op.upcast, place, op.times)
 
 
 def make_lut(**hyper: Any) -> TritonEstimator:
@@ -157,7 +182,7 @@ def reference(**hyper: Any) -> Estimator:
 
 
 def _make(design: Design, hyper: Mapping[str, Any]) -> TritonEstimator:
-    name = f"maddness-triton-{design}"
+    name = f"{_PREFIX}{design}"
     if "backend" in hyper or "upcast" in hyper:
         raise UserError(f"{name}: its back-end is Triton and its sums are exact; leave out backend and upcast.")
     if hyper.get("aggregation", "exact") != "exact":
@@ -181,4 +206,4 @@ def _usable(b: Tensor, kind: Kind) -> None:
 
 
 def _design(name: str) -> Design:
-    return cast(Design, name.removeprefix("maddness-triton-"))
+    return cast(Design, name.removeprefix(_PREFIX))
