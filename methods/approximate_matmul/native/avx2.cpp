@@ -4,6 +4,9 @@
 #include <immintrin.h>
 
 #define AVX2 __attribute__((target("avx2,fma")))
+#ifndef AMM_INLINE_TREE  // largest averaging tree that is inlined; sanitizers want small functions
+#define AMM_INLINE_TREE 16
+#endif
 #define AVX2_INLINE __attribute__((target("avx2,fma"), always_inline)) static inline
 
 namespace amm {
@@ -109,15 +112,26 @@ struct Bytes {
     __m256i v[NB];
 };
 
-// Rounding-average tree over U neighbouring codebooks.
+// Rounding-average tree over U neighbouring codebooks. Inlined up to AMM_INLINE_TREE; larger trees call those of
+// half their size, which costs one call per 16 look-ups and keeps the code small.
 template <int U, int NB>
 struct Tree {
     AVX2_INLINE Bytes<NB> run(const uint8_t* codes, int64_t step, const uint8_t* table) {
-        Bytes<NB> a = Tree<U / 2, NB>::run(codes, step, table);
-        const Bytes<NB> b = Tree<U / 2, NB>::run(codes + U / 2 * kBlock, step, table + U / 2 * kPrototypes);
+        Bytes<NB> a, b;
+        if constexpr (U > AMM_INLINE_TREE) {
+            call(codes, step, table, &a);
+            call(codes + U / 2 * kBlock, step, table + U / 2 * kPrototypes, &b);
+        } else {
+            a = Tree<U / 2, NB>::run(codes, step, table);
+            b = Tree<U / 2, NB>::run(codes + U / 2 * kBlock, step, table + U / 2 * kPrototypes);
+        }
 #pragma GCC unroll 4
         for (int i = 0; i < NB; ++i) a.v[i] = _mm256_avg_epu8(a.v[i], b.v[i]);
         return a;
+    }
+    AVX2 __attribute__((noinline)) static void call(const uint8_t* codes, int64_t step, const uint8_t* table,
+                                                    Bytes<NB>* out) {
+        *out = Tree<U / 2, NB>::run(codes, step, table);
     }
 };
 template <int NB>
@@ -126,9 +140,7 @@ struct Tree<1, NB> {
         const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
         Bytes<NB> a;
 #pragma GCC unroll 4
-        for (int i = 0; i < NB; ++i) {
-            a.v[i] = _mm256_shuffle_epi8(t, load(codes + i * step));
-        }
+        for (int i = 0; i < NB; ++i) a.v[i] = _mm256_shuffle_epi8(t, load(codes + i * step));
         return a;
     }
 };

@@ -1,0 +1,112 @@
+// A program for sanitizers: random sizes at every level of this processor, buffers of exactly the stated size, results
+// compared with the scalar level, and wrong sizes that must come back as error codes. Ends with 0 when all is well.
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+
+extern "C" {
+int amm_highest_level();
+int amm_encode(int, const float*, int64_t, int64_t, int64_t, int64_t, const int32_t*, const float*, int, uint8_t*,
+               int64_t, int);
+int amm_scan(int, const uint8_t*, int64_t, int64_t, const uint8_t*, int64_t, int, int, const float*, const float*, int,
+             int, int, void*, int64_t, int64_t, int);
+int amm_matmul(int, const float*, int64_t, int64_t, int64_t, int64_t, const int32_t*, const float*, const uint8_t*,
+               int64_t, int, int, const float*, const float*, int, int, int, void*, int64_t, int64_t, int);
+}
+
+namespace {
+
+std::mt19937 random_bits(7);
+
+int below(int n) { return static_cast<int>(random_bits() % static_cast<unsigned>(n)); }
+
+template <class T>
+struct Heap {  // exactly n elements, so that one byte too many is seen
+    std::unique_ptr<T[]> data;
+    int64_t n;
+    explicit Heap(int64_t n_) : data(new T[static_cast<size_t>(n_)]), n(n_) {}
+    T* get() { return data.get(); }
+    T& operator[](int64_t i) { return data[static_cast<size_t>(i)]; }
+};
+
+int failures = 0;
+void expect(bool good, const char* what) {
+    if (good) return;
+    std::printf("wrong: %s\n", what);
+    ++failures;
+}
+
+void round_trip(int round) {
+    const int sizes[] = {1, 2, 31, 32, 33, 64, 95, 257, 300};
+    const int64_t n = sizes[below(9)], d = 1 + below(40);
+    const int codebooks = round % 11 == 0 ? 257 : 1 + below(20), m = 1 + below(27);
+    const bool column_major = below(2);
+    const int64_t pad = below(3);
+    const int64_t rows = column_major ? 1 : d + pad, cols = column_major ? n + pad : 1;
+    Heap<float> a(column_major ? (d - 1) * cols + n : (n - 1) * rows + d), v(15 * codebooks), scale(m), offset(m);
+    for (int64_t i = 0; i < a.n; ++i) a[i] = static_cast<float>(below(7) - 3);
+    for (int64_t i = 0; i < v.n; ++i) v[i] = static_cast<float>(below(7) - 3);
+    for (int i = 0; i < m; ++i) scale[i] = 0.5f, offset[i] = static_cast<float>(below(9));
+    Heap<int32_t> columns(4 * codebooks);
+    for (int64_t i = 0; i < columns.n; ++i) columns[i] = below(static_cast<int>(d));
+    Heap<uint8_t> tables(static_cast<int64_t>(m) * ((codebooks + 3) / 4 * 4) * 16);
+    for (int64_t i = 0; i < tables.n; ++i) tables[i] = i / 16 % ((codebooks + 3) / 4 * 4) < codebooks ? below(256) : 0;
+    const int64_t packed_bytes = (n + 31) / 32 * ((codebooks + 1) / 2) * 32;
+    Heap<uint8_t> want_codes(packed_bytes), codes(packed_bytes);
+    int upcast = 1;
+    while (upcast < 128 && codebooks % (2 * upcast) == 0) upcast *= 2;
+    for (int level = 0; level <= amm_highest_level(); ++level) {
+        Heap<uint8_t>& to = level ? codes : want_codes;
+        expect(amm_encode(level, a.get(), n, d, rows, cols, columns.get(), v.get(), codebooks, to.get(), packed_bytes,
+                          1 + below(3)) == 0, "encode");
+        expect(!level || !std::memcmp(codes.get(), want_codes.get(), static_cast<size_t>(packed_bytes)), "codes");
+    }
+    const int element[] = {4, 2, 2, 1};
+    for (int aggregation = 0; aggregation < 2; ++aggregation)
+        for (int kind = 0; kind < 4; ++kind) {
+            Heap<char> want(n * m * element[kind]), got(n * m * element[kind]);
+            const int64_t stride = kind == 2 ? n : m;
+            for (int level = 0; level <= amm_highest_level(); ++level) {
+                Heap<char>& to = level ? got : want;
+                expect(amm_scan(level, want_codes.get(), packed_bytes, n, tables.get(), tables.n, codebooks, m,
+                                scale.get(), offset.get(), aggregation, upcast, kind, to.get(), stride, n * m,
+                                1 + below(3)) == 0, "scan");
+                expect(!level || !std::memcmp(got.get(), want.get(), static_cast<size_t>(want.n)), "scan values");
+                expect(amm_matmul(level, a.get(), n, d, rows, cols, columns.get(), v.get(), tables.get(), tables.n,
+                                  codebooks, m, scale.get(), offset.get(), aggregation, upcast, kind, got.get(), stride,
+                                  n * m, 1 + below(3)) == 0, "matmul");
+                expect(!std::memcmp(got.get(), want.get(), static_cast<size_t>(want.n)), "matmul values");
+            }
+        }
+    // Wrong sizes.
+    Heap<float> out(n * m);
+    expect(amm_encode(0, a.get(), n, d, rows, cols, columns.get(), v.get(), codebooks, codes.get(), packed_bytes - 1,
+                      1) == 4, "short codes");
+    expect(amm_encode(99, a.get(), n, d, rows, cols, columns.get(), v.get(), codebooks, codes.get(), packed_bytes, 1) ==
+               8, "level");
+    expect(amm_encode(0, nullptr, n, d, rows, cols, columns.get(), v.get(), codebooks, codes.get(), packed_bytes, 1) ==
+               1, "null");
+    expect(amm_encode(0, a.get(), -1, d, rows, cols, columns.get(), v.get(), codebooks, codes.get(), packed_bytes, 1) ==
+               2, "negative rows");
+    expect(amm_matmul(0, a.get(), n, d, rows, cols, columns.get(), v.get(), tables.get(), tables.n - 1, codebooks, m,
+                      scale.get(), offset.get(), 0, 1, 0, out.get(), m, out.n, 1) == 4, "short tables");
+    expect(amm_matmul(0, a.get(), n, d, rows, cols, columns.get(), v.get(), tables.get(), tables.n, codebooks, m,
+                      scale.get(), offset.get(), 0, 1, 0, out.get(), m, out.n - 1, 1) == 4, "short output");
+    expect(amm_matmul(0, a.get(), n, d, rows, cols, columns.get(), v.get(), tables.get(), tables.n, codebooks, m,
+                      scale.get(), offset.get(), 1, 3, 0, out.get(), m, out.n, 1) == 6, "upcast");
+    columns[0] = static_cast<int32_t>(d);
+    expect(amm_encode(0, a.get(), n, d, rows, cols, columns.get(), v.get(), codebooks, codes.get(), packed_bytes, 1) ==
+               3, "column");
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+    const int rounds = count > 1 ? std::atoi(words[1]) : 60;
+    for (int round = 0; round < rounds; ++round) round_trip(round);
+    std::printf("%d rounds, levels up to %d, %d failures\n", rounds, amm_highest_level(), failures);
+    return failures ? 1 : 0;
+}
