@@ -26,8 +26,8 @@ DEFAULTS: Mapping[str, Any] = {
     "schedule": "linear",
     "warmup": 0.0,
     "final_lr": 0.0,
-    "milestones": [],
-    "gamma": 0.1,
+    "milestones": None,
+    "gamma": None,
     "clip_norm": None,
     "accumulate": 1,
 }
@@ -130,6 +130,10 @@ def resolve(workload: Workload, method: Method, given: Mapping[str, Any]) -> Hyp
     factory = {name: value for name, value in values.items() if name not in TRAINER_HYPER}
     _check_factory(method, factory, sources)
     trainer = {name: values[name] for name in TRAINER_HYPER}
+    if trainer["schedule"] != "step":
+        for name in ("milestones", "gamma"):  # a recipe's steps, when another schedule was asked for
+            if sources[name] == "recipe":
+                trainer[name], sources[name] = None, "default"
     _check_trainer(trainer)
     return Hyper(
         factory=factory,
@@ -160,19 +164,25 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
+def _share(value: Any) -> bool:
+    return _number(value) and 0 < value < 1
+
+
 def _check_trainer(trainer: Mapping[str, Any]) -> None:
+    steps, places, gamma = trainer["schedule"] == "step", trainer["milestones"], trainer["gamma"]
     checks = {
         "epochs": (_number(trainer["epochs"]) and 0 < trainer["epochs"] < float("inf"), "a positive number"),
         "schedule": (trainer["schedule"] in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
         "warmup": (_number(trainer["warmup"]) and 0 <= trainer["warmup"] < 1, "a fraction from 0 to below 1"),
         "final_lr": (_number(trainer["final_lr"]) and 0 <= trainer["final_lr"] <= 1, "a fraction from 0 to 1"),
         "milestones": (
-            isinstance(trainer["milestones"], list)
-            and all(_number(place) and 0 < place < 1 for place in trainer["milestones"])
-            and (bool(trainer["milestones"]) or trainer["schedule"] != "step"),
-            "a list of fractions of the schedule, at least one with schedule=step",
+            places is None if not steps else isinstance(places, list) and places and all(map(_share, places)),
+            "a list of fractions of the schedule with schedule=step, else null",
         ),
-        "gamma": (_number(trainer["gamma"]) and 0 < trainer["gamma"] <= 1, "a factor from above 0 to 1"),
+        "gamma": (
+            gamma is None if not steps else _number(gamma) and 0 < gamma <= 1,
+            "a factor from above 0 to 1 with schedule=step, else null",
+        ),
         "clip_norm": (
             trainer["clip_norm"] is None or (_number(trainer["clip_norm"]) and trainer["clip_norm"] > 0),
             "a positive number or null",

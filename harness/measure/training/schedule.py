@@ -19,7 +19,7 @@ def of(trainer: Mapping[str, Any], update: int, updates: int) -> float:
         trainer["warmup"],
         trainer["final_lr"],
         trainer.get("milestones") or (),
-        trainer.get("gamma", 1.0),
+        trainer.get("gamma") or 1.0,
     )
 
 

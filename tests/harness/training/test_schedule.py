@@ -47,3 +47,19 @@ def test_each_group_keeps_its_own_rate_and_tensors_are_filled_in_place():
     assert optimizer.param_groups[0]["lr"] == 0.25
     assert optimizer.param_groups[1]["lr"] is rate
     assert float(rate) == pytest.approx(0.025)
+
+
+def test_steps_need_their_places_and_only_they_have_them():
+    from harness.catalogue import registry
+    from harness.measure.training.recipe import resolve
+
+    def trainer(**given):
+        return resolve(registry.workload("cifar10lt-resnet32"), registry.method("training.sgd"), given).trainer
+
+    assert (trainer()["schedule"], trainer()["milestones"], trainer()["gamma"]) == ("step", [0.8, 0.9], 0.01)
+    assert (trainer(schedule="cosine")["milestones"], trainer(schedule="cosine")["gamma"]) == (None, None)
+    for wrong in ({"milestones": []}, {"milestones": [1.5]}, {"milestones": None}, {"gamma": 0}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            trainer(**wrong)
+    with pytest.raises(UserError, match="milestones"):
+        trainer(schedule="linear", milestones=[0.5])
