@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +47,7 @@ class Fit:
         self.times[key] += time.perf_counter() - start
 
 
-class Op:
+class Op(ABC):
     """A fitted product. ``op(a)`` returns a new [N, M] tensor in a's dtype on a's device and leaves a untouched.
 
     Attributes:
@@ -74,16 +75,16 @@ class Op:
         self.prepare()
 
     @classmethod
+    @abstractmethod
     def learn(cls, a_train: Tensor, b: Tensor, hyper: Mapping[str, Any], fit: Fit) -> State:
         """What fit computes, from checked inputs in the working dtype."""
-        raise NotImplementedError
 
     def prepare(self) -> None:
         """Build what :meth:`product` needs from ``state``."""
 
+    @abstractmethod
     def product(self, a: Tensor) -> Tensor:
         """The approximate product of a checked [N, D] tensor in the working dtype."""
-        raise NotImplementedError
 
     @property
     def work(self) -> torch.dtype:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.errors import UserError
+from harness.errors import Unsupported, UserError
 from methods.approximate_matmul.linear import calls
 from methods.approximate_matmul.linear.base import Fit, Op, State, limited_rank
 from methods.approximate_matmul.linear.draws import Array
@@ -46,7 +47,7 @@ class Factored(Op):
     @classmethod
     def special(cls, name: str, state: State) -> calls.Call:
         """``a -> a @ S`` by a back-end of the method's own."""
-        raise NotImplementedError(name)
+        raise Unsupported(f"{cls.method} has no back-end {name!r}.")
 
     def prepare(self) -> None:
         """Lay S and T out for the chosen calls."""
@@ -84,9 +85,9 @@ class Sketch(Factored):
     """Y = (A S)(Sᵀ B) with a random S that does not see the data. Fit: S is drawn, T = Sᵀ B in float64."""
 
     @classmethod
+    @abstractmethod
     def draw(cls, inner: int, hyper: Mapping[str, Any]) -> Array:
         """S in float64."""
-        raise NotImplementedError
 
     @classmethod
     def learn(cls, a_train: Tensor, b: Tensor, hyper: Mapping[str, Any], fit: Fit) -> State:
