@@ -21,7 +21,7 @@ from reports.plain import anchor, number
 
 KEY = ["device", "task", "problem", "method"]
 TIME = "op_s"
-EXTRA_TIMES = ("op_hot_s", "op_graph_s", "first_call_s")
+EXTRA_TIMES = ("op_hot_s", "op_graph_s", "first_call_s", "encode_s", "scan_s", "train_s", "table_s")
 PEAKS = ("peak_device_bytes", "peak_host_bytes")
 
 
@@ -35,12 +35,13 @@ class Case:
         reason: why there is no time; None when there is one.
         note: what a reader should know although there is a time.
         time_s: median over blocks; ``low_s`` and ``high_s`` are the 10 % and 90 % quantiles over blocks.
-        times: further seconds by metric (hot L2, graph replay, first call).
+        times: further seconds by metric (hot L2, graph replay, first call, parts of the call, fitting).
         blocks: block number -> (median, 10 % quantile, 90 % quantile) of that block's inner samples, s.
         effect: speed-up over the baseline in the same file; None for the baseline and for untimed cases.
         noise: A/A noise floor of the problem as a fraction; None when it cannot be formed.
         alias: the baseline against its own second alias; None for every other method.
         errors: dimensionless metric -> median over the gate's seeds.
+        detail: what the gate wrote beside its numbers: options, what really ran.
     """
 
     anchor: str
@@ -71,6 +72,7 @@ class Case:
     floor_basis: str = ""
     is_baseline: bool = False
     command: str = ""
+    detail: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def floor_fraction(self) -> float | None:
@@ -284,6 +286,7 @@ def _case(
         floor_basis=str(gate.get("floor_basis", "")),
         is_baseline=is_baseline,
         command=command(plan, method),
+        detail=gate,
     )
 
 

@@ -24,6 +24,8 @@ from reports import (
     figures,
     ledger,
     plain,
+    product_charts,
+    products,
     sentences,
     tables,
     theme,
@@ -218,15 +220,35 @@ class _Site:
         found = {}
         for place, (name, _) in enumerate(parts):
             chunk = own[place * CASES_PER_PAGE : (place + 1) * CASES_PER_PAGE]
-            sections = self._sections(device, task) if place == 0 else []
+            sections = self._told(device, task) if place == 0 else []
+            own_tables = task == products.TASK and place == 0
             first, last = place * CASES_PER_PAGE + 1, place * CASES_PER_PAGE + len(chunk)
             note = f"Cases {first} to {last} of {len(own)}; time is the median over blocks, clock: {own[0].clock}."
             found[name] = self._page(
                 "task.j2", name, f"{task} on {device}", task=task, device=device, lead=sentences.task(own),
                 parts=parts, siblings=siblings, sections=sections, cases_note=note, error_names=list(errors),
                 rows=[tables.case_row(case, errors) for case in chunk],
+                ablation=products.ablation(own, self.problems) if own_tables else [],
+                theorem=products.theorem(own) if own_tables else [],
             )  # fmt: skip
         return found
+
+    def _told(self, device: str, task: str) -> list[charts.Section]:
+        """Sections of a task's page: those that every task has, and the products' own before them."""
+        usual = self._sections(device, task)
+        if task != products.TASK:
+            return usual
+        own = self.parts[device, task][1]
+        elsewhere = [place for (place, name), (_, cases) in self.parts.items()
+                     if name == task and cases[0].kind == "cuda"]  # fmt: skip
+        gpu = self._gpu(own[0]) if own[0].kind == "cuda" else {}
+        drawn = product_charts.sections(own, self.problems, device, gpu, elsewhere)
+        return [*drawn, *(section for section in usual if section[0] not in products.REPLACED)]
+
+    def _gpu(self, case: Case) -> Mapping[str, Any]:
+        """What the record says about the GPU of a case."""
+        described = [h.get("environment", {}).get("gpu") for h in self.headers if h["file"] == case.file]
+        return next((gpu for gpu in described if gpu), {"name": case.device})
 
     def _sections(self, device: str, task: str) -> list[charts.Section]:
         if (device, task) not in self.drawn:

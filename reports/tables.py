@@ -14,6 +14,10 @@ Row = dict[str, Any]
 SIDES = {"faster": ("▲", "good"), "slower": ("▼", "bad"), "level": ("≈", "open"), "open": ("?", "open")}
 
 
+#: Amounts of work that stand among the dimensionless metrics and are no errors.
+AMOUNTS = ("codes", "lookups", "multiplies", "loss_bound")
+
+
 @dataclass(frozen=True, kw_only=True)
 class View:
     """One reading of the matrix (time, speed-up, …) and how its numbers are ordered."""
@@ -93,7 +97,7 @@ def error_names(cases: list[Case], headers: list[dict[str, Any]], task: str) -> 
             if suite["task"] == task:
                 declared.update(suite.get("task_errors") or {})
     seen = {name for case in cases for name in case.errors}
-    names = [name for name in declared if name in seen] + sorted(seen - set(declared))
+    names = [name for name in declared if name in seen] + sorted(seen - set(declared) - set(AMOUNTS))
     return {name: declared.get(name, "") for name in names if not name.startswith("sigma_")}
 
 
