@@ -79,7 +79,7 @@ class Op(ABC):
     def learn(cls, a_train: Tensor, b: Tensor, hyper: Mapping[str, Any], fit: Fit) -> State:
         """What fit computes, from checked inputs in the working dtype."""
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 (a hook: many operators need no more than their state)
         """Build what :meth:`product` needs from ``state``."""
 
     @abstractmethod

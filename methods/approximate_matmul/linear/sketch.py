@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -85,9 +84,13 @@ class Sketch(Factored):
     """Y = (A S)(Sᵀ B) with a random S that does not see the data. Fit: S is drawn, T = Sᵀ B in float64."""
 
     @classmethod
-    @abstractmethod
     def draw(cls, inner: int, hyper: Mapping[str, Any]) -> Array:
-        """S in float64."""
+        """S in float64; a method that overrides :meth:`learn` needs none.
+
+        Raises:
+            Unsupported: the method draws no dense matrix.
+        """
+        raise Unsupported(f"{cls.method} draws no dense matrix.")
 
     @classmethod
     def learn(cls, a_train: Tensor, b: Tensor, hyper: Mapping[str, Any], fit: Fit) -> State:
