@@ -2,9 +2,9 @@
 
     s = E_n[(Q_G^T dW_n Q_A)^2],   v = Q_G [(Q_G^T dW Q_A) / (s + lam)] Q_A^T
 
-``intra-batch`` takes s from the single samples of the batches whose statistics are taken (section 3.1; without weight
-sharing it needs no matrix per sample); ``running`` averages N (Q_G^T dW Q_A)^2 of the mean gradient over all steps
-(the authors' published code).
+``intra-batch`` takes s from the single samples of a batch (section 3.1; without weight sharing it needs no matrix per
+sample), one step after each batch whose statistics are taken, so that it always sees the bases in use. ``running``
+averages N (Q_G^T dW Q_A)^2 of the mean gradient over all steps (the authors' published code).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from harness.errors import UserError
 from methods.kfac.kfac import KFAC
 from methods.kfac.layers import Layer
-from methods.kfac.options import in_range
+from methods.kfac.options import in_range, values
+from methods.kfac.statistics import Terms
 
 SCALINGS = ("intra-batch", "running")
 #: Most numbers in one piece of gradients per sample.
@@ -53,16 +54,29 @@ class EKFAC(KFAC):
         self.scaling = scaling
         self.scale_decay = (0.75 if scaling == "running" else 0.0) if scale_decay is None else scale_decay
         in_range("scale_decay", self.scale_decay, 0.0, 1.0, right=False)
+        for period in values(options.get("refresh_period", 2)):
+            in_range("refresh_period of ekfac", period, 2, whole=True)
         self.scales: dict[Layer, Tensor] = {}
         self._terms: dict[Layer, int] = {}
         self._squares: dict[Layer, Tensor] = {}
+        self._square_terms: dict[Layer, Terms] = {}
         super().__init__(model, lr, inverse="eigh", damping_mode="exact", **options)
+
+    def _scales_due(self, step: int) -> bool:
+        """Whether s is taken from this batch."""
+        return self.scaling == "intra-batch" and step > 0 and self.policy.statistics_due(step - 1)
+
+    def captures(self, step: int) -> bool:
+        """Also when s is taken."""
+        return super().captures(step) or self._scales_due(step)
 
     # -- s -------------------------------------------------------------------------------------------------------------
 
     def _take(self, layer: Layer, module: Any, inputs: Tensor, gradients: Tensor, backward: int) -> None:
-        super()._take(layer, module, inputs, gradients, backward)
-        if self.scaling == "intra-batch" and layer in self.scales:
+        if self.policy.statistics_due(self.steps):
+            super()._take(layer, module, inputs, gradients, backward)
+        if self._scales_due(self.steps) and layer in self.scales:
+            self._square_terms.setdefault(layer, Terms()).add(self.statistics.terms(module, gradients), backward)
             with self._parts.span("factor", gradients.is_cuda):
                 squares = self._squared(layer, *self.statistics.rows(layer, module, inputs, gradients))
                 old = self._squares.get(layer)
@@ -71,9 +85,7 @@ class EKFAC(KFAC):
     def _squared(self, layer: Layer, a: Tensor, b: Tensor) -> Tensor:
         """sum_n (Q_G^T (sum_s b a^T) Q_A)^2 of rows (groups, N, S, d): (groups, d_out, d_in)."""
         bases = [slot.state for slot in self.slots[layer]]
-        assert bases[0] is not None
-        assert bases[1] is not None
-        qa, qg = bases[0]["vectors"][:, None], bases[1]["vectors"][:, None]
+        qa, qg = (state["vectors"][:, None].to(a) for state in bases if state is not None)
         if layer.bias is not None:
             a = torch.cat([a, torch.ones_like(a[..., :1])], dim=3)
         a, b = a @ qa, b @ qg
@@ -85,21 +97,26 @@ class EKFAC(KFAC):
         return total
 
     def _fold(self, scale: Tensor | float, passes: int) -> Tensor | None:
-        terms = {layer: sums.terms for layer, sums in self.statistics.sums.items()}
-        self._terms |= terms
-        columns = self.columns is not None
+        self._terms |= {layer: sums.terms.count for layer, sums in self.statistics.sums.items()}
         finite = super()._fold(scale, passes)
-        squares, self._squares = self._squares, {}
-        if finite is not None:
-            for layer, found in squares.items():
-                self._enter(layer, found * self.statistics.weight(terms[layer], passes, columns) / scale**2, finite)
-        return finite
+        squares, terms, self._squares, self._square_terms = self._squares, self._square_terms, {}, {}
+        if not squares:
+            return finite
+        home = self.layers[0].weight.device
+        good = torch.stack([square.sum().to(home) for square in squares.values()]).isfinite().all()
+        if finite is None:
+            self.count(good)
+        else:
+            good = good & finite.to(home)
+        for layer, found in squares.items():
+            weight = self.statistics.weight(terms[layer].count, passes, self.columns is not None)
+            self._enter(layer, found * weight / scale**2, good)
+        return good
 
-    def _enter(self, layer: Layer, new: Tensor, finite: Tensor | None) -> None:
+    def _enter(self, layer: Layer, new: Tensor, good: Tensor) -> None:
         held = self.scales[layer]
         mixed = self.scale_decay * held + (1 - self.scale_decay) * new
-        good = new.sum().isfinite() if finite is None else finite.to(new.device) & new.sum().isfinite()
-        held.copy_(torch.where(good, mixed, held))
+        held.copy_(torch.where(good.to(held.device), mixed, held))
 
     def _refreshed(self, layers: Sequence[Layer]) -> None:
         for layer in layers:
@@ -118,12 +135,13 @@ class EKFAC(KFAC):
         qa, qg = a["vectors"], g["vectors"]
         projected = qg.mT @ gradient @ qa
         if self.scaling == "running":
-            self._enter(layer, self.statistics.weight(self._terms[layer], 1, False) * projected.square(), None)
+            new = self.statistics.weight(self._terms[layer], 1, False) * projected.square()
+            self._enter(layer, new, new.sum().isfinite())
         return qg @ (projected / (self.scales[layer] + self.damping())) @ qa.mT
 
     def forget(self) -> None:
         """Drop what backward passes have brought since the last step."""
-        self._squares = {}
+        self._squares, self._square_terms = {}, {}
         super().forget()
 
     # -- state ---------------------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ class KFAC(torch.optim.Optimizer):
     # -- statistics ----------------------------------------------------------------------------------------------------
 
     def _catches(self) -> bool:
-        return self.options.fisher == "empirical" and self.policy.statistics_due(self.steps)
+        return self.options.fisher == "empirical" and self.captures(self.steps)
 
     def _take(self, layer: Layer, module: Any, inputs: Tensor, gradients: Tensor, backward: int) -> None:
         with self._parts.span("factor", gradients.is_cuda):
@@ -192,7 +192,7 @@ class KFAC(torch.optim.Optimizer):
         if self.step_needs:
             if closure is None:
                 raise UserError(f"fisher={self.options.fisher!r}: call step(closure), closure(part=None, targets=...).")
-            if self.policy.statistics_due(self.steps):
+            if self.captures(self.steps):
                 passes = self._model_passes(closure)
         if closure is not None:
             with torch.enable_grad():
@@ -228,8 +228,12 @@ class KFAC(torch.optim.Optimizer):
         with self._parts.span("factor", self._cuda()):
             finite = self.statistics.fold(scale, passes, self.columns is not None)
         assert finite is not None
-        self._skipped = self._skipped.to(finite.device) + (~finite).long()
+        self.count(finite)
         return finite
+
+    def count(self, finite: Tensor) -> None:
+        """Count a batch that is skipped, on the device."""
+        self._skipped = self._skipped.to(finite.device) + (~finite).long()
 
     def _known(self) -> Mapping[Layer, Any]:
         return self.statistics.factors
@@ -349,6 +353,10 @@ class KFAC(torch.optim.Optimizer):
         return value_at(self.options.damping, self.steps)
 
     # -- for relatives -------------------------------------------------------------------------------------------------
+
+    def captures(self, step: int) -> bool:
+        """Whether this step's backward is watched."""
+        return self.policy.statistics_due(step)
 
     def extra_state(self, layer: Layer) -> dict[str, Any]:
         """What a relative keeps of a layer besides factors, inverses and momentum."""

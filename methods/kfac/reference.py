@@ -131,8 +131,11 @@ class Twin(torch.optim.Optimizer):
         """One update."""
         opt = self.opt
         for held in self.held:
-            if self.steps % int(value_at(opt.update_period, self.steps)) == 0:
+            period = int(value_at(opt.update_period, self.steps))
+            if self.steps % period == 0:
                 self._statistics(held)
+            if held.scales and self.scaling == "intra-batch" and (self.steps - 1) % period == 0:
+                self._scales(held)
             if self.steps % int(value_at(opt.refresh_period, self.steps)) == 0:
                 self._refresh(held)
             held.calls = []
@@ -162,24 +165,19 @@ class Twin(torch.optim.Optimizer):
     # -- curvature -----------------------------------------------------------------------------------------------------
 
     def _statistics(self, held: _Held) -> None:
-        opt, fresh, squares = self.opt, [], []
+        opt, fresh = self.opt, []
         samples = [held.samples(group) for group in range(held.groups)]
         shared = len(samples[0][0][0])
         held.terms = len(samples[0]) * (shared if opt.loss_terms == "batch+sequence" else 1)
         scale = held.terms if opt.reduction == "mean" else 1 / held.terms
-        for group, of_group in enumerate(samples):
+        for of_group in samples:
             a = g = torch.zeros((), dtype=torch.float64)
-            square = torch.zeros((), dtype=torch.float64)
             for rows, grads in of_group:
                 if opt.sharing == "reduce":
                     rows, grads = rows.mean(0, keepdim=True), grads.sum(0, keepdim=True)
                 a = a + rows.mT @ rows / len(rows) / len(of_group)
                 g = g + scale * grads.mT @ grads
-                if held.scales:
-                    qa, qg = held.bases[group]
-                    square = square + scale * (qg.mT @ grads.mT @ rows @ qa) ** 2
             fresh.append((a, g))
-            squares.append(square)
         if not held.factors:
             start = {"identity": 1.0, "bias-corrected": 0.0, "first-batch": None}[opt.factor_init]
             held.factors = [
@@ -191,9 +189,18 @@ class Twin(torch.optim.Optimizer):
             for olds, news in zip(held.factors, fresh, strict=True)
         ]
         held.count += 1
-        if held.scales and self.scaling == "intra-batch":
-            mix = self.scale_decay
-            held.scales = [mix * s + (1 - mix) * new for s, new in zip(held.scales, squares, strict=True)]
+
+    def _scales(self, held: _Held) -> None:
+        """EKFAC's s from single samples."""
+        for group, (qa, qg) in enumerate(held.bases):
+            samples, square = held.samples(group), torch.zeros((), dtype=torch.float64)
+            terms = len(samples) * (len(samples[0][0]) if self.opt.loss_terms == "batch+sequence" else 1)
+            for rows, grads in samples:
+                if self.opt.sharing == "reduce":
+                    rows, grads = rows.mean(0, keepdim=True), grads.sum(0, keepdim=True)
+                square = square + (qg.mT @ grads.mT @ rows @ qa) ** 2
+            new = square * (terms if self.opt.reduction == "mean" else 1 / terms)
+            held.scales[group] = self.scale_decay * held.scales[group] + (1 - self.scale_decay) * new
 
     def _refresh(self, held: _Held) -> None:
         lam = value_at(self.opt.damping, self.steps)

@@ -13,7 +13,7 @@ so that A x G is the Fisher of the mean loss, whatever the batch, the accumulati
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +29,25 @@ REDUCTIONS = ("mean", "sum")
 
 
 @dataclass
+class Terms:
+    """Counts a layer's loss terms R; calls of a tied module in one backward pass share their samples.
+
+    Attributes:
+        count: terms so far.
+        backward: id of the backward pass that was counted last.
+    """
+
+    count: int = 0
+    backward: int = -1
+
+    def add(self, count: int, backward: int) -> None:
+        """Count one call."""
+        if backward < 0 or backward != self.backward:
+            self.count += count
+        self.backward = backward
+
+
+@dataclass
 class Sums:
     """Unscaled sums of one layer since the last step.
 
@@ -37,14 +56,12 @@ class Sums:
         g: sum over rows of b b^T (groups, d_out, d_out).
         rows: rows in ``a``.
         terms: loss terms R.
-        backward: id of the backward pass that was added last; a tied module's calls share their samples.
     """
 
     a: Tensor
     g: Tensor
     rows: int = 0
-    terms: int = 0
-    backward: int = -1
+    terms: Terms = field(default_factory=Terms)
 
 
 def moment(rows: Tensor, bias: bool) -> Tensor:
@@ -103,7 +120,6 @@ class Statistics:
         """Add one call of a module; a batch of several backward passes (accumulation) adds up."""
         a, b = self.rows(layer, module, inputs, gradients)
         groups, samples, shared, _ = b.shape
-        positions = output_rows(module, gradients).shape[2]
         if a.shape[1:3] != b.shape[1:3]:
             raise Unsupported(f"{layer.name}: input rows {tuple(a.shape)} do not match output rows {tuple(b.shape)}.")
         a, b = a.reshape(groups, samples * shared, -1), b.reshape(groups, samples * shared, -1)
@@ -121,9 +137,12 @@ class Statistics:
             sums.a += first
             sums.g += second
         sums.rows += a.shape[1]
-        if backward < 0 or backward != sums.backward:
-            sums.terms += samples * (positions if self.loss_terms == "batch+sequence" else 1)
-        sums.backward = backward
+        sums.terms.add(self.terms(module, gradients), backward)
+
+    def terms(self, module: Any, gradients: Tensor) -> int:
+        """Loss terms that one call of a module has seen."""
+        _, samples, shared, _ = output_rows(module, gradients).shape
+        return samples * (shared if self.loss_terms == "batch+sequence" else 1)
 
     def _chosen(self, count: int, device: torch.device) -> Tensor:
         """Evenly strided row numbers, at least one."""
@@ -169,7 +188,7 @@ class Statistics:
 
     def _batch(self, sums: Sums, scale: Tensor | float, passes: int, columns: bool) -> tuple[Tensor, Tensor]:
         a = sums.a / sums.rows
-        g = sums.g * self.weight(sums.terms, passes, columns) / scale**2
+        g = sums.g * self.weight(sums.terms.count, passes, columns) / scale**2
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
             for tensor in (a, g):
                 distributed.all_reduce(tensor)

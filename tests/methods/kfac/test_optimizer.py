@@ -299,6 +299,11 @@ def test_wrong_hyper_parameters_are_refused(options, text, nets):
     assert text in str(caught.value)
 
 
+def test_ekfac_needs_steps_between_refreshes(nets):
+    with pytest.raises(UserError, match="refresh_period of ekfac is a whole number of at least 2; got 1"):
+        factories.ekfac(nets["mlp"][0](), refresh_period=1)
+
+
 def test_a_wrong_rank_is_refused(nets):
     with pytest.raises(UserError, match="rank is a whole number of at least 1; got 0"):
         factories.rs(nets["mlp"][0](), rank=0)
