@@ -61,8 +61,8 @@ def sections(
 
 
 RATES = (
-    "A code is the choice of one of 16 prototypes, a look-up one entry of a table added to one output. The product's "
-    "own work only: bytes, energy and other times are in the table of cases and its download."
+    "A code is the choice of one of 16 prototypes; a look-up adds one entry of a table to one output. "
+    "Problems with the most work first."
 )
 
 
@@ -88,7 +88,7 @@ def _front(
     title = f"{'Accuracy retained' if what == 'retained' else '1 − NMSE'} against speed: {group.label}"
     name = plain.anchor("chart", what, device, group.label)
     svg = product_figures.accuracy(name, title, rows, published, styles, LABELS[what], BOTTOM)
-    keys = ("method", "problem", "codebooks", "speedup", "low", "high", "value", "front")
+    keys = ("method", "problem", "codebooks", "size", "speedup", "low", "high", "value", "front")
     data = [{key: row[key] for key in keys} for row in rows]
     blank = dict.fromkeys(keys)
     data += [{**blank, **point, "method": "published (poster)", "front": None} for point in published]
@@ -103,17 +103,17 @@ def _rows(own: list[Case], group: Group, metric: str, what: str) -> list[Row]:
         error, effect = case.errors.get(metric), case.effect
         if error is None or case.time_s is None or (effect is None and not case.is_baseline):
             continue
-        sized = products.sized(case)
-        if not sized and case.method in seen:
+        size = products.size(case)
+        if size is None and case.method in seen:
             continue
         seen.add(case.method)
-        size = group.sizes[case.problem]
         rows.append(
             {
                 "method": case.method,
                 "problem": case.problem,
-                "codebooks": size,
-                "size_text": f" {size}" if sized and size else "",
+                "codebooks": group.sizes[case.problem],
+                "size": size,
+                "size_text": "" if size is None else f" {size}",
                 "speedup": effect.ratio if effect else 1.0,
                 "low": effect.low if effect else None,
                 "high": effect.high if effect else None,
@@ -207,7 +207,7 @@ def _chosen(cases: list[Case], times: tuple[str, ...], amount: str) -> list[Case
     for case in own:
         work[case.problem] = max(work.get(case.problem, 0.0), case.errors[amount])
     kept = sorted(work, key=lambda problem: -work[problem])[:RATE_PROBLEMS]
-    return [case for case in own if case.problem in kept]
+    return sorted((case for case in own if case.problem in kept), key=lambda case: kept.index(case.problem))
 
 
 def _labelled(case: Case, found: list[Group]) -> Row:

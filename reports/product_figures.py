@@ -120,14 +120,15 @@ def rates(name: str, title: str, rows: list[Row], styles: Mapping[str, Row], lab
         for place, row in enumerate(rows):
             colour = styles[row["method"]]["color"]
             axes.barh([place], [row["rate"]], height=0.66, color=colour, alpha=0.75)
-            end = row["rate"]
+            end, text = row["rate"], f"{row['rate']:.3g}"
             if row["rest"]:
+                text += f" (○ {row['rest']:.3g})"
                 axes.plot([row["rest"]], [place], "o", color=colour, markerfacecolor="none", markeredgewidth=1.6)
                 end = max(end, row["rest"])
-            axes.text(end + 0.02 * top, place, f"{row['rate']:.3g}", va="center", fontsize=9)
+            axes.text(end + 0.02 * top, place, text, va="center", fontsize=9)
         axes.set_yticks(range(len(rows)), [f"{products.short(row['method'])} · {row['label']}" for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_xlim(0, top * 1.12)
+        axes.set_xlim(0, top * 1.18)
         axes.grid(False, axis="y")
         axes.set_xlabel(label)
         if any(row["rest"] for row in rows):

@@ -129,10 +129,11 @@ def short(method: str) -> str:
     return method.split(".", 1)[-1] or method
 
 
-def sized(case: Case) -> bool:
-    """Whether the method takes the problem's codebooks or rank: its accuracy depends on them."""
+def size(case: Case) -> int | None:
+    """Codebooks, or rank, that the method ran with; None for a method that takes no size."""
     hyper = case.detail.get("hyper")
-    return isinstance(hyper, Mapping) and any(name in hyper for name in ("codebooks", "rank"))
+    told = (plain.number(hyper.get(name)) for name in ("codebooks", "rank")) if isinstance(hyper, Mapping) else ()
+    return next((int(value) for value in told if value is not None), None)
 
 
 def ran(case: Case) -> str:
