@@ -40,8 +40,8 @@ train: $(READY) ## train TIER's workloads to their targets, or WORKLOAD=name MET
 	$(PY) -m harness train $(WORKLOAD) $(METHODS) --out $(OUT) $(if $(TIER),--tier $(TIER)) $(if $(SEEDS),--seeds $(SEEDS)) \
 	  --budget-s $(or $(BUDGET),3300) $(if $(DEVICE),--device $(DEVICE))
 
-test: $(READY) ## the test suite
-	$(PY) -m pytest
+test: $(READY) ## the test suite, on every core when pytest-xdist is there
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(shell $(PY) -c 'import xdist' 2>/dev/null && printf '%s' '-n logical --maxprocesses 8 --dist worksteal')
 
 check: $(READY) ## ruff, mypy, import rules, house tests
 	$(PY) -m ruff check .
