@@ -28,7 +28,7 @@ def _synthetic(name, **params):
     return workload, registry.resolve(workload.runtime)
 
 
-def test_what_the_issue_names_is_there():
+def test_the_registered_workloads_are_these():
     expected = {
         *("digits-cnn", "digits-fullbatch", "fashion-cnn", "cifar10-small", "sotu-gpt", "sotu-gpt-cpu"),
         *("descriptions-gpt", "cifar10-vgg16bn", "cifar10-airbench", "cifar10lt-resnet32", "cifar10lt-resnet32-f50"),
