@@ -473,3 +473,21 @@ def test_no_warning_without_leftovers(nets):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         factories.cholesky(nets["mlp"][0]())
+
+
+def test_a_compiled_loss_gives_the_same_steps(nets, distance):
+    make, batches = nets["mlp"]
+    models = [make(), make()]
+    for model in models:
+        optimizer = build("cholesky", model)
+
+        def loss(net, x, y):
+            return functional.cross_entropy(net(x), y)
+
+        call = torch.compile(loss, backend="aot_eager", dynamic=False) if model is models[1] else loss
+        for k in range(5):
+            optimizer.zero_grad()
+            call(model, *batches(k)).backward()
+            optimizer.step()
+    assert distance(models[1], models[0]) < 1e-12
+    assert distance(models[0], make()) > 1e-3
