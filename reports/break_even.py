@@ -115,7 +115,12 @@ def _chart(rows: list[Row], lines: list[Row], arm: str, styles: Mapping[str, Row
         if ahead
         else f"Look-ups lose to {arm} at every measured point; nearest is {plain.times(best['speedup'])} by {where}."
     )
-    bound = f" Against {arm} at its best measured rate look-ups can win only from D / C = {told}." if told else ""
+    bound = (
+        f" Against {arm} at its best measured rate, and while neither waits for memory, look-ups can win only from "
+        f"D / C = {told}."
+        if told
+        else ""
+    )
     title = f"Break-even with {arm} products"
     name = plain.anchor("chart", "break-even", device, arm)
     svg = product_figures.break_even(name, title, rows, lines, styles, arm)

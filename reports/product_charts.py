@@ -20,8 +20,9 @@ LABELS = {
     "retained": "accuracy retained, approximate ÷ exact",
     "explained": "1 − NMSE: share of the variance explained",
 }
-#: The answer "mean of Y" explains nothing; worse answers stand on the axis' edge.
-BOTTOM = 0.0
+#: Less than this stands on the axis' edge: the answer "mean of Y" explains nothing, and who loses three answers in ten
+#: is out of the question; an axis that holds published points goes as low as they do.
+BOTTOM = {"retained": 0.7, "explained": 0.0}
 NO_GPU = "No record of this task from a GPU is stored, so nothing is said about where look-ups break even there."
 NO_DENSE = "No look-up method was timed beside a dense bf16, int8 or fp8 product of the same problem."
 
@@ -87,7 +88,8 @@ def _front(
     )
     title = f"{'Accuracy retained' if what == 'retained' else '1 − NMSE'} against speed: {group.label}"
     name = plain.anchor("chart", what, device, group.label)
-    svg = product_figures.accuracy(name, title, rows, published, styles, LABELS[what], BOTTOM)
+    bottom = min([BOTTOM[what], *(point["value"] for point in published)])
+    svg = product_figures.accuracy(name, title, rows, published, styles, LABELS[what], bottom)
     keys = ("method", "problem", "codebooks", "size", "speedup", "low", "high", "value", "front")
     data = [{key: row[key] for key in keys} for row in rows]
     blank = dict.fromkeys(keys)
@@ -169,7 +171,7 @@ def encode_rates(cases: list[Case], found: list[Group], styles: Mapping[str, Row
     name = plain.anchor("chart", "encode", device)
     sentence = (
         f"The fastest encoder is that of {products.short(best['method'])} on {best['label']}: "
-        f"{best['rate']:.3g} million codes a second."
+        f"{product_figures.amount(best['rate'])} million codes a second."
     )
     svg = product_figures.rates(name, title, rows, styles, "million codes a second, more is better")
     return Chart(id=name, title=title, sentence=sentence, svg=svg, rows=_plain(rows, "million_codes_s"))
@@ -191,7 +193,7 @@ def lookup_rates(cases: list[Case], found: list[Group], styles: Mapping[str, Row
     name = plain.anchor("chart", "lookups", device)
     sentence = (
         f"Counted over the whole call, encoding included, {products.short(best['method'])} on {best['label']} does "
-        f"most: {best['rate']:.3g} billion look-ups a second."
+        f"most: {product_figures.amount(best['rate'])} billion look-ups a second."
     )
     svg = product_figures.rates(name, title, rows, styles, "billion look-ups a second, more is better")
     return Chart(id=name, title=title, sentence=sentence, svg=svg, rows=_plain(rows, "billion_lookups_s"))

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from reports import products, theme
-from reports.figures import INK, MUTED, _ratio_axis, canvas, svg_of
+from reports import plain, products, theme
+from reports.figures import INK, MUTED, _ratio_axis, _ratio_ticks, canvas, svg_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Row = dict[str, Any]
-#: Points between two labels before the later one is left out.
-CLEAR_X, CLEAR_Y = 74.0, 12.0
+#: Half a mark, the width (and half the height) of a letter, and how far a label stands from its point; points.
+MARK, LETTER, ABOVE = 4.0, 4.9, 11.0
+#: How far a published point's number hangs below it, points.
+NUMBER = 12.0
 #: Room of a legend's line, inches.
 LINE = 0.185
 
@@ -57,7 +59,7 @@ def accuracy(
         axes.set_ylim(min(lows) - room, max(tops) + 1.6 * room)
         axes.set_xlabel("speed-up over the exact float product (log scale), more is better")
         axes.set_ylabel(f"{label}, more is better")
-        _labels(figure, axes, rows, bottom)
+        _labels(figure, axes, rows, published, bottom)
         key = "● nothing faster is better" + (", ▼ below the axis" if any(r["value"] < bottom for r in rows) else "")
         figure.legend(loc="outside right center", fontsize=9, title=key, title_fontsize=9)
         return svg_of(figure, name, title)
@@ -89,46 +91,71 @@ def _published(axes: Axes, rows: list[Row], bottom: float) -> None:
     )  # fmt: skip
     for row, height in zip(rows, y, strict=True):
         axes.annotate(
-            str(row["codebooks"]), (row["speedup"], height), xytext=(0, -14), textcoords="offset points", ha="center",
-            fontsize=8, color=MUTED,
+            str(row["codebooks"]), (row["speedup"], height), xytext=(0, -NUMBER), textcoords="offset points", ha="center",
+            va="center", fontsize=8, color=MUTED,
         )  # fmt: skip
 
 
-def _labels(figure: Figure, axes: Axes, rows: list[Row], bottom: float) -> None:
-    """Names beside the points, those on the front first, as long as they do not touch another label."""
+def _labels(figure: Figure, axes: Axes, rows: list[Row], published: list[Row], bottom: float) -> None:
+    """Names above or below the points, those on the front first, where they touch no other label and no point."""
     layout = figure.get_layout_engine()
     if layout is not None:
         layout.execute(figure)
-    taken: list[tuple[float, float]] = []
-    for row in sorted(rows, key=lambda row: (not row["front"], -row["speedup"])):
-        x, y = axes.transData.transform((row["speedup"], max(row["value"], bottom))) * 72 / figure.dpi
-        if any(abs(x - a) < CLEAR_X and abs(y - b) < CLEAR_Y for a, b in taken):
-            continue
-        taken.append((x, y))
-        axes.annotate(
-            f"{products.short(row['method'])}{row['size_text']}", (row["speedup"], max(row["value"], bottom)),
-            xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8,
-        )  # fmt: skip
+    spots = [(row["speedup"], max(row["value"], bottom)) for row in rows]
+    points = [axes.transData.transform(spot) * 72 / figure.dpi for spot in spots]
+    taken = [(x, y, MARK, MARK) for x, y in points]
+    for row in published:
+        x, y = axes.transData.transform((row["speedup"], row["value"])) * 72 / figure.dpi
+        taken += [(x, y, MARK, MARK), (x, y - NUMBER, LETTER, LETTER)]
+    for place in sorted(range(len(rows)), key=lambda i: (not rows[i]["front"], -rows[i]["speedup"])):
+        text = _name(rows[place]) + rows[place]["size_text"]
+        x, y = points[place]
+        half = len(text) * LETTER / 2
+        for shift in (ABOVE, -ABOVE):
+            box = (x, y + shift, half, LETTER)
+            if not any(_touch(box, other) for other in taken):
+                taken.append(box)
+                axes.annotate(
+                    text, spots[place], xytext=(0, shift), textcoords="offset points", ha="center", va="center",
+                    fontsize=8,
+                )  # fmt: skip
+                break
+
+
+def _name(row: Row) -> str:
+    return plain.shorten(products.short(row["method"]), 24)
+
+
+def _touch(one: tuple[float, ...], two: tuple[float, ...]) -> bool:
+    return abs(one[0] - two[0]) < one[2] + two[2] and abs(one[1] - two[1]) < one[3] + two[3]
+
+
+def amount(value: float) -> str:
+    """Three digits without an exponent: ``62,400``."""
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if rounded >= 1000 else f"{rounded:g}"
 
 
 def rates(name: str, title: str, rows: list[Row], styles: Mapping[str, Row], label: str) -> str:
     """Bars of a rate, one a method and problem; a dot, where there is one, leaves the encoding out."""
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import FuncFormatter
 
     with canvas(9.4, 1.3 + 0.3 * len(rows)) as (figure, axes):
         top = max(row["rest"] or row["rate"] for row in rows)
         for place, row in enumerate(rows):
             colour = styles[row["method"]]["color"]
             axes.barh([place], [row["rate"]], height=0.66, color=colour, alpha=0.75)
-            end, text = row["rate"], f"{row['rate']:.3g}"
+            end, text = row["rate"], amount(row["rate"])
             if row["rest"]:
-                text += f" (○ {row['rest']:.3g})"
+                text += f" (○ {amount(row['rest'])})"
                 axes.plot([row["rest"]], [place], "o", color=colour, markerfacecolor="none", markeredgewidth=1.6)
                 end = max(end, row["rest"])
             axes.text(end + 0.02 * top, place, text, va="center", fontsize=9)
-        axes.set_yticks(range(len(rows)), [f"{products.short(row['method'])} · {row['label']}" for row in rows])
+        axes.set_yticks(range(len(rows)), [f"{_name(row)} · {row['label']}" for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_xlim(0, top * 1.18)
+        axes.set_xlim(0, top * 1.22)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
         axes.grid(False, axis="y")
         axes.set_xlabel(label)
         if any(row["rest"] for row in rows):
@@ -164,8 +191,12 @@ def break_even(name: str, title: str, rows: list[Row], lines: list[Row], styles:
         axes.set_xlim(min(ends) / 1.3, max(ends) * 1.3)
         axes.set_xticks([tick for tick in ticks if min(ends) / 1.3 <= tick <= max(ends) * 1.3])
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        low, high = min([1.0, *(r["speedup"] for r in rows)]) / 1.3, max([1.0, *(r["speedup"] for r in rows)]) * 1.3
+        axes.set_ylim(low, high)
+        axes.set_yticks(_ratio_ticks(low, high))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
         axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("D / C: multiply-adds that one look-up replaces (log scale)")
         axes.set_ylabel(f"{dense} time ÷ method time")
         figure.legend(loc="outside right center", fontsize=9, title="filled: faster", title_fontsize=9)

@@ -85,7 +85,8 @@ class Store:
 
     def write(
         self, name: str, device: str = "cpu", methods: list[str] | None = None, blocks: int = 8,
-        problems: Sequence[Problem] = PROBLEMS, fates: dict[str, str] | None = None, dtype: str = "float32", gpu: Any = None,
+        problems: Sequence[Problem] = PROBLEMS, fates: dict[str, str] | None = None, dtype: str = "float32",
+        gpu: Any = None,
     ) -> Path:  # fmt: skip
         names = methods if methods is not None else list(ARMS)
         told = [described(*problem, dtype, device) for problem in problems]
@@ -177,7 +178,7 @@ def test_a_point_that_another_beats_in_both_is_not_on_the_front(figures: dict[st
 
 
 def test_rates_are_work_divided_by_time(usual: tuple[list[Case], dict[str, Any]], figures: dict[str, Any]) -> None:
-    found, problems = usual
+    found, _ = usual
     encode, scan = figures["Encoding and scanning"][1]
     case = next(case for case in found if case.method == f"{TASK}.maddness" and "_c16-" in case.problem)
     row = next(row for row in encode.rows if (row["method"], row["problem"]) == (case.method, case.problem))
