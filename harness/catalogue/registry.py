@@ -85,8 +85,11 @@ def _from_pyproject(group: str) -> Iterator[Entry]:
 
 def _from_metadata(group: str) -> Iterator[Entry]:
     ours_is_local = (ROOT / "pyproject.toml").is_file()
+    owners: dict[int, str] = {}  # a distribution's name is parsed from its metadata at every look
     for point in metadata.entry_points(group=f"speedclaim.{group}"):
-        owner = point.dist.name if point.dist is not None else "unknown package"
+        if id(point.dist) not in owners:
+            owners[id(point.dist)] = point.dist.name if point.dist is not None else "unknown package"
+        owner = owners[id(point.dist)]
         if owner.lower() == OURS and ours_is_local:
             continue
         yield Entry(name=point.name, target=point.value, owner=owner.lower() if owner.lower() == OURS else owner)

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.record.store import POWER_CAP
-
+#: Name of the throttle reason that is part of a kernel's performance.
+POWER_CAP = "software power cap"
 #: NVML clock-event bits that discard a block: hardware thermal, power brake, software thermal.
 _BRAKES = {0x20: "software thermal slowdown", 0x40: "hardware thermal slowdown", 0x80: "hardware power brake"}
 _NOTED = {0x4: POWER_CAP, 0x8: "hardware slowdown"}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from harness.errors import BadRecord, UserError
+from harness.record.nvidia import POWER_CAP
 from harness.record.run import SCHEMA, Run
 
 if TYPE_CHECKING:
@@ -58,7 +59,6 @@ MEASURED = ("metric", "unit", "clock", "samples")
 CLOCK_DROP = 0.90
 #: What is read from the end of a file to find its last line; most lines are shorter.
 TAIL_BYTES = 16_384
-POWER_CAP = "software power cap"
 
 
 class TornLine(UserWarning):
