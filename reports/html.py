@@ -230,6 +230,7 @@ class _Site:
                 rows=[tables.case_row(case, errors) for case in chunk],
                 ablation=products.ablation(own, self.problems) if own_tables else [],
                 theorem=products.theorem(own) if own_tables else [],
+                implementations=products.implementations(own) if own_tables else [],
             )  # fmt: skip
         return found
 

@@ -148,12 +148,32 @@ def ran(case: Case) -> str:
     return ", ".join(text for text in texts.values() if text)
 
 
+def implementations(cases: list[Case]) -> list[tuple[str, str]]:
+    """Method -> what really ran, with how many problems where it differs; and why it was not the native kernel."""
+    found: dict[str, dict[str, int]] = {}
+    for case in cases:
+        told, text = case.detail.get("runs"), ran(case)
+        why = told.get("not_native_because") if isinstance(told, Mapping) else None
+        if text:
+            text = f"{text} ({why})" if why else text
+            texts = found.setdefault(short(case.method), {})
+            texts[text] = texts.get(text, 0) + 1
+    return [
+        (method, "; ".join(f"{text} [{plain.count(n, 'problem')}]" if len(texts) > 1 else text
+                           for text, n in texts.items()))
+        for method, texts in found.items()
+    ]  # fmt: skip
+
+
 def ablation(cases: list[Case], problems: Mapping[str, Row]) -> list[Row]:
-    """Variants of MADDNESS beside it, problem by problem; a time ratio only where one file holds both."""
+    """Variants of MADDNESS beside it, problem by problem; a time ratio only where one file holds both.
+
+    What was never tried has no row here; the table of cases says why.
+    """
     at = {(case.problem, case.method): case for case in cases}
     rows = []
     for case in cases:
-        if family(case.method) != family(PLAIN):
+        if family(case.method) != family(PLAIN) or case.status == "unsupported":
             continue
         rows.append(_ablation_row(case, at.get((case.problem, PLAIN)), problems))
     return rows[:ABLATIONS]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,20 @@ def test_options_stand_beside_the_plain_method(usual: tuple[list[Case], dict[str
     assert row["change_text"] == "1.6 of plain's"
     assert row["ran"] == "native, avx2, 1 thread"
     assert rows["maddness", problem]["ratio_text"] == "plain"
+
+
+def test_the_page_says_what_really_ran(usual: tuple[list[Case], dict[str, Any]]) -> None:
+    found, _ = usual
+    assert dict(products.implementations(found))["maddness"] == "native, avx2, 1 thread"
+    first = replace(found[0], detail={"runs": {"backend": "torch", "not_native_because": "no compiler"}})
+    text = dict(products.implementations([first, *found]))[products.short(first.method)]
+    assert text == "torch (no compiler) [1 problem]; native, avx2, 1 thread [3 problems]"
+
+
+def test_what_was_never_tried_has_no_row_of_options(usual: tuple[list[Case], dict[str, Any]]) -> None:
+    found, problems = usual
+    left = [replace(case, status="unsupported") if case.method.endswith("-avg") else case for case in found]
+    assert {row["method"] for row in products.ablation(left, problems)} == {"maddness"}
 
 
 def test_ratios_between_files_are_not_formed(store: Store) -> None:
