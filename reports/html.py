@@ -228,7 +228,7 @@ class _Site:
                 "task.j2", name, f"{task} on {device}", task=task, device=device, lead=sentences.task(own),
                 parts=parts, siblings=siblings, sections=sections, cases_note=note, error_names=list(errors),
                 rows=[tables.case_row(case, errors) for case in chunk],
-                ablation=products.ablation(own, self.problems) if own_tables else [],
+                ablation=self._options(device, task) if own_tables else [],
                 theorem=products.theorem(own) if own_tables else [],
                 implementations=products.implementations(own) if own_tables else [],
             )  # fmt: skip
@@ -245,6 +245,12 @@ class _Site:
         gpu = self._gpu(own[0]) if own[0].kind == "cuda" else {}
         drawn = product_charts.sections(own, self.problems, device, gpu, elsewhere)
         return [*drawn, *(section for section in usual if section[0] not in products.REPLACED)]
+
+    def _options(self, device: str, task: str) -> list[Row]:
+        """Variants of MADDNESS, each with a link to its case on whichever part of the page holds it."""
+        parts = self._pager(device, task)
+        rows = products.ablation(self.parts[device, task][1])
+        return [{**row, "link": f"{parts[row['anchor']]}#{row['anchor']}"} for row in rows]
 
     def _gpu(self, case: Case) -> Mapping[str, Any]:
         """What the record says about the GPU of a case."""

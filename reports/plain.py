@@ -62,6 +62,14 @@ def plain(value: float | None) -> str:
     return DASH if value is None else f"{value:.3g}"
 
 
+def amount(value: float | None) -> str:
+    """Three digits without an exponent for what is large: ``62,400``."""
+    if value is None:
+        return DASH
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 1000 else f"{rounded:g}"
+
+
 def count(amount: int, noun: str) -> str:
     """``3 claims``, ``1 claim``."""
     return f"{amount} {noun}{'' if amount == 1 else 's'}"

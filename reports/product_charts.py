@@ -171,7 +171,7 @@ def encode_rates(cases: list[Case], found: list[Group], styles: Mapping[str, Row
     name = plain.anchor("chart", "encode", device)
     sentence = (
         f"The fastest encoder is that of {products.short(best['method'])} on {best['label']}: "
-        f"{product_figures.amount(best['rate'])} million codes a second."
+        f"{plain.amount(best['rate'])} million codes a second."
     )
     svg = product_figures.rates(name, title, rows, styles, "million codes a second, more is better")
     return Chart(id=name, title=title, sentence=sentence, svg=svg, rows=_plain(rows, "million_codes_s"))
@@ -193,7 +193,7 @@ def lookup_rates(cases: list[Case], found: list[Group], styles: Mapping[str, Row
     name = plain.anchor("chart", "lookups", device)
     sentence = (
         f"Counted over the whole call, encoding included, {products.short(best['method'])} on {best['label']} does "
-        f"most: {product_figures.amount(best['rate'])} billion look-ups a second."
+        f"most: {plain.amount(best['rate'])} billion look-ups a second."
     )
     svg = product_figures.rates(name, title, rows, styles, "billion look-ups a second, more is better")
     return Chart(id=name, title=title, sentence=sentence, svg=svg, rows=_plain(rows, "billion_lookups_s"))

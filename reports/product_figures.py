@@ -130,12 +130,6 @@ def _touch(one: tuple[float, ...], two: tuple[float, ...]) -> bool:
     return abs(one[0] - two[0]) < one[2] + two[2] and abs(one[1] - two[1]) < one[3] + two[3]
 
 
-def amount(value: float) -> str:
-    """Three digits without an exponent: ``62,400``."""
-    rounded = float(f"{value:.3g}")
-    return f"{rounded:,.0f}" if rounded >= 1000 else f"{rounded:g}"
-
-
 def rates(name: str, title: str, rows: list[Row], styles: Mapping[str, Row], label: str) -> str:
     """Bars of a rate, one a method and problem; a dot, where there is one, leaves the encoding out."""
     from matplotlib.lines import Line2D
@@ -146,16 +140,16 @@ def rates(name: str, title: str, rows: list[Row], styles: Mapping[str, Row], lab
         for place, row in enumerate(rows):
             colour = styles[row["method"]]["color"]
             axes.barh([place], [row["rate"]], height=0.66, color=colour, alpha=0.75)
-            end, text = row["rate"], amount(row["rate"])
+            end, text = row["rate"], plain.amount(row["rate"])
             if row["rest"]:
-                text += f" (○ {amount(row['rest'])})"
+                text += f" (○ {plain.amount(row['rest'])})"
                 axes.plot([row["rest"]], [place], "o", color=colour, markerfacecolor="none", markeredgewidth=1.6)
                 end = max(end, row["rest"])
             axes.text(end + 0.02 * top, place, text, va="center", fontsize=9)
         axes.set_yticks(range(len(rows)), [f"{_name(row)} · {row['label']}" for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(0, top * 1.22)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: plain.amount(value)))
         axes.grid(False, axis="y")
         axes.set_xlabel(label)
         if any(row["rest"] for row in rows):

@@ -29,7 +29,7 @@ OTHER = "other"
 #: Sections of a task's page that a product's page tells in its own way, or that mean nothing for it.
 REPLACED = ("Error against time", "Singular values of the outputs")
 #: Rows that the ablation table shows.
-ABLATIONS = 120
+ABLATIONS = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ def implementations(cases: list[Case]) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def ablation(cases: list[Case], problems: Mapping[str, Row]) -> list[Row]:
+def ablation(cases: list[Case]) -> list[Row]:
     """Variants of MADDNESS beside it, problem by problem; a time ratio only where one file holds both.
 
     What was never tried has no row here; the table of cases says why.
@@ -175,11 +175,11 @@ def ablation(cases: list[Case], problems: Mapping[str, Row]) -> list[Row]:
     for case in cases:
         if family(case.method) != family(PLAIN) or case.status == "unsupported":
             continue
-        rows.append(_ablation_row(case, at.get((case.problem, PLAIN)), problems))
+        rows.append(_ablation_row(case, at.get((case.problem, PLAIN))))
     return rows[:ABLATIONS]
 
 
-def _ablation_row(case: Case, base: Case | None, problems: Mapping[str, Row]) -> Row:
+def _ablation_row(case: Case, base: Case | None) -> Row:
     is_base = case.method == PLAIN
     nmse, ratio, low, high, side = case.errors.get("nmse"), None, None, None, "open"
     if base is not None and not is_base and base.file == case.file and base.blocks.keys() & case.blocks.keys():
@@ -193,7 +193,7 @@ def _ablation_row(case: Case, base: Case | None, problems: Mapping[str, Row]) ->
             side = "faster" if low > 1 + noise else "slower" if high < 1 / (1 + noise) else "level"
     before = base.errors.get("nmse") if base is not None else None
     change = nmse / before if nmse is not None and before and not is_base else None
-    effect = case.effect
+    effect, kept = case.effect, case.errors.get("accuracy_retained")
     return {
         "method": short(case.method),
         "problem": case.problem,
@@ -202,8 +202,8 @@ def _ablation_row(case: Case, base: Case | None, problems: Mapping[str, Row]) ->
         "nmse": nmse,
         "nmse_text": plain.plain(nmse),
         "change_text": f"{change:.3g} of plain's" if change is not None else "",
-        "retained": case.errors.get("accuracy_retained"),
-        "retained_text": plain.percent(case.errors.get("accuracy_retained")),
+        "retained": kept,
+        "retained_text": plain.DASH if kept is None else f"{100 * kept:.1f} %",
         "speedup": effect.ratio if effect else None,
         "speedup_text": plain.times(effect.ratio) if effect else plain.DASH,
         "ratio": ratio,
@@ -211,7 +211,6 @@ def _ablation_row(case: Case, base: Case | None, problems: Mapping[str, Row]) ->
         "interval_text": plain.interval(low, high) if ratio else "",
         "train": case.times.get("train_s"),
         "train_text": plain.seconds(case.times.get("train_s")),
-        "ran": ran(case),
         "why": case.reason or "",
     }
 
@@ -240,7 +239,7 @@ def theorem(cases: list[Case]) -> list[Row]:
         values = {name: plain.number(told.get(name)) for name in THEOREM} if isinstance(told, Mapping) else {}
         if not values or any(value is None for value in values.values()):
             continue
-        texts = {f"{name}_text": plain.plain(value) for name, value in values.items()}
+        texts = {f"{name}_text": plain.amount(value) for name, value in values.items()}
         rows.append({"method": short(case.method), "problem": case.problem, **values, **texts})
     return rows
 
