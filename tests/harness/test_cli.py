@@ -98,9 +98,11 @@ def test_claims_works_with_no_results_at_all(cli):
     keys = {"id", "verdict", "claimed", "ratio", "low", "high", "floor", "device", "reason", "command"}
     for answer in answers:
         assert keys <= set(answer)
-        assert answer["verdict"] == "not testable here"
         assert answer["reason"]
-        assert "run" in answer["command"]
+        if answer["device"] == "any":  # "exists" is judged by the ledger's own dated evidence
+            continue
+        assert answer["verdict"] == "not testable here"
+        assert re.search(r"\b(run|train)\b|python -m ", answer["command"]), answer["command"]
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,13 @@ needs_plugin = pytest.mark.skipif(
 
 def call(tmp_path, *arguments):
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    # pytest-benchmark turns itself off when it sees pytest-xdist's variables
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     report = tmp_path / "benchmarks.json"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "suites/micro/bench_cases.py", "-p", "no:cacheprovider", "-rA",
          f"--benchmark-json={report}", *arguments],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": path, "COLUMNS": "300"}, capture_output=True, text=True, check=False,
+        cwd=ROOT, env={**inherited, "PYTHONPATH": path, "COLUMNS": "300"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     return done, json.loads(report.read_text() or '{"benchmarks": []}')["benchmarks"]
 
