@@ -43,6 +43,8 @@ CASES_PER_PAGE = 600
 ROWS_ON_FRONT = 60
 ROWS_ON_AUDIT = 1500
 FILES_ON_FRONT = 4
+#: Pages that an earlier rendering may have left: of tasks and workloads that are in no record any more.
+EARLIER = ("task--*.html", "train--*.html")
 FILES_ON_AUDIT = 60
 VIEWS = 40
 _ADDRESS = re.compile(r"""https://[^\s<>"'();,]+[^\s<>"'();,.]|arXiv[: ](?P<arxiv>\d{4}\.\d{4,5})""")
@@ -69,6 +71,10 @@ def render(runs: pd.DataFrame, headers: list[Header], verdicts: list[Row], out: 
         out.mkdir(parents=True, exist_ok=True)
         for name, text in pages.items():
             (out / name).write_text(text, encoding="utf-8")
+        for pattern in EARLIER:
+            for page in out.glob(pattern):
+                if page.name not in pages:
+                    page.unlink()
         for name, content in site.side_files.items():
             (out / name).write_bytes(content)
     except OSError as error:

@@ -206,6 +206,16 @@ def test_long_tables_are_split_into_parts(record: Any, tmp_path: Path, monkeypat
             assert anchor in page.ids
 
 
+def test_pages_of_an_earlier_rendering_are_removed(record: Any, tmp_path: Path) -> None:
+    old, other = tmp_path / "task--gone--cpu.html", tmp_path / "notes.html"
+    old.write_text("old")
+    other.write_text("mine")
+    html.render(record.runs, record.headers, record.verdicts, tmp_path)
+    assert not old.exists()
+    assert other.read_text() == "mine"
+    assert list(tmp_path.glob("task--*.html"))
+
+
 def test_an_unwritable_folder_is_one_clear_line(record: Any, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
