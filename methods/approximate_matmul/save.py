@@ -19,7 +19,7 @@ _VERSION = 1
 
 def write(op: LookupProduct, path: str | Path) -> None:
     """Write ``op`` to exactly ``path``."""
-    about = {"version": _VERSION, "kind": op.encoder.kind, "upcast": op.upcast, "times": op.times}
+    about = {"version": _VERSION, "kind": op.encoder.kind, "upcast": op.upcast, "times": op.times, "loader": op.loader}
     arrays: dict[str, Any] = op.arrays()
     with Path(path).open("wb") as file:
         np.savez(
@@ -40,7 +40,8 @@ def load(path: str | Path, device: str = "cpu", backend: str | None = None) -> L
         backend: replaces the stored option when given.
 
     Raises:
-        UserError: the file is no such operator, or one of another version.
+        UserError: the file is no such operator, one of another version, or one whose method has a reader of its own
+            and no ``backend`` was named: it would run another engine under that method's name.
     """
     try:
         with np.load(Path(path), allow_pickle=False) as stored:
@@ -48,6 +49,12 @@ def load(path: str | Path, device: str = "cpu", backend: str | None = None) -> L
         about, hyper = json.loads(str(files["about"])), json.loads(str(files["hyper"]))
         if about["version"] != _VERSION:
             raise UserError(f"{path}: format version {about['version']}, this code reads {_VERSION}; save it again.")
+        own = about.get("loader", LookupProduct.loader)
+        if backend is None and own != LookupProduct.loader:
+            raise UserError(
+                f"{path}: holds {files['method']}, which {own} reads; name backend='numpy', 'torch' or 'native' to run "
+                f"its tables by that engine instead."
+            )
         encoder = KINDS[about["kind"]].from_arrays(files)
         tables = Tables(values=files["values"], scale=files["scale"], offset=files["offset"])
         name, upcast, times = str(files["method"]), about["upcast"], about["times"]

@@ -43,7 +43,8 @@ def digest(*trees: Any) -> str:
 
 def _hash(tree: Any, hashed: Any) -> None:
     if isinstance(tree, torch.Tensor):
-        flat = tree.detach().cpu().contiguous().reshape(-1)
+        # a copy: torch calls a single element contiguous whatever its stride, and then refuses to view its bytes
+        flat = torch.empty(tree.numel(), dtype=tree.dtype).copy_(tree.detach().reshape(-1))
         hashed.update(f"{tree.dtype}{tuple(tree.shape)}".encode())
         hashed.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
     elif isinstance(tree, Mapping):

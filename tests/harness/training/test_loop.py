@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from harness.measure.training import state
+
 
 def values(outcome, metric):
     return outcome.measurements[metric][1]
@@ -282,3 +284,13 @@ def test_a_checkpoint_of_another_run_or_a_torn_one_is_not_taken(run_one, tmp_pat
     torn, _ = run_one("sgd", hyper=("epochs=1", "lr=0.05"), **fields)
     assert not torn.detail["resumed"]
     assert torn.detail["weights_sha256"] == other.detail["weights_sha256"]
+
+
+def test_the_hash_sees_values_whatever_the_strides():
+    odd = torch.empty_strided((1, 1, 1), (7, 5, 3)).fill_(2.0)
+    assert state.digest(odd) == state.digest(torch.full((1, 1, 1), 2.0))
+    assert state.digest(odd) != state.digest(torch.full((1, 1, 1), 3.0))
+    wide = torch.arange(12.0).reshape(3, 4)
+    assert state.digest(wide.t()) == state.digest(wide.t().contiguous()) != state.digest(wide)
+    assert state.digest(wide.bfloat16()) != state.digest(wide)
+    assert state.digest(torch.empty(0, 3)) != state.digest(torch.empty(3, 0))

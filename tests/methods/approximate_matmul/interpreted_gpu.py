@@ -292,6 +292,8 @@ def test_operator_edges(design, tmp_path):
     assert about["level"].startswith(design)
     op.save(tmp_path / "op.npz")
     assert torch.equal(save.load(tmp_path / "op.npz", backend="numpy")(a), want)
+    with pytest.raises(UserError, match=r"gpu\.maddness:load reads"):
+        save.load(tmp_path / "op.npz")
     read = maddness.load(tmp_path / "op.npz", device="cpu")
     assert torch.equal(read(a), want)
     assert read.describe() == about
