@@ -40,6 +40,18 @@ def separate(mode: str, damping: float, a: Tensor, g: Tensor) -> tuple[Tensor, T
     return ratio * damping**0.5, damping**0.5 / ratio
 
 
+def multiply(mode: str, damping: float | None, a: Tensor, g: Tensor, vector: Tensor) -> Tensor:
+    """G V A for V (groups, d_out, d_in), or with a damping the product with the damped matrix of ``mode``."""
+    if damping is None:
+        return g @ vector @ a
+    if mode in JOINT:
+        top = largest(a) * largest(g) if mode == "adaptive-exact" else torch.ones_like(a[:, 0, 0])
+        return g @ vector @ a + (damping * top)[:, None, None] * vector
+    for_a, for_g = (amount[:, None, None] for amount in separate(mode, damping, a, g))
+    half = g @ vector + for_g * vector
+    return half @ a + for_a * half
+
+
 def joint(mode: str, damping: float, values_a: Tensor, values_g: Tensor) -> Tensor:
     """Damping of the product, (groups, 1, 1), from both spectra (groups, d)."""
     one = torch.ones_like(values_a[:, :1, None])

@@ -277,6 +277,27 @@ class KFAC(torch.optim.Optimizer):
         spectrum = second["values"][:, :, None] * first["values"][:, None, :] + amount
         return qg @ ((qg.mT @ gradient @ qa) / spectrum) @ qa.mT
 
+    def directions(self, layers: Sequence[Layer], gradients: Sequence[Tensor]) -> list[Tensor]:
+        """:meth:`direction` of many layers, new tensors or the gradients themselves."""
+        return [self.direction(layer, gradient) for layer, gradient in zip(layers, gradients, strict=True)]
+
+    def multiply(self, layers: Sequence[Layer], vectors: Sequence[Tensor], damped: bool = False) -> list[Tensor]:
+        """The Fisher times a vector, G V A for each layer, V (groups, d_out, d_in), from the running means.
+
+        Args:
+            layers: the layers.
+            vectors: V of each.
+            damped: of the damped matrix: (G + ..) V (A + ..), or G V A + lam V with a joint damping (``exact`` with
+                lam; ``adaptive-exact`` with lam times the product of both largest eigenvalues).
+        """
+        mode, lam = self.options.damping_mode, self.damping() if damped else None
+        pairs = zip(layers, vectors, strict=True)
+        return [damping.multiply(mode, lam, *self.statistics.read(layer), vector) for layer, vector in pairs]
+
+    def _combine(self, active: Sequence[Layer], gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Gradients of the active layers -> directions before clipping, momentum and coupled decay."""
+        return self.directions(active, gradients)
+
     def _update(self, finite: Tensor | None) -> None:
         opt, lr = self.options, float(self._main["lr"])
         decays = opt.weight_decay if self.steps >= opt.weight_decay_start else 0.0
@@ -289,7 +310,7 @@ class KFAC(torch.optim.Optimizer):
         weights = [layer.matrix(layer.parameters) for layer in active] if decays else []
         if decays and opt.weight_decay_mode == "gradient":
             torch._foreach_add_(gradients, weights, alpha=decays)
-        directions = [self.direction(layer, gradient) for layer, gradient in zip(active, gradients, strict=True)]
+        directions = self._combine(active, gradients)
         factors = clipping.factors(opt.clip, opt.clip_value, lr, directions, gradients)
         if factors:
             directions = [factor * v for factor, v in zip(factors, directions, strict=True)]

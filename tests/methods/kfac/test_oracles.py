@@ -146,6 +146,12 @@ def test_direction_is_the_dense_solve_in_every_damping_mode(mode, nets, train):
             dense = torch.kron(g + other * torch.eye(len(g)).double(), a + one * torch.eye(len(a)).double())
         wanted = torch.linalg.solve(dense, gradient.flatten()).reshape(gradient.shape)
         torch.testing.assert_close(optimizer.direction(layer, gradient), wanted, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(optimizer.directions([layer], [gradient])[0], wanted, rtol=1e-8, atol=1e-10)
+        tolerance = 1e-4 if mode == "adaptive-exact" else 1e-8
+        (back,) = optimizer.multiply([layer], [wanted], damped=True)
+        torch.testing.assert_close(back, gradient, rtol=tolerance, atol=tolerance)
+        (plain,) = optimizer.multiply([layer], [gradient])
+        torch.testing.assert_close(plain[0], g @ gradient[0] @ a)
 
 
 def test_a_transposed_eigenbasis_would_be_seen(nets, train):
