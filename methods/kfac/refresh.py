@@ -57,12 +57,15 @@ class Refresher:
         self._pending: list[_Pending] = []
 
     def refresh(self, jobs: Sequence[Job]) -> None:
-        """Refresh all jobs, equal sizes in one call."""
+        """Refresh all jobs, equal sizes in one call, or all of them in one if the back-end takes any sizes."""
+        if self.backend.takes_all:
+            self._together(jobs)
+            return
         buckets: dict[Any, list[Job]] = {}
         for index, job in enumerate(jobs):
             size = job.matrix.shape[1]
             single = index if size > BATCH_UP_TO else -1
-            key = (size, job.matrix.dtype, job.matrix.device, job.slot.state is None, single)
+            key = (size, job.matrix.dtype, job.matrix.device, _shapes(job.slot.state), single)
             buckets.setdefault(key, []).append(job)
         done: list[Job] = []
         goods: list[Tensor] = []
@@ -71,6 +74,13 @@ class Refresher:
             goods += self._one(bucket)
         if done:
             self._watch(done, goods)
+
+    def _together(self, jobs: Sequence[Job]) -> None:
+        found = self.backend.refresh_all([(job.matrix, job.damping, job.slot.state) for job in jobs])
+        for job, (new, good) in zip(jobs, found, strict=True):
+            self._store(job, new, good)
+        if jobs:
+            self._watch(list(jobs), [good for _, good in found])
 
     def _one(self, jobs: list[Job]) -> list[Tensor]:
         matrices = _joined([job.matrix for job in jobs])
@@ -91,9 +101,13 @@ class Refresher:
         """Write where good; keep the old inverse (the identity at first) elsewhere."""
         if job.slot.state is None:
             job.slot.state = self.backend.allocate(job.matrix)
-        for key, held in job.slot.state.items():
+        held_state = job.slot.state
+        for key, value in new.items():
+            held = held_state[key]
+            if held.shape != value.shape:
+                held = held_state[key] = _fitted(held, value)
             mask = good.reshape(-1, *[1] * (held.ndim - 1))
-            held.copy_(torch.where(mask, new[key], held))
+            held.copy_(torch.where(mask, value, held))
 
     # -- failures ------------------------------------------------------------------------------------------------------
 
@@ -140,9 +154,24 @@ class Refresher:
             if bool(good.all()):
                 assert job.slot.state is not None
                 for key, held in job.slot.state.items():
-                    held[part] = new[key].to(held.dtype)
+                    held[part] = _fitted(new[key].to(held.dtype), held[part])
                 return rung
         return "kept"
+
+
+def _shapes(state: State | None) -> tuple[Any, ...] | None:
+    """What states must share to be joined: names and shapes of one matrix."""
+    return None if state is None else tuple((key, *value.shape[1:]) for key, value in state.items())
+
+
+def _fitted(value: Tensor, like: Tensor) -> Tensor:
+    """``value`` in the shape of ``like``: cut, or filled up with zeros (a low-rank state's rank may change)."""
+    if value.shape == like.shape:
+        return value
+    found = torch.zeros_like(like)
+    both = tuple(slice(min(a, b)) for a, b in zip(value.shape, like.shape, strict=True))
+    found[both] = value[both]
+    return found
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:

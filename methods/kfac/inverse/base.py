@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ class Inverse(abc.ABC):
 
     #: The state holds ``vectors`` (k, d, d) and ``values`` (k, d) of M itself, as joint damping needs.
     spectral: bool = False
+    #: ``refresh_all`` takes matrices of any sizes and ranks at once.
+    takes_all: bool = False
 
     @abc.abstractmethod
     def allocate(self, matrices: Tensor) -> State:
@@ -37,6 +40,10 @@ class Inverse(abc.ABC):
             damping: (k,), already multiplied out.
             state: the state before, None the first time.
         """
+
+    def refresh_all(self, jobs: Sequence[tuple[Tensor, Tensor, State | None]]) -> list[tuple[State, Tensor]]:
+        """``refresh`` of (matrices, damping, state) one by one; a back-end with ``takes_all`` shares work."""
+        return [self.refresh(*job) for job in jobs]
 
     @abc.abstractmethod
     def apply(self, state: State, columns: Tensor) -> Tensor:
