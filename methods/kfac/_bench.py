@@ -1,0 +1,333 @@
+"""Time of a training step with every K-FAC method: VGG16 with batch norm, batch 256, random images, one device.
+
+    python -m methods.kfac._bench [--quick] [--precision ieee|tf32|bf16] [--methods PATTERN,...] [--micro]
+                                  [--device cpu --width small] [--out FOLDER]
+
+First each method's weights after three steps on a small net are compared with its float64 run on the CPU. Then, for
+each arm after a warm-up of a refresh period: mean time of a step by events around all of them, the longest step by
+events around each, the host's own time, the parts (in a run of their own), peak and state memory. An arm that fails is
+printed and the rest goes on. ``--precision``: products of convolutions and of the optimizer in IEEE float32, TF32, or
+the net in TF32 and the optimizer's products in bfloat16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import importlib
+import itertools
+import json
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.catalogue.method import Method
+from methods.kfac.options import Options
+from methods.kfac.plain import PlainKFAC
+
+UPDATE, REFRESH = 10, 30
+CATALOGUES = ("kfac", "singd", "fop")
+#: What every method is given that knows it. lr is small, so that random labels move no net anywhere.
+COMMON: dict[str, Any] = {"lr": 1e-3, "damping": 0.03, "update_period": UPDATE, "refresh_period": REFRESH}
+#: The fast configuration by precision, for methods that know the options.
+FAST: dict[str, dict[str, Any]] = {
+    "ieee": {"stagger": True},
+    "tf32": {"stagger": True, "product_dtype": "tf32"},
+    "bf16": {"stagger": True, "product_dtype": "bfloat16", "inverse_dtype": "bfloat16"},
+}
+#: Arms of their own: name -> (method, options besides COMMON and FAST).
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "kfac-cholesky, no stagger": ("training.kfac-cholesky", {"stagger": False}),
+}
+
+
+def registered() -> dict[str, Method]:
+    """Methods of the family by name, from the catalogues that can be imported."""
+    found: dict[str, Method] = {}
+    for package in CATALOGUES:
+        try:
+            module = importlib.import_module(f"methods.{package}.catalogue")
+        except ImportError:
+            continue
+        found |= {one.name: one for one in vars(module).values() if isinstance(one, Method)}
+    return found
+
+
+def load(target: str) -> Any:
+    """The object of ``module:attribute``."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def made(method: Method, model: nn.Module, options: Mapping[str, Any]) -> Any:
+    """The method's optimizer; it is given those options that it knows."""
+    known = set(method.hyper)
+    if method.impl.startswith("methods.kfac."):
+        known |= {one.name for one in fields(Options)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return load(method.impl)(model, **{k: v for k, v in options.items() if k in known})
+
+
+# -- nets --------------------------------------------------------------------------------------------------------------
+
+
+def small() -> nn.Module:
+    """Six layers of VGG16's kinds."""
+    parts: list[nn.Module] = []
+    inputs = 3
+    for width in (8, 0, 16, 16, 0, 32, 32, 0):
+        if width:
+            parts += [nn.Conv2d(inputs, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            inputs = width
+        else:
+            parts.append(nn.MaxPool2d(2))
+    return nn.Sequential(*parts, nn.Flatten(), nn.Linear(512, 24), nn.ReLU(), nn.Linear(24, 10))
+
+
+def net(width: str) -> nn.Module:
+    """``full`` (VGG16_bn) or ``small``."""
+    torch.manual_seed(0)
+    return small() if width == "small" else importlib.import_module("suites.training.nets.vgg").VGG16()  # type: ignore[no-any-return]
+
+
+def batches(count: int, batch: int, device: str, dtype: torch.dtype = torch.float32) -> list[tuple[Tensor, Tensor]]:
+    """Random images and labels."""
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    for _ in range(count):
+        x = torch.randn(batch, 3, 32, 32, generator=generator)
+        y = torch.randint(0, 10, (batch,), generator=generator)
+        found.append((x.to(device, dtype, memory_format=torch.channels_last), y.to(device)))  # type: ignore[call-overload]
+    return found
+
+
+def passes(model: nn.Module, x: Tensor, y: Tensor) -> Callable[..., Any]:
+    """Closure ``(part, targets)`` of forward and backward."""
+
+    def closure(part: Any = None, targets: str = "data") -> Tensor:
+        z = model(x)
+        labels = torch.multinomial(torch.softmax(z.detach(), -1), 1)[:, 0] if targets == "model" else y
+        loss = nn.functional.cross_entropy(z, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    return closure
+
+
+def step(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> None:
+    """One training step."""
+    if optimizer is None:
+        model.zero_grad()
+        passes(model, x, y)()
+        return
+    optimizer.zero_grad()
+    if getattr(optimizer, "step_needs", None):
+        optimizer.step(passes(model, x, y))
+    else:
+        passes(model, x, y)()
+        optimizer.step()
+
+
+# -- correctness -------------------------------------------------------------------------------------------------------
+
+
+def weights_error(build: Callable[[nn.Module], Any], device: str) -> float:
+    """Relative error of the matrices' movement after three steps against the same method in float64 on the CPU."""
+    moved: list[Tensor] = []
+    tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        for place, dtype in ((device, torch.float32), ("cpu", torch.float64)):
+            model = net("small").to(place, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            start = torch.cat([p.detach().flatten() for p in model.parameters() if p.ndim > 1]).double().cpu()
+            optimizer = build(model)
+            for x, y in batches(3, 32, place, dtype):
+                step(model, optimizer, x, y)
+            end = torch.cat([p.detach().flatten() for p in model.parameters() if p.ndim > 1]).double().cpu()
+            moved.append(end - start)
+    finally:
+        torch.backends.cudnn.allow_tf32 = tf32
+    return float((moved[0] - moved[1]).norm() / moved[1].norm())
+
+
+# -- timing ------------------------------------------------------------------------------------------------------------
+
+
+def measure(build: Callable[[nn.Module], Any], device: str, width: str, batch: int, steps: int) -> dict[str, Any]:
+    """The figures of one arm: milliseconds and MiB."""
+    cuda = device != "cpu"
+    model = net(width).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = build(model)
+    data = batches(4, batch, device)
+    warm = REFRESH + 5
+    for k in range(warm):
+        step(model, optimizer, *data[k % 4])
+    found: dict[str, Any] = {}
+    if cuda:
+        torch.cuda.synchronize()
+        found["first_peak"] = torch.cuda.max_memory_allocated() / 2**20
+        torch.cuda.reset_peak_memory_stats()
+    marks: list[Any] = []
+    begin = time.perf_counter()
+    for k in range(steps):
+        marks.append(_mark(cuda))
+        step(model, optimizer, *data[k % 4])
+    marks.append(_mark(cuda))
+    found["host"] = (time.perf_counter() - begin) / steps * 1e3
+    if cuda:
+        torch.cuda.synchronize()
+    found["wall"] = (time.perf_counter() - begin) / steps * 1e3
+    each = [_between(a, b) for a, b in itertools.pairwise(marks)]
+    found |= {"mean": _between(marks[0], marks[-1]) / steps, "longest": max(each), "median": sorted(each)[steps // 2]}
+    found["each"] = each
+    if cuda:
+        found["peak"] = torch.cuda.max_memory_allocated() / 2**20
+    if hasattr(optimizer, "memory_usage"):
+        found["state"] = sum(optimizer.memory_usage().values()) / 2**20
+        found["state_by_category"] = {k: v / 2**20 for k, v in optimizer.memory_usage().items()}
+    if hasattr(optimizer, "parts"):
+        optimizer.parts()
+        for k in range(REFRESH):
+            step(model, optimizer, *data[k % 4])
+        found["parts"] = {name: seconds / REFRESH * 1e3 for name, seconds in optimizer.parts().items()}
+    if hasattr(optimizer, "counters"):
+        found["counters"] = {k: int(v) for k, v in dict(optimizer.counters).items() if v}
+    if hasattr(optimizer, "close"):
+        optimizer.close()
+    found["finite"] = bool(all(p.isfinite().all() for p in model.parameters()))
+    return found
+
+
+def _mark(cuda: bool) -> Any:
+    if not cuda:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()  # type: ignore[no-untyped-call]
+    return event
+
+
+def _between(first: Any, second: Any) -> float:
+    """Milliseconds."""
+    return (second - first) * 1e3 if isinstance(first, float) else float(first.elapsed_time(second))
+
+
+# -- arms --------------------------------------------------------------------------------------------------------------
+
+
+def arms(precision: str, fused: bool) -> Iterator[tuple[str, Callable[[nn.Module], Any] | None]]:
+    """Name and maker of every arm; None: no optimizer."""
+    yield "forward and backward", None
+    yield "adamw", lambda model: torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
+    plain = {"lr": 1e-3, "damping": 0.03, "update_period": UPDATE, "refresh_period": REFRESH}
+    yield "plain inverse", lambda model: PlainKFAC(model, **plain, method="inverse")  # type: ignore[arg-type]
+    yield "plain eigen", lambda model: PlainKFAC(model, **plain, method="eigen")  # type: ignore[arg-type]
+    known = registered()
+    chosen: dict[str, tuple[str, dict[str, Any]]] = {name.removeprefix("training."): (name, {}) for name in known}
+    for label, (name, extra) in {**chosen, **VARIANTS}.items():
+        if name in known:
+            options = {**COMMON, **FAST[precision], **extra}
+            yield label, lambda model, method=known[name], given=options: made(method, model, given)  # type: ignore[misc]
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """All arms; returns what is written to the file."""
+    device = options.device
+    precision(options.precision)
+    patterns = options.methods.split(",") if options.methods else ["*"]
+    batch = options.batch or (256 if options.width == "full" else 16)
+    steps = options.steps or 2 * REFRESH
+    results: dict[str, Any] = {}
+    fused = device != "cpu"
+    for name, build in arms(options.precision, fused):
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            continue
+        entry: dict[str, Any] = {}
+        results[name] = entry
+        try:
+            if build is not None:
+                entry["error"] = weights_error(build, device)
+            if not options.check_only:
+                entry |= measure(build or (lambda model: None), device, options.width, batch, steps)
+            print(f"{name}: {summary(entry)}", flush=True)
+        except Exception as error:
+            entry["failed"] = repr(error)
+            print(f"{name}: FAILED {error!r}\n{traceback.format_exc(limit=-4)}", flush=True)
+        if device != "cpu":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+    return {"device": _device(device), "torch": torch.__version__, "precision": options.precision, "arms": results}
+
+
+def _device(device: str) -> str:
+    return torch.cuda.get_device_name() if device != "cpu" else "cpu"
+
+
+def precision(name: str) -> None:
+    """Set torch's products."""
+    torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+    torch.backends.cudnn.allow_tf32 = name != "ieee"
+
+
+def summary(entry: Mapping[str, Any]) -> str:
+    """One arm in one line."""
+    parts = " ".join(f"{k} {v:.2f}" for k, v in entry.get("parts", {}).items())
+    kept = ("mean", "longest", "host", "peak", "state")
+    figures = " ".join(f"{k} {entry[k]:.2f}" for k in kept if k in entry)
+    error = f"error {entry['error']:.1e} " if "error" in entry else ""
+    return f"{error}{figures} {f'[{parts}]' if parts else ''} {entry.get('counters') or ''}".rstrip()
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The short table: milliseconds a step and MiB."""
+    columns = ("mean", "median", "longest", "host", "wall", "peak", "state")
+    lines = [f"{'arm':34}{'error':>9}" + "".join(f"{c:>9}" for c in columns) + f"{'plain/x':>9}  parts"]
+    plain = results.get("plain inverse", {}).get("mean")
+    for name, entry in results.items():
+        if "failed" in entry:
+            lines.append(f"{name:34}{'failed':>9}")
+            continue
+        error = f"{entry['error']:9.1e}" if "error" in entry else f"{'':9}"
+        figures = "".join(f"{entry[c]:9.2f}" if c in entry else f"{'':9}" for c in columns)
+        ratio = f"{plain / entry['mean']:9.2f}" if plain and "mean" in entry else f"{'':9}"
+        parts = " ".join(f"{k} {v:.2f}" for k, v in entry.get("parts", {}).items())
+        lines.append(f"{name:34}{error}{figures}{ratio}  {parts}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--width", choices=["full", "small"], default="full")
+    parser.add_argument("--precision", choices=list(FAST), default="tf32")
+    parser.add_argument("--methods", help="shell patterns of arms, comma separated")
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--steps", type=int, help="steps that are timed (default: two refresh periods)")
+    parser.add_argument("--check-only", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="one refresh period")
+    parser.add_argument("--micro", action="store_true", help="the parts' kernels alone")
+    parser.add_argument("--out", help="folder for a JSON file")
+    options = parser.parse_args()
+    if options.quick:
+        options.steps = options.steps or REFRESH
+    found = run(options)
+    print(f"\n{found['device']}, torch {found['torch']}, {options.precision}: ms a step, MiB")
+    print(table(found["arms"]), flush=True)
+    if options.micro:
+        found["micro"] = importlib.import_module("methods.kfac._bench_micro").run(options.device, options.quick)
+    if options.out:
+        folder = Path(options.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"kfac_{options.precision}.json").write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
