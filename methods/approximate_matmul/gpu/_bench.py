@@ -1,36 +1,25 @@
-"""Check and time the GPU kernels: ``python -m methods.approximate_matmul.gpu._bench [--quick] [--tune] [--seconds S]``.
+"""Check and time the GPU kernels: ``python -m methods.approximate_matmul.gpu._bench [--quick] [--out FOLDER]``.
 
 First the answers, in several processes that compile as they go: codes and integers must equal NumPy's. Then medians of
 device time between events, launches hidden behind a sleeping device, caches flushed, arms interleaved, beside the dense
-products of torch and the lower bound of :mod:`methods.approximate_matmul.gpu.model` with rates measured here.
+products of torch and the lower bound of :mod:`methods.approximate_matmul.gpu.model` with rates measured here. Every
+shape is checked and timed in a process of its own, so that a fault of the device ends that shape alone; the table comes
+last, and ``--out`` receives ``amm_gpu.json``, written anew after every step.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import multiprocessing
+import json
 import os
-import statistics
+import platform
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
-from torch.nn import functional
-
-from methods.approximate_matmul.gpu import _bench_checks as checks
-from methods.approximate_matmul.gpu import _configs as configs
-from methods.approximate_matmul.gpu import _launch as launch
-from methods.approximate_matmul.gpu import model
-from methods.approximate_matmul.gpu._bench_checks import DEVICE, Learned
-from methods.approximate_matmul.gpu._configs import Config
-
-Call = Callable[[], Tensor]
 
 #: N, D, M and codebooks; the most telling first, since a budget may end the list.
 SHAPES: list[tuple[int, int, int, tuple[int, ...]]] = [
@@ -41,256 +30,266 @@ SHAPES: list[tuple[int, int, int, tuple[int, ...]]] = [
     (65536, 768, 3072, (12, 96)),
     (10_000, 512, 10, (16,)),
 ]
-#: Cycles a second that ``torch.cuda._sleep`` counts, about, on current GPUs; only its sufficiency matters.
-CYCLES = 2e9
-#: Bytes overwritten between calls: more than twice the 50 MiB of second-level cache of an H100.
-FLUSH = 2**27
-ROUNDS = 7
-PROCESSES = 14
-#: Side of the square products that measure a device's rates.
-SIDE = 8192
+#: Shapes of ``--quick``, and odd shapes that it checks.
+QUICK_SHAPES, QUICK_ODD = 2, 4
+#: Seconds after which no new shape is begun, and of one checking process: quick, whole.
+BUDGET_S, CHECK_S = (62.0, 480.0), (50.0, 240.0)
+Job = dict[str, Any]
+_MODULE = "methods.approximate_matmul.gpu._bench"
 
 
-@dataclass(frozen=True)
-class Arm:
-    """A call to time, and the lower bound of its time in seconds."""
-
-    call: Call
-    bound: float
-
-
-def ours(learned: Learned, a: Tensor, by_feature: Tensor) -> dict[str, Call]:
-    """Our kernels on one shape, bfloat16 in and out, by name."""
-    prepared = learned.prepared()
-    codes = launch.encode(a, prepared)
-    out = torch.bfloat16
-    return {
-        "encode row": lambda: launch.encode(a, prepared),
-        "encode feature": lambda: launch.encode(by_feature, prepared),
-        "scan lut": lambda: launch.lookup(codes, prepared, out),
-        "scan onehot int8": lambda: launch.onehot(codes, prepared, out),
-        "scan onehot bf16": lambda: launch.onehot(codes, prepared, out, kind="bfloat16"),
-        "fused row int8": lambda: launch.fused(a, prepared, out),
-        "fused feature int8": lambda: launch.fused(by_feature, prepared, out),
-    }
-
-
-def dense(a: Tensor, m: int) -> dict[str, Call]:
-    """Torch's products of the same shape; one-byte operands are given, outputs padded to what the library accepts."""
-    d = a.shape[1]
-    b = torch.randn(d, m, device=DEVICE, dtype=torch.bfloat16)
-    wide = -(-m // 16) * 16
-    a8 = (20 * a).clamp(-127, 127).to(torch.int8)
-    b8 = torch.randint(-127, 128, (wide, d), device=DEVICE, dtype=torch.int8).T
-    a_f8 = a.to(torch.float8_e4m3fn)
-    b_f8 = torch.randn(wide, d, device=DEVICE).to(torch.float8_e4m3fn).T
-    one = torch.ones((), device=DEVICE)
-    library: Any = torch
-    return {
-        "torch.mm bf16": lambda: torch.mm(a, b),
-        "torch._int_mm": lambda: library._int_mm(a8, b8),
-        "torch._scaled_mm fp8": lambda: library._scaled_mm(a_f8, b_f8, one, one, out_dtype=torch.bfloat16),
-    }
-
-
-def embedding(learned: Learned, a: Tensor) -> Call:
-    """Torch's sum of gathered rows, codes given."""
-    flat = torch.from_numpy(learned.tables.dequantised()).flatten(0, 1).to(DEVICE, torch.bfloat16)
-    codebooks = len(learned.columns)
-    first = 16 * torch.arange(codebooks, device=DEVICE, dtype=torch.int32)
-    places = launch.encode(a, learned.prepared()).to(torch.int32) + first
-    return lambda: functional.embedding_bag(places, flat, mode="sum")
-
-
-def warm(n: int, d: int, m: int, codebooks: int) -> list[str]:
-    """Compile and check what :func:`table` times on one shape."""
-    learned = checks.learned(d, m, codebooks)
-    a = checks.rows(n, d, torch.bfloat16)
-    return checks.timed_shape(ours(learned, a, a.T.contiguous().T), learned, a)
-
-
-def _job(job: tuple[str, tuple[Any, ...]]) -> list[str]:
-    kind, arguments = job
-    try:
-        return checks.odd(*arguments) if kind == "odd" else warm(*arguments)
-    except Exception as error:  # the other jobs' answers must still be told
-        return [f"FAILED {kind} {arguments}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"]
-
-
-def check(shapes: Iterable[tuple[int, int, int, tuple[int, ...]]]) -> bool:
-    """All answers; prints those that are not right. Must run before this process touches CUDA, for it forks."""
-    dtypes = (torch.float32, torch.bfloat16, torch.float16)
-    jobs: list[tuple[str, tuple[Any, ...]]] = [
-        ("warm", (n, d, m, c)) for n, d, m, codebooks in shapes for c in codebooks
+def jobs(shapes: list[tuple[int, int, int, tuple[int, ...]]], quick: bool) -> list[Job]:
+    """What to check, the longest first: every shape that is timed, and odd ones in all dtypes and layouts."""
+    dtypes, layouts = ("float32", "bfloat16", "float16"), ("row", "feature")
+    odd: list[Job] = [
+        {"kind": "odd", "place": i, "dtype": dtypes[i % 3], "layout": layouts[i % 2]}
+        for i in range(QUICK_ODD if quick else 8)
     ]
-    jobs += [
-        ("odd", (shape, dtypes[i % 3], "feature" if i % 2 else "row")) for i, shape in enumerate([*checks.ODD] * 2)
+    warm: list[Job] = [
+        {"kind": "warm", "shape": [n, d, m], "codebooks": c} for n, d, m, codebooks in shapes for c in codebooks
     ]
-    with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("fork")) as pool:
-        lines = [line for found in pool.map(_job, jobs) for line in found]
+    return [*odd, *warm]
+
+
+def run_job(job: Job) -> Any:
+    """Inside a child: what one job finds."""
+    import torch
+
+    from methods.approximate_matmul.gpu import _bench_arms as arms
+    from methods.approximate_matmul.gpu import _bench_checks as checks
+    from methods.approximate_matmul.gpu import model
+
+    kind = job["kind"]
+    if kind == "odd":
+        return checks.odd(checks.ODD[job["place"] % len(checks.ODD)], getattr(torch, job["dtype"]), job["layout"])
+    n, d, m = job.get("shape", (0, 0, 0))
+    if kind == "warm":
+        learned = checks.learned(d, m, job["codebooks"])
+        a = checks.rows(n, d, torch.bfloat16)
+        return checks.timed_shape(arms.ours(learned, a, a.T.contiguous().T), learned, a)
+    if kind == "rates":
+        return dataclasses.asdict(arms.rates())
+    if kind == "time":
+        return arms.measure_shape(n, d, m, job["codebooks"], model.Rates(**job["rates"]), job["broken"])
+    arms.tune(n, d, m, job["codebooks"])
+    return []
+
+
+def spawn(job: Job, folder: Path, number: int, show: bool) -> tuple[subprocess.Popen[bytes], Path]:
+    """A child that writes its finding to a file; its own printing goes on (``show``) or is kept for its failure."""
+    target = folder / f"{number}.json"
+    log = None if show else (folder / f"{number}.log").open("wb")
+    command = [sys.executable, "-u", "-m", _MODULE, "--job", json.dumps(job), "--target", str(target)]
+    environment = os.environ | ({} if show else {"OMP_NUM_THREADS": "1"})
+    child = subprocess.Popen(command, stdout=log, stderr=None if show else subprocess.STDOUT, env=environment)
+    if log is not None:
+        log.close()
+    return child, target
+
+
+def collect(child: subprocess.Popen[bytes], target: Path) -> tuple[Any, str]:
+    """A finished child's finding, or None and why there is none."""
+    if target.exists():
+        return json.loads(target.read_text(encoding="utf-8")), ""
+    log = target.with_suffix(".log")
+    told = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    return None, f"exit status {child.returncode}" + (f": {told[-1][:200]}" if told else "")
+
+
+def together(wanted: list[Job], limit_s: float, folder: Path) -> list[tuple[Job, Any, str]]:
+    """Run jobs side by side, as many as there are cores; one that crashes or takes too long is told."""
+    width = max(2, min(16, os.cpu_count() or 2))
+    waiting = list(enumerate(wanted))
+    running: dict[int, tuple[Job, subprocess.Popen[bytes], Path, float]] = {}
+    done: list[tuple[Job, Any, str]] = []
+    while waiting or running:
+        while waiting and len(running) < width:
+            number, job = waiting.pop(0)
+            running[number] = (job, *spawn(job, folder, number, False), time.perf_counter())
+        for number, (job, child, target, begin) in list(running.items()):
+            late = time.perf_counter() - begin > limit_s
+            if child.poll() is None and not late:
+                continue
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+            found, why = collect(child, target)
+            done.append((job, found, f"took over {limit_s:.0f} s" if late and found is None else why))
+            del running[number]
+            _told(done[-1], time.perf_counter() - begin)
+        time.sleep(0.1)
+    return done
+
+
+def _told(finding: tuple[Job, Any, str], seconds: float) -> None:
+    job, found, why = finding
+    lines = found if found is not None else [f"FAILED: {why}"]
     bad = [line for line in lines if not line.startswith("right")]
-    print("\n".join(bad))
-    print(f"answers: {len(lines) - len(bad)} of {len(lines)} right")
-    return not bad
+    print(f"checked {json.dumps(job)}: {len(lines) - len(bad)} of {len(lines)} right, {seconds:.0f} s", flush=True)
+    for line in bad:
+        print(f"  {line}", flush=True)
 
 
-def timed(call: Call, flush: Tensor, launch_s: float) -> float:
-    """Device seconds of one call."""
-    events: Any = torch.cuda
-    start, end = events.Event(enable_timing=True), events.Event(enable_timing=True)
-    events._sleep(int(CYCLES * (1.5 * launch_s + 2e-4)))
-    flush.zero_()
-    start.record()
-    call()
-    end.record()
-    torch.cuda.synchronize()
-    return float(start.elapsed_time(end)) / 1e3
+def alone(job: Job, limit_s: float, folder: Path, number: int) -> tuple[Any, str]:
+    """One job with its printing shown."""
+    child, target = spawn(job, folder, number, True)
+    try:
+        child.wait(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+        return None, f"took over {limit_s:.0f} s"
+    return collect(child, target)
 
 
-def medians(calls: dict[str, Call], rounds: int = ROUNDS) -> dict[str, float]:
-    """Median seconds by name; rounds interleave the arms. One that cannot run is told and left out."""
-    flush = torch.empty(FLUSH, dtype=torch.uint8, device=DEVICE)
-    launches: dict[str, float] = {}
-    for name, call in calls.items():
-        try:
-            call()
-            torch.cuda.synchronize()
-            begin = time.perf_counter()
-            call()
-            launches[name] = time.perf_counter() - begin
-            torch.cuda.synchronize()
-        except Exception as error:  # a library that refuses a shape is no reason to time nothing
-            print(f"  {name}: left out: {type(error).__name__}: {' '.join(str(error).split())[:120]}")
-    samples: dict[str, list[float]] = {name: [] for name in launches}
-    for _ in range(rounds):
-        for name, launch_s in launches.items():
-            samples[name].append(timed(calls[name], flush, launch_s))
-    return {name: statistics.median(values) for name, values in samples.items()}
+def broken_arms(findings: list[tuple[Job, Any, str]]) -> dict[str, list[str]]:
+    """Shape -> arms that did not run at all in its check: they could take the device down with them."""
+    broken: dict[str, list[str]] = {}
+    for job, found, _ in findings:
+        if job["kind"] != "warm" or found is None:
+            continue
+        mine = broken.setdefault(str(job["shape"]), [])
+        names = [line.split(" | ")[1].split(":")[0] for line in found if line.startswith("FAILED")]
+        mine += [f"C={job['codebooks']} {name}" for name in names]
+    return broken
 
 
-def rates() -> model.Rates:
-    """This device's rates, measured, but for its clock: look-ups without tensor cores are bound with the H100's."""
-    a = checks.rows(SIDE, SIDE, torch.bfloat16)
-    source = torch.empty(2**30, dtype=torch.uint8, device=DEVICE)
-    target = torch.empty_like(source)
-    found = medians({**dense(a, SIDE), "copy": lambda: target.copy_(source)}, 5)
-    work = 2.0 * SIDE**3
-    bf16 = work / found["torch.mm bf16"]
-    rate = model.Rates(
-        bf16_flops=bf16,
-        int8_ops=work / found["torch._int_mm"] if "torch._int_mm" in found else bf16,
-        fp8_flops=work / found["torch._scaled_mm fp8"] if "torch._scaled_mm fp8" in found else bf16,
-        bytes_s=2.0 * source.numel() / found["copy"],
-        multiprocessors=torch.cuda.get_device_properties(0).multi_processor_count,
-        clock_hz=model.H100.clock_hz,
-    )
-    print(
-        f"rates measured: bf16 {rate.bf16_flops / 1e12:.0f}, int8 {rate.int8_ops / 1e12:.0f}, fp8 "
-        f"{rate.fp8_flops / 1e12:.0f} T/s, copy {rate.bytes_s / 1e12:.2f} TB/s; break-even D/C of one-hot: "
-        + ", ".join(f"{kind} {model.break_even(rate, 'onehot', kind):.1f}" for kind in model.DENSE)
-    )
-    return rate
+def table(measured: list[dict[str, Any]]) -> list[str]:
+    """Microseconds, what is reached of the bound, and speed-ups over dense products; one line an arm."""
+    from methods.approximate_matmul.gpu import _bench_arms as arms
+
+    lines = [f"{'N x D x M':22}{'arm':28}{'D/C':>6}{'us':>10}{'reached':>9}{'/bf16':>8}{'/int8':>8}{'/fp8':>8}"]
+    for shape in measured:
+        best = arms.best_dense(shape["us"])
+        label = " x ".join(map(str, shape["shape"]))
+        for name, us in shape["us"].items():
+            size = int(name[2:].split(" ")[0]) if name.startswith("C=") else 0
+            inner = f"{shape['shape'][1] / size:.3g}" if size else ""
+            gains = "".join(f"{best[k] / us:7.2f}x" if k in best else f"{'-':>8}" for k in arms.DENSE)
+            lines.append(f"{label:22}{name:28}{inner:>6}{us:10.1f}{shape['bound_us'][name] / us:9.0%}{gains}")
+    return lines
 
 
-def table(n: int, d: int, m: int, codebooks: tuple[int, ...], rate: model.Rates) -> None:
-    """All arms of one shape: microseconds, lower bound, what is reached of it, speed-ups over dense products."""
-    a = checks.rows(n, d, torch.bfloat16)
-    by_feature = a.T.contiguous().T
-    plain = model.Shape(n=n, d=d, m=m)
-    bounds = [model.dense_s(plain, rate, "bf16"), *(model.dense_s(plain, rate, kind) for kind in ("int8", "fp8"))]  # type: ignore[arg-type]
-    arms = {name: Arm(call, bound) for (name, call), bound in zip(dense(a, m).items(), bounds, strict=True)}
-    for c in codebooks:
-        learned, shape = checks.learned(d, m, c), model.Shape(n=n, d=d, m=m, codebooks=c)
-        calls = ours(learned, a, by_feature)
-        if c == codebooks[0]:
-            calls["scan embedding_bag"] = embedding(learned, a)
-        arms |= {f"C={c:<4}{name}": Arm(call, bound_of(name, shape, rate)) for name, call in calls.items()}
-    found = medians({name: arm.call for name, arm in arms.items()})
-    print(f"\n{n} x {d} x {m}   D/C: {', '.join(f'C={c}: {d / c:.3g}' for c in codebooks)}")
-    print(f"  {'arm':32}{'us':>9}{'bound':>9}{'reached':>9}{'/bf16':>8}{'/int8':>8}{'/fp8':>8}")
-    base = [found.get(name) for name in ("torch.mm bf16", "torch._int_mm", "torch._scaled_mm fp8")]
-    for name, seconds in found.items():
-        gains = "".join(f"{other / seconds:7.2f}x" if other else f"{'-':>8}" for other in base)
-        bound = arms[name].bound
-        print(f"  {name:32}{1e6 * seconds:9.1f}{1e6 * bound:9.1f}{bound / seconds:9.0%}{gains}")
-    for c in codebooks:
-        print(f"  C={c} model: {model.verdict(model.Shape(n=n, d=d, m=m, codebooks=c), rate, 'row', 'int8')}")
+class Report:
+    """What is found so far, in one JSON file when a folder is given."""
+
+    def __init__(self, folder: str | None, chosen: argparse.Namespace) -> None:
+        self.path = Path(folder) / "amm_gpu.json" if folder else None
+        self.found: dict[str, Any] = {"quick": chosen.quick, "python": platform.python_version(), "shapes": []}
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def note(self, **facts: Any) -> None:
+        """Add and write."""
+        self.found |= facts
+        if self.path is not None:
+            self.path.write_text(json.dumps(self.found, indent=1), encoding="utf-8")
 
 
-def bound_of(name: str, shape: model.Shape, rate: model.Rates) -> float:
-    """The model's seconds for one of :func:`ours`."""
-    layout: model.Layout = "feature" if "feature" in name else "row"
-    if name.startswith("encode"):
-        return model.encode_s(shape, rate, layout)
-    if name.startswith("fused"):
-        return model.fused_s(shape, rate, "onehot", layout)
-    if "bf16" in name:
-        halved = dataclasses.replace(rate, int8_ops=rate.bf16_flops, fp8_flops=rate.bf16_flops)
-        return model.scan_s(shape, halved, "onehot")
-    return model.scan_s(shape, rate, "onehot" if "onehot" in name else "alu")
-
-
-def tune(n: int, d: int, m: int, c: int) -> None:
-    """The fastest three of some configurations of each kernel."""
-    prepared = checks.learned(d, m, c).prepared()
-    a = checks.rows(n, d, torch.bfloat16)
-    codes = launch.encode(a, prepared)
-    out = torch.bfloat16
-    bases: dict[str, tuple[Config, Callable[[Config], Tensor]]] = {
-        "encode": (configs.encode(c, False), lambda t: launch.encode(a, prepared, config=t)),
-        "lut": (configs.lookup(n, m), lambda t: launch.lookup(codes, prepared, out, config=t)),
-        "onehot": (configs.onehot(n, m, "int8", False), lambda t: launch.onehot(codes, prepared, out, config=t)),
-        "fused": (configs.fused(m, "int8"), lambda t: launch.fused(a, prepared, out, config=t)),
-    }
-    for name, (base, run) in bases.items():
-        tried = list(dict.fromkeys([base, *alternatives(base)]))
-        found = medians({str(t.describe()): (lambda t=t, run=run: run(t)) for t in tried}, 5)  # type: ignore[misc]
-        print(f"tune {n} x {d} x {m}, C={c}: {name}; default {1e6 * found.get(str(base.describe()), 0):.1f} us")
-        for text, seconds in sorted(found.items(), key=lambda item: item[1])[:3]:
-            print(f"  {1e6 * seconds:8.1f} us {text}")
-
-
-def alternatives(base: Config) -> list[Config]:
-    """One step away in each direction."""
-    change = dataclasses.replace
-    near = [change(base, warps=base.warps * 2), change(base, stages=base.stages + 1), change(base, bm=base.bm * 2)]
-    near += [change(base, warps=base.warps // 2)]
-    near += [change(base, stages=base.stages - 1)] if base.stages > 1 else []
-    near += [change(base, bm=base.bm * 2, warps=base.warps * 2, stages=base.stages + 1)]
-    near += [change(base, bm=base.bm // 2)] if base.bm > 16 else []
-    near += [change(base, bn=base.bn // 2)] if base.bn > 16 else []
-    near += [change(base, bn=base.bn * 2)] if base.bn < 256 else []
-    near += [change(base, bc=base.bc // 2, stages=base.stages + 1)] if base.bc > 2 else []
-    return near
+def options() -> argparse.ArgumentParser:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="two shapes only, about a minute")
+    parser.add_argument("--tune", action="store_true", help="time other configurations too (minutes)")
+    parser.add_argument("--seconds", type=float, default=None, help="no new shape is begun after this long")
+    parser.add_argument("--out", default=None, help="folder for amm_gpu.json")
+    parser.add_argument("--job", default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--target", default=None, help=argparse.SUPPRESS)
+    return parser
 
 
 def main() -> int:
     """Run all; the exit code tells whether the answers are right."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="two shapes only")
-    parser.add_argument("--tune", action="store_true", help="time other configurations too (minutes)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="no new shape is begun after this long")
-    chosen = parser.parse_args()
+    chosen = options().parse_args()
+    if chosen.job is not None:
+        found = run_job(json.loads(chosen.job))
+        Path(chosen.target).write_text(json.dumps(found), encoding="utf-8")
+        return 0
     begin = time.perf_counter()
     if not (os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/dxg")):
         print("needs an NVIDIA GPU: no driver device is visible")
         return 2
-    shapes = SHAPES[:2] if chosen.quick else SHAPES
-    right = check(shapes)
-    print(f"checked after {time.perf_counter() - begin:.0f} s")
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; medians of device time, bfloat16 in and out")
-    rate = rates()
-    for n, d, m, codebooks in shapes:
-        if time.perf_counter() - begin > chosen.seconds:
-            print(f"left out for want of time: {n} x {d} x {m}; give --seconds")
+    report = Report(chosen.out, chosen)
+    shapes = SHAPES[:QUICK_SHAPES] if chosen.quick else SHAPES
+    budget = chosen.seconds or BUDGET_S[0 if chosen.quick else 1]
+    with tempfile.TemporaryDirectory() as name:
+        return _all(chosen, report, shapes, budget, begin, Path(name))
+
+
+def _all(
+    chosen: argparse.Namespace,
+    report: Report,
+    shapes: list[tuple[int, int, int, tuple[int, ...]]],
+    budget: float,
+    begin: float,
+    folder: Path,
+) -> int:
+    findings = together(jobs(shapes, chosen.quick), CHECK_S[0 if chosen.quick else 1], folder)
+    lines = [line for job, found, why in findings for line in (found or [f"FAILED {json.dumps(job)}: {why}"])]
+    bad = [line for line in lines if not line.startswith("right")]
+    answers = f"answers: {len(lines) - len(bad)} of {len(lines)} right"
+    print(f"{answers}, {time.perf_counter() - begin:.0f} s", flush=True)
+    report.note(answers=lines, wrong=bad)
+    rates, why = alone({"kind": "rates"}, 120.0, folder, 1000)
+    if rates is None:
+        print(f"no rates: {why}; bounds are those of an H100", flush=True)
+        from methods.approximate_matmul.gpu import model
+
+        rates = dataclasses.asdict(model.H100)
+    report.note(**_device(), rates=rates, rates_measured=not why)
+    broken, measured = broken_arms(findings), report.found["shapes"]
+    for place, (n, d, m, codebooks) in enumerate(shapes):
+        if time.perf_counter() - begin > budget:
+            print(f"left out for want of time: {n} x {d} x {m}; give --seconds", flush=True)
             continue
-        table(n, d, m, codebooks, rate)
-        torch.cuda.empty_cache()
+        job = {"kind": "time", "shape": [n, d, m], "codebooks": codebooks, "rates": rates}
+        found, why = alone(job | {"broken": broken.get(str([n, d, m]), [])}, 180.0, folder, 2000 + place)
+        print(f"{n} x {d} x {m}: {why or 'timed'}, {time.perf_counter() - begin:.0f} s", flush=True)
+        measured += [found] if found else []
+        report.note(**({f"failed_{n}x{d}x{m}": why} if why else {}))
     if chosen.tune:
-        for n, d, m, codebooks in shapes[:3]:
-            tune(n, d, m, codebooks[0])
-    print(f"\nanswers: {'right' if right else 'WRONG'}; {time.perf_counter() - begin:.0f} s")
-    return 0 if right else 1
+        for place, (n, d, m, codebooks) in enumerate(shapes[:3]):
+            alone({"kind": "tune", "shape": [n, d, m], "codebooks": codebooks[0]}, 150.0, folder, 3000 + place)
+    _last(report, measured, rates, bad, answers, time.perf_counter() - begin)
+    return 1 if bad else 0
+
+
+def _device() -> dict[str, Any]:
+    """Names and versions; the parent asks the driver's tool, since it must not hold a context."""
+    import torch
+    import triton
+
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        told = f"unknown: {error}"
+    device = told.splitlines()[0] if told else "unknown"
+    return {"device": device, "torch": torch.__version__, "triton": triton.__version__}
+
+
+def _last(
+    report: Report, measured: list[dict[str, Any]], rates: dict[str, Any], bad: list[str], answers: str, seconds: float
+) -> None:
+    from methods.approximate_matmul.gpu import model
+
+    rate, facts = model.Rates(**rates), report.found
+    print(f"\n{facts['device']}, torch {facts['torch']}, triton {facts['triton']}; medians of device time, bfloat16")
+    print(
+        f"rates: bf16 {rate.bf16_flops / 1e12:.0f}, int8 {rate.int8_ops / 1e12:.0f}, fp8 {rate.fp8_flops / 1e12:.0f} "
+        f"T/s, copy {rate.bytes_s / 1e12:.2f} TB/s; break-even D/C of one-hot: "
+        + ", ".join(f"{kind} {model.break_even(rate, 'onehot', kind):.1f}" for kind in model.DENSE)
+    )
+    for shape in measured:
+        for c, text in shape["model"].items():
+            print(f"model {' x '.join(map(str, shape['shape']))} C={c}: {text}")
+        for name, text in shape["failures"].items():
+            print(f"left out {' x '.join(map(str, shape['shape']))} {name}: {text}")
+    print("\n".join(table(measured)))
+    for line in bad[:12]:
+        print(line)
+    print(f"{answers}; {'all right' if not bad else 'WRONG'}; {seconds:.0f} s", flush=True)
+    report.note(seconds=seconds)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def timed_shape(calls: dict[str, Callable[[], Tensor]], model: Learned, a: Tenso
     for name, call in calls.items():
         expected = torch.from_numpy(codes) if name.startswith("encode") else want
         shape = f"{tuple(a.shape)} C={len(model.columns)}"
-        found.append(_judged(f"{shape} {name}", lambda call=call: call()[at], expected))  # type: ignore[misc]
+        found.append(_judged(f"{shape} | {name}", lambda call=call: call()[at], expected))  # type: ignore[misc]
     return found
 
 
