@@ -45,11 +45,21 @@ def train(
     full: Annotated[bool, typer.Option("--full", help="Train to the end of the schedule, past the target.")] = False,
     synthetic: Annotated[bool, typer.Option("--synthetic", help="Generated data: step time and memory only.")] = False,
     budget_s: Annotated[float | None, typer.Option("--budget-s", help="Seconds to spend; seeds are dropped.")] = None,
+    nproc: Annotated[int, typer.Option("--nproc", help="Processes that share each batch; on CUDA one a GPU.")] = 1,
+    nnodes: Annotated[int, typer.Option("--nnodes", help="Machines; each runs this command.")] = 1,
+    node_rank: Annotated[int, typer.Option("--node-rank", help="This machine's number; 0 keeps the record.")] = 0,
+    rendezvous: Annotated[
+        str | None, typer.Option("--rendezvous", help="HOST:PORT of machine 0, for several machines.")
+    ] = None,
+    sync_batch_norm: Annotated[
+        bool, typer.Option("--sync-batch-norm", help="Batch norm over the global batch, not each process' slice.")
+    ] = False,
     out: OutOption = Path("results"),
     as_json: Json = False,
 ) -> None:
     """Train methods to a workload's target: seeds interleaved, clock paused for evaluation, every run written down."""
     from harness.measure.training.plan import TrainRequest
+    from harness.measure.training.world import World
 
     request = TrainRequest(
         workloads=(workload,) if workload else (),
@@ -65,8 +75,26 @@ def train(
         full=full,
         synthetic=synthetic,
         budget_s=budget_s,
+        world=World(nproc=nproc, nnodes=nnodes, node_rank=node_rank, rendezvous=rendezvous),
+        sync_batch_norm=sync_batch_norm,
     )
+    if request.world.follows:
+        follow(request, as_json)
+        return
     measure(request, out, as_json)
+
+
+def follow(request: TrainRequest, as_json: bool) -> None:
+    """Serve machine 0 of several; it keeps the record."""
+    from harness.measure.training import executor, listener
+    from harness.measure.training.plan import build
+
+    with listener.for_terminal(quiet=as_json) as shown:
+        served = executor.follow(build(request), shown)
+    if as_json:
+        _print_json({"served": served, "rendezvous": request.world.rendezvous})
+    else:
+        print(f"machine {request.world.node_rank}: done; the record is on machine 0")
 
 
 def measure(request: TrainRequest, out: Path, as_json: bool) -> Path:

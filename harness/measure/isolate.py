@@ -103,6 +103,9 @@ class Worker:
                     return
                 if message["event"] == "done":
                     return
+                if message["event"] == "lost":
+                    yield Ended(status=message["status"], reason=message["reason"])
+                    return
                 yield self._died(message["code"]) if message["event"] == "died" else message
             deadline = time.monotonic() + self._deadline_s
 
@@ -135,7 +138,7 @@ def _message(line: bytes) -> dict[str, Any] | None:
         message = json.loads(line)
     except ValueError:
         return None
-    known = ("start", "result", "died", "finished", "done")
+    known = ("start", "result", "died", "finished", "done", "lost")
     return message if isinstance(message, dict) and message.get("event") in known else None
 
 

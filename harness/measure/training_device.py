@@ -29,6 +29,10 @@ class TrainingCPU(TorchCPU):
     def clear(self) -> None:
         """Give free memory back between runs."""
 
+    def name(self) -> str:
+        """What a person calls it."""
+        return "CPU"
+
     # -- marks -----------------------------------------------------------------------------------------------------
 
     def mark(self) -> Any:
@@ -115,6 +119,11 @@ class TrainingCUDA(TrainingCPU, TorchCUDA):
         """Give free device memory back between runs."""
         gc.collect()
         self._torch.cuda.empty_cache()
+
+    def name(self) -> str:
+        """Its model and number."""
+        number = self._torch.cuda.current_device()
+        return f"{self._torch.cuda.get_device_name(number)} (cuda:{number})"
 
     def mark(self) -> Any:
         """An event recorded on the current stream."""

@@ -45,9 +45,18 @@ def count() -> int:
     return int(nvml.nvmlDeviceGetCount()) if nvml else 0
 
 
-def _index() -> int:
-    """The NVML index of CUDA's first visible device (numbers only; UUIDs are looked up)."""
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+def _index(place: int | None = None) -> int:
+    """The NVML index of a visible CUDA device, by default of this process' (LOCAL_RANK, else the first).
+
+    Numbers only; UUIDs are looked up.
+    """
+    local = os.environ.get("LOCAL_RANK", "0")
+    wanted = place if place is not None else int(local) if local.isdigit() else 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return min(wanted, max(0, count() - 1))
+    listed = visible.split(",")
+    first = listed[wanted if wanted < len(listed) else 0].strip()
     if first.isdigit():
         return int(first)
     nvml = _nvml()
@@ -59,20 +68,26 @@ def _index() -> int:
     return 0
 
 
-def _handle() -> tuple[Any, Any] | None:
+def _handle(place: int | None = None) -> tuple[Any, Any] | None:
     nvml = _nvml()
     if nvml is None or count() == 0:
         return None
-    return nvml, nvml.nvmlDeviceGetHandleByIndex(_index())
+    return nvml, nvml.nvmlDeviceGetHandleByIndex(_index(place))
+
+
+def visible() -> int:
+    """Number of CUDA devices that this process may use."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return count() if listed is None else len([one for one in listed.split(",") if one.strip() not in ("", "-1")])
 
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def describe() -> dict[str, Any] | None:
-    """Name, uuid, driver, memory, capability, clocks of the first visible device; None without NVML."""
-    found = _handle()
+def describe(place: int | None = None) -> dict[str, Any] | None:
+    """Name, uuid, driver, memory, capability, clocks of the first visible device or a later one; None without NVML."""
+    found = _handle(place)
     if found is None:
         return None
     nvml, handle = found

@@ -54,13 +54,18 @@ def load(path: Path, spec: RunSpec) -> dict[str, Any] | None:
 
 
 def remove(path: Path) -> None:
-    """Remove a run's checkpoint, what killed writers left of it, and folders that are empty then."""
-    for partial in path.parent.glob(f"{path.name}.*.partial"):
-        partial.unlink(missing_ok=True)
+    """Remove a run's checkpoint and its ranks' parts, what killed writers left, and folders that are empty then."""
+    for other in [*path.parent.glob(f"{path.name}.*.partial"), *path.parent.glob(f"{path.name}.rank*")]:
+        other.unlink(missing_ok=True)
     path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         path.parent.rmdir()
         path.parent.parent.rmdir()
+
+
+def of_rank(path: Path, rank: int) -> Path:
+    """The part of one rank: its own optimizer state may be a share of the whole."""
+    return path if rank == 0 else path.with_name(f"{path.name}.rank{rank}")
 
 
 def place(out: Path, plan_hash: str, spec: RunSpec) -> Path:

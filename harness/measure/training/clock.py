@@ -83,6 +83,10 @@ class TrainClock:
             self._elapsed_s += self._now() - self._since
             self._since = None
 
+    def agree(self, elapsed_s: float) -> None:
+        """Take over the reading of another process (rank 0), so that all decide alike."""
+        self._elapsed_s = elapsed_s
+
     @property
     def elapsed_s(self) -> float:
         """Seconds of all finished segments."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from harness import __version__, units
 from harness.catalogue import registry
+from harness.errors import UserError
 from harness.measure.executor import utc
 from harness.measure.isolate import Ended, Worker
 from harness.measure.plan import BUDGET_REASON
@@ -27,7 +28,7 @@ from harness.measure.training.recipe import TASK
 from harness.measure.training.spec import RunSpec
 from harness.measure.worker import ordered
 from harness.record import environment as machine
-from harness.record import store
+from harness.record import nvidia, store
 from harness.record.run import Measurement, Run
 
 Key = tuple[str, str, int]
@@ -53,6 +54,58 @@ def execute(plan: TrainPlan, out: Path, command: str, listener: Listener | None 
     return TrainExecutor(plan, out, command, listener or Silent()).run()
 
 
+def job_of(plan: TrainPlan, runs: list[dict[str, Any]], last: bool) -> dict[str, Any]:
+    """A worker's job."""
+    job: dict[str, Any] = {"kind": "train", "device": plan.device, "runs": runs}
+    if plan.request.world.size > 1:
+        job |= {"world": plan.request.world.to_json(), "timeout_s": plan.request.deadline_s, "last": last}
+    return job
+
+
+def follow(plan: TrainPlan, listener: Listener, patience_s: float = 120.0) -> int:
+    """Work for machine 0 until it says that nothing is left; returns how many of its workers were served.
+
+    Raises:
+        UserError: machine 0 did not answer, or stopped answering, for ``patience_s``.
+    """
+    served, heard = 0, time.monotonic()
+    while True:
+        lost = None
+        with Worker(job_of(plan, [], last=True), plan.request.deadline_s) as worker:
+            for message in worker.messages():
+                if isinstance(message, Ended):
+                    lost = message.reason
+                    break
+                heard = time.monotonic()
+                if message.get("kind") == "followed" and message["over"]:
+                    return served + 1
+        served += lost is None
+        if lost is None:
+            heard = time.monotonic()
+            continue
+        listener.note(f"machine {plan.request.world.node_rank}: {lost}")
+        if time.monotonic() - heard > patience_s:
+            raise UserError(
+                f"machine 0 at {plan.request.world.rendezvous} has not answered for {patience_s:.0f} s ({lost}); start "
+                f"the same command there with --node-rank 0."
+            )
+
+
+def _labelled(environment: dict[str, Any], plan: TrainPlan) -> dict[str, Any]:
+    """Several processes are another device: their times never stand beside those of one."""
+    world, name = plan.request.world, environment["device_name"]
+    if world.size == 1:
+        return environment
+    label = f"{world.size} x {name}" if plan.device == "cuda" else f"{name}, {world.size} processes"
+    return {**environment, "device_name": label, "world": world.size, "nnodes": world.nnodes}
+
+
+def _other_gpus(plan: TrainPlan) -> list[dict[str, Any]]:
+    if plan.device != "cuda":
+        return []
+    return [{"gpu": nvidia.describe(place)} for place in range(1, plan.request.world.nproc)]
+
+
 class TrainExecutor:
     """Walks a plan; a worker takes all pending runs of a workload, and a new one takes over after a crash."""
 
@@ -69,10 +122,12 @@ class TrainExecutor:
 
     def run(self) -> TrainResult:
         """Train whatever has no row yet."""
-        self.environment = machine.collect(self.plan.device)
+        self.environment = _labelled(machine.collect(self.plan.device), self.plan)
         self.project = {"version": __version__, **machine.git()}
         self.hash = self.plan.hash(self.project, machine.identity(self.environment))
-        with gpu_lock(self.environment):
+        with contextlib.ExitStack() as held:
+            for environment in [self.environment, *_other_gpus(self.plan)]:
+                held.enter_context(gpu_lock(environment))
             path = unfinished(self.out, self.hash)
             resumed = path is not None
             if path is not None:
@@ -168,7 +223,7 @@ class TrainExecutor:
 
     def _work(self, part: Part, pending: list[RunSpec]) -> None:
         """One worker over the pending runs; a crash or a hang costs the run under way."""
-        job = {"kind": "train", "device": self.plan.device, "runs": [spec.to_json() for spec in pending]}
+        job = job_of(self.plan, [spec.to_json() for spec in pending], last=self._last_part(part))
         specs = {(spec.arm, spec.seed): spec for spec in pending}
         current: RunSpec | None = None
         before = len(self.done)
@@ -201,6 +256,10 @@ class TrainExecutor:
             raise
         if len(self.done) == before:
             self._failed(part, pending[0], "error", "the process ended without an answer")
+
+    def _last_part(self, part: Part) -> bool:
+        """Whether nothing is left to do beside this workload: other machines may then go."""
+        return not any(self._pending(other) for other in self.plan.parts if other is not part)
 
     def _over(self, part: Part, spec: RunSpec) -> bool:
         """The budget ended within a run: it is cut, and what is left of the plan is left out."""

@@ -30,6 +30,8 @@ class Log:
         sm_mhz: clock of the device at each evaluation, and temperature_c its temperature.
         throttle: every throttle reason seen.
         braked: the thermal or power brake that was seen, for which a seed's times do not count in any arm.
+        ranks: what each process of several said at the end: its device, its peaks, its share of the state.
+        drift: largest distance between the processes' weights at an evaluation, over their norm.
     """
 
     done: int = 0
@@ -55,6 +57,8 @@ class Log:
     temperature_c: list[float] = field(default_factory=list)
     throttle: list[str] = field(default_factory=list)
     braked: str | None = None
+    ranks: list[dict[str, Any]] = field(default_factory=list)
+    drift: float | None = None
 
     def saw(self, device: Mapping[str, Any]) -> None:
         """Note the device's clock, temperature and throttling; a thermal or power brake once seen stays."""

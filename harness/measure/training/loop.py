@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from harness.measure.training import checkpoint, crossing, schedule, state
 from harness.measure.training import log as logs
 from harness.measure.training import outcome as outcomes
 from harness.measure.training.clock import Buckets, TrainClock
+from harness.measure.training.distributed import ALONE, DRIFT, Alone
 from harness.measure.training.outcome import Outcome, failure
 from harness.measure.training.spec import BLOW_UP, RunSpec
 from harness.measure.training.step import Loss, Stepper, told
@@ -50,6 +51,8 @@ class Run:
         costs: what compiling and warming up took in earlier runs of this process, by what it was for. A run is charged
             the most that any run has paid, so that the first arm does not pay for all.
         now: the host's monotonic clock.
+        ranks: the processes that train together. The clock runs from when all of them are ready to when the last one
+            is done, by rank 0's reading.
     """
 
     def __init__(
@@ -65,7 +68,9 @@ class Run:
         model: nn.Module | None = None,
         costs: dict[tuple[str, ...], float] | None = None,
         now: Callable[[], float] = time.perf_counter,
+        ranks: Alone = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.spec, self.workload, self.runtime, self.data = spec, workload, runtime, data
         self.device, self.loss, self.report = device, loss, report
         self.model: nn.Module = model  # type: ignore[assignment]
@@ -77,13 +82,18 @@ class Run:
         self.final: dict[str, float] = {}
         self.detail: dict[str, Any] = {}
         self.buckets = Buckets(device)
-        self.clock = TrainClock(device.synchronize, now)
+        self.clock = TrainClock(self._meet, now)
         self._now = now
         self._saved_at = now()
         self._saved_done = 0
         own = workload.target.metric.split("_", 1)
         self._prefix = "val" if spec.validation or own[0] == "val" else "test"
         self.metric = f"{self._prefix}_{own[-1]}"
+
+    def _meet(self) -> None:
+        """Everything that this device was given is done, and every rank is here."""
+        self.device.synchronize()
+        self.ranks.meet()
 
     # -- the whole -------------------------------------------------------------------------------------------------
 
@@ -126,11 +136,32 @@ class Run:
             self._evaluate()
         self._train()
         self.detail["weights_sha256"] = state.digest(state.weights(self.model))
-        if callable(final := getattr(self.runtime, "final", None)):
+        self._tell()
+        if self.ranks.rank == 0 and callable(final := getattr(self.runtime, "final", None)):
             self.final = {
                 name: float(value) for name, value in self._aside(lambda: final(self.model, self.data)).items()
             }
         return self._verdict()
+
+    def _tell(self) -> None:
+        """What each of several ranks has seen, for rank 0's record."""
+        if self.ranks.size == 1:
+            return
+        log, mine = self.log, self.device.device_peak()
+        self.log.ranks = self.ranks.gather(
+            {
+                "rank": self.ranks.rank,
+                "device": self.device.name(),
+                "peak_device_bytes": max(log.device_peak, mine + self._held if mine > 0 else 0.0),
+                "peak_host_bytes": log.host_peak,
+                "optimizer_state_bytes": log.state_bytes,
+                "energy_j": log.energy_j,
+                "weights_sha256": self.detail["weights_sha256"],
+            }
+        )
+        log.device_peak = max(rank["peak_device_bytes"] for rank in log.ranks)
+        joules = [rank["energy_j"] for rank in log.ranks]
+        log.energy_j = None if None in joules else sum(joules)
 
     def _verdict(self) -> tuple[str, str | None]:
         target, values = self.workload.target, self.log.curve[self.metric]
@@ -168,6 +199,7 @@ class Run:
             state.restore_weights(self.model, state.weights(self._placed(fresh)))
         if callable(prepare := getattr(self.runtime, "prepare", None)):
             prepare(self.model, self.data)
+        self.ranks.spread(self.model)
         self.model.train()
         device.seed(spec.stream ^ _FACTORY)
         method = registry.method(spec.method)
@@ -185,6 +217,8 @@ class Run:
             buckets=self.buckets,
             batch=self.workload.batch,
             trainer=spec.trainer,
+            ranks=self.ranks,
+            stream=spec.stream,
         )
 
     def _placed(self, model: nn.Module) -> nn.Module:
@@ -193,7 +227,7 @@ class Run:
             model = model.to(torch.bfloat16)
         if self.workload.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return model
+        return self.ranks.synced(model) if self.spec.sync_batch_norm else model
 
     def _warm_up(self) -> None:
         self.report(what="warm-up", done=0, updates=self.updates)
@@ -214,7 +248,9 @@ class Run:
     def _resume(self) -> None:
         if self.spec.checkpoint is None:
             return
-        stored = checkpoint.load(Path(self.spec.checkpoint), self.spec)
+        stored = checkpoint.load(checkpoint.of_rank(Path(self.spec.checkpoint), self.ranks.rank), self.spec)
+        if len(set(self.ranks.gather(None if stored is None else stored["log"]["done"]))) > 1:
+            return  # written half by the ranks of a killed run: it begins again
         if stored is None:
             return
         compiled = self.log.compile_s
@@ -226,7 +262,7 @@ class Run:
         self.device.set_random_state(stored["random"])
         if self.stepper.scaler is not None:
             self.stepper.scaler.load_state_dict(stored["scaler"])
-        self.clock = TrainClock(self.device.synchronize, self._now, self.log.train_s)
+        self.clock = TrainClock(self._meet, self._now, self.log.train_s)
         self.buckets.totals = dict(self.log.buckets)
         self._saved_done = self.log.done
 
@@ -271,6 +307,7 @@ class Run:
             losses = loss if losses is None else losses + loss
             self.log.done += 1
         seconds = self.clock.pause()
+        self.clock.agree(self.ranks.first(self.clock.elapsed_s))
         if counted is not None and (now := self.device.energy_j()) is not None:
             self.log.energy_j = (self.log.energy_j or 0.0) + now - counted
         added = self.buckets.collect()
@@ -281,7 +318,7 @@ class Run:
         self.log.step_s.append(seconds / count)
         self.log.optimizer_step_s.append(added.get("optimizer", 0.0) / count)
         assert losses is not None
-        self._watch(float(losses), count)
+        self._watch(float(self.ranks.mean(losses)), count)
         self._heartbeat()
         self._save()
 
@@ -342,23 +379,52 @@ class Run:
         small, large = EVALUATION_BATCH
         size = int(self.workload.params.get("eval_batch", min(max(self.workload.batch, small), large)))
         split = "validation" if self.spec.validation else "test"
-        found = self._aside(lambda: self.runtime.evaluate(self.model, self.data.evaluation(split, size)))
+        self.ranks.average_buffers(self.model)
+        found = self._aside(lambda: self._evaluated(self.data.evaluation(split, size)))
         values = {f"{self._prefix}_{name}": float(value) for name, value in found.items()}
         for name, value in values.items():
             if not math.isfinite(value):
                 raise Diverged(f"{name} is {value} after {self.log.done} updates")
         if self.metric not in values:
             raise Unsupported(f"the workload's target is {self.metric}, its runtime evaluates {sorted(values)}")
-        loss = self.log.loss_sum / self.log.loss_count if self.log.loss_count else self._aside(self._initial_loss)
+        average = self.log.loss_sum / self.log.loss_count if self.log.loss_count else None
+        loss = self.ranks.first(self._aside(self._initial_loss)) if average is None else average
         self.log.loss_sum, self.log.loss_count = 0.0, 0
         done = self.log.done
         point = {"steps": done, "samples": done * self.workload.batch, "s": self.clock.elapsed_s, "train_loss": loss}
         self.log.evaluated({**point, **values})
+        self._compare()
         self.log.saw(self.device.state())
         self.log.state_bytes = state.state_bytes(self.optimizer, self.model)
         self.log.host_peak = max(self.log.host_peak, self.device.peak().get("peak_host_bytes", 0.0))
         self.device.synchronize()
         self.buckets.add("evaluation", self._now() - start)
+
+    def _evaluated(self, batches: Iterator[Batch]) -> dict[str, float]:
+        """Metrics over all batches. Of several ranks each evaluates its samples; metrics are means over samples."""
+        seen = [0]
+
+        def count(samples: int) -> None:
+            seen[0] += samples
+
+        found = self.runtime.evaluate(self.model, self.ranks.shard(batches, count))
+        return self.ranks.merged(found, seen[0])
+
+    def _compare(self) -> None:
+        """The ranks' weights must stay together.
+
+        Raises:
+            RuntimeError: they are apart by more than kernels that add in any order explain.
+        """
+        if self.ranks.size == 1:
+            return
+        apart = self.ranks.drift(self.model)
+        self.log.drift = max(self.log.drift or 0.0, apart)
+        if not apart <= DRIFT:
+            raise RuntimeError(
+                f"the weights of the {self.ranks.size} processes are {apart:.2g} of their norm apart after "
+                f"{self.log.done} updates: the method's step is not the same on every rank"
+            )
 
     def _initial_loss(self) -> float:
         inputs, targets = self.data.train(self.spec.stream, 0, min(self.workload.batch, EVALUATION_BATCH[1]))
@@ -373,7 +439,7 @@ class Run:
         if spec.checkpoint is None or self.log.done >= (self.updates or 0):
             return
         by_updates = 0 < spec.checkpoint_updates <= self.log.done - self._saved_done
-        if not by_updates and self._now() - self._saved_at < spec.checkpoint_s:
+        if not self.ranks.first(by_updates or self._now() - self._saved_at >= spec.checkpoint_s):
             return
         start = self._now()
         self.log.train_s, self.log.buckets = self.clock.elapsed_s, dict(self.buckets.totals)
@@ -384,7 +450,7 @@ class Run:
             "scaler": self.stepper.scaler.state_dict() if self.stepper.scaler is not None else None,
             "log": self.log.to_json(),
         }
-        checkpoint.save(Path(spec.checkpoint), spec, content)
+        checkpoint.save(checkpoint.of_rank(Path(spec.checkpoint), self.ranks.rank), spec, content)
         self._saved_at, self._saved_done = self._now(), self.log.done
         self.buckets.add("checkpoint", self._saved_at - start)
 

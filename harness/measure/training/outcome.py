@@ -21,6 +21,8 @@ TRAIN, TOTAL = "train", "train_total"
 Measured = dict[str, tuple[str, list[float], str | None]]
 #: These never hit and stay at risk to the end of the budget.
 FAILED = ("diverged", "out_of_memory", "error", "timeout", "interrupted", "unsupported")
+#: Measurements that only a run with status ``target_reached`` has.
+OF_TARGET = ("time_to_target_s", "total_time_to_target_s", "device_s_to_target", "steps_to_target", "samples_to_target")
 #: Characters of an error's text that the record keeps.
 REASON = 400
 
@@ -74,8 +76,9 @@ def outcome(
     headline = next((c for c in crossings if c.level == workload.target.value), None)
     if status == "target_reached":
         assert headline is not None
-        measured |= _reached(headline, log.compile_s)
+        measured |= _reached(headline, log.compile_s, spec.world)
     measured |= _always(log, workload.batch)
+    measured |= _of_ranks(log, spec.world)
     found = {**hyper_detail(spec), **_spec_detail(spec, workload, log, metric, updates), **detail}
     found["crossings"] = [c.to_json() for c in crossings]
     if status != "target_reached":
@@ -88,11 +91,11 @@ def outcome(
     return Outcome(status=status, reason=reason, measurements=measured, detail=found)
 
 
-def _reached(headline: Crossing, compile_s: float) -> Measured:
+def _reached(headline: Crossing, compile_s: float, world: int) -> Measured:
     return {
         "time_to_target_s": ("s", [headline.time_s], TRAIN),
         "total_time_to_target_s": ("s", [headline.time_s + compile_s], TOTAL),
-        "device_s_to_target": ("s", [headline.time_s], TRAIN),
+        "device_s_to_target": ("s", [headline.time_s * world], TRAIN),
         "steps_to_target": ("1", [headline.steps], None),
         "samples_to_target": ("1", [headline.samples], None),
     }
@@ -122,6 +125,25 @@ def _always(log: Log, batch: int) -> Measured:
     ):
         if value is not None and (value > 0 or name == "optimizer_state_bytes"):
             measured[name] = (unit, [float(value)], None)
+    return measured
+
+
+def _of_ranks(log: Log, world: int) -> Measured:
+    """What several processes add: bytes of each, and the share of the training clock that collectives took.
+
+    ``communication_share`` holds rank 0's waiting for slower ranks too. ``device_s`` = training clock x processes.
+    """
+    if world == 1 or not log.train_s:
+        return {}
+    spent = log.buckets.get("communication", 0.0) + log.buckets.get("optimizer_communication", 0.0)
+    measured: Measured = {
+        "communication_share": ("1", [spent / log.train_s], None),
+        "device_s": ("s", [log.train_s * world], TRAIN),
+    }
+    for name in ("peak_device_bytes", "peak_host_bytes", "optimizer_state_bytes"):
+        values = [float(rank[name]) for rank in log.ranks if rank.get(name) is not None]
+        if len(values) == world and max(values) > 0:
+            measured[f"rank_{name}"] = ("bytes", values, None)
     return measured
 
 
@@ -164,7 +186,9 @@ def _spec_detail(spec: RunSpec, workload: Workload, log: Log, metric: str, updat
             "channels_last": workload.channels_last,
             "block_updates": spec.block_updates,
             "max_s": spec.max_s,
+            **({"world": spec.world, "sync_batch_norm": spec.sync_batch_norm} if spec.world > 1 else {}),
         },
+        **({"ranks": log.ranks, "drift": log.drift} if spec.world > 1 else {}),
         "updates": updates,
         "target": {
             "metric": metric,

@@ -18,7 +18,9 @@ from harness.measure import availability
 from harness.measure.training import recipe
 from harness.measure.training.recipe import Hyper
 from harness.measure.training.spec import AA_STREAM, BLOCK_UPDATES, TRAINING_PROTOCOL, RunSpec
+from harness.measure.training.world import BACKENDS, SOLO, World
 from harness.measure.worker import AA
+from harness.record import nvidia
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,9 @@ class TrainRequest:
     checkpoint_updates: int = 0
     block_updates: int = BLOCK_UPDATES
     deadline_s: float = 600.0
+    world: World = SOLO
+    sync_batch_norm: bool = False
+    batch: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +109,9 @@ class TrainPlan:
             checkpoint_s=asked.checkpoint_s,
             checkpoint_updates=asked.checkpoint_updates,
             block_updates=asked.block_updates,
+            world=asked.world.size,
+            sync_batch_norm=asked.sync_batch_norm,
+            batch=asked.batch,
             extra={name: value for name, value in extra.items() if value is not None},
         )
 
@@ -131,7 +139,22 @@ class TrainPlan:
             ],
             "full": self.request.full,
             "synthetic": self.request.synthetic,
+            **({"ranks": self.ranks()} if self.request.world.size > 1 else {}),
             "left_out": [{"case": name, "reason": why} for name, why in sorted(self.left_out.items())],
+        }
+
+    def ranks(self) -> dict[str, Any]:
+        """World size, engine and devices of several processes, and what their clock and statistics are."""
+        world, asked = self.request.world, self.request
+        gpus = [nvidia.describe(place) or {} for place in range(world.nproc)] if self.device == "cuda" else []
+        return {
+            "world": world.size,
+            "nproc": world.nproc,
+            "nnodes": world.nnodes,
+            "backend": BACKENDS[self.device],
+            "devices": [{"name": gpu.get("name"), "uuid": gpu.get("uuid")} for gpu in gpus],
+            "batch_norm": "global batch" if asked.sync_batch_norm else "each process' own slice of the batch",
+            "clock": "rank 0's, from when every process is ready to when the last one is done, at each block",
         }
 
     def hash(self, project: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
@@ -154,6 +177,11 @@ def build(request: TrainRequest) -> TrainPlan:
         raise UserError(f"--seeds {request.seeds}: expected at least 1.")
     if request.budget_s is not None and not 0 < request.budget_s < float("inf"):
         raise UserError(f"--budget-s {request.budget_s}: expected a positive number of seconds.")
+    request.world.check(device, nvidia.visible() if device == "cuda" else 0)
+    if request.sync_batch_norm and request.world.size == 1:
+        raise UserError("--sync-batch-norm: one process has nothing to synchronise; add --nproc.")
+    if request.batch is not None and request.batch < 1:
+        raise UserError(f"batch {request.batch}: expected at least 1.")
     plan = TrainPlan(request=request, device=device, parts=[])
     for workload in _chosen(request, device):
         if why := hindrance(workload, device, request.synthetic):

@@ -43,6 +43,9 @@ class RunSpec:
         checkpoint_s: seconds between two checkpoints.
         checkpoint_updates: a checkpoint after as many updates too; 0 = by time alone.
         block_updates: updates between two synchronisations.
+        world: processes that share each batch.
+        sync_batch_norm: batch norm over the global batch; otherwise each process normalises its own slice.
+        batch: samples of one update instead of the workload's.
         extra: copied into the record's detail (evidence and trials of the recipe, number of a tuning trial).
     """
 
@@ -65,6 +68,9 @@ class RunSpec:
     checkpoint_s: float = 30.0
     checkpoint_updates: int = 0
     block_updates: int = BLOCK_UPDATES
+    world: int = 1
+    sync_batch_norm: bool = False
+    batch: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -72,8 +78,10 @@ class RunSpec:
         return asdict(self)
 
     def found_workload(self) -> Workload:
-        """The workload of the registry, with generated data if the spec says so."""
+        """The workload of the registry, with generated data or another batch if the spec says so."""
         found = registry.workload(self.workload)
+        if self.batch is not None:
+            found = replace(found, batch=self.batch)
         return replace(found, params={**found.params, "synthetic": True}) if self.synthetic else found
 
     @property

@@ -11,6 +11,7 @@ from torch import nn
 from harness.catalogue.workload import Batch
 from harness.errors import Unsupported
 from harness.measure.training.clock import Buckets
+from harness.measure.training.distributed import ALONE, Alone
 from harness.measure.training_device import TrainingCPU
 
 Fetch = Callable[[int, int], Batch]
@@ -48,6 +49,8 @@ class Stepper:
         buckets: where the seconds go.
         batch: samples of one update.
         trainer: ``accumulate`` and ``clip_norm``.
+        ranks: the processes that share each batch.
+        stream: seed of the run, for random numbers of several ranks.
 
     Raises:
         Unsupported: a need that the trainer does not serve, or clipping of gradients that only the method sees.
@@ -64,7 +67,10 @@ class Stepper:
         buckets: Buckets,
         batch: int,
         trainer: Mapping[str, Any],
+        ranks: Alone = ALONE,
+        stream: int = 0,
     ) -> None:
+        self.ranks, self.stream = ranks, stream
         self.model, self.optimizer, self.loss, self.runtime_loss = model, optimizer, loss, runtime_loss
         self.device, self.buckets, self.batch = device, buckets, batch
         self.accumulate, self.clip_norm = int(trainer["accumulate"]), trainer["clip_norm"]
@@ -86,18 +92,25 @@ class Stepper:
         return self._with_closure(fetch, first) if self.needs else self._plain(fetch, first)
 
     def _plain(self, fetch: Fetch, first: int) -> torch.Tensor:
+        self.ranks.seed(self.stream, first, True)
         total = self.passes(fetch, first)
+        self._average()
+        self.ranks.seed(self.stream, first, False)
         with self.buckets.span("optimizer"):
             self._step()
         return total
 
     def passes(self, fetch: Fetch, first: int = 0) -> torch.Tensor:
-        """Forward and backward of one update on the data's own targets, without the optimizer; the mean loss."""
+        """Forward and backward of one update on the data's own targets, without the optimizer; the mean loss.
+
+        Of several ranks each takes its slice; the mean over the ranks of what they return is the batch's mean loss.
+        """
         total: torch.Tensor | None = None
-        for offset, count in pieces(self.batch, self.accumulate):
+        begin, size = self.ranks.slice(0, self.batch)
+        for offset, count in pieces(size, self.accumulate):
             with self.buckets.span("data"):
-                inputs, targets = fetch(first + offset, count)
-            value = self._backward(inputs, targets, count / self.batch)
+                inputs, targets = fetch(first + begin + offset, count)
+            value = self._backward(inputs, targets, count * self.ranks.size / self.batch)
             total = value if total is None else total + value
         assert total is not None
         return total
@@ -109,6 +122,12 @@ class Stepper:
             weighted = value if weight == 1.0 else value * weight
             (weighted if self.scaler is None else self.scaler.scale(weighted)).backward()  # type: ignore[no-untyped-call]
         return weighted.detach()
+
+    def _average(self) -> None:
+        """Average what backward has left over the ranks."""
+        if self.ranks.size > 1:
+            with self.buckets.span("communication"):
+                self.ranks.average(self.parameters)
 
     def _step(self) -> None:
         if self.scaler is not None:
@@ -125,42 +144,54 @@ class Stepper:
     # -- methods that call a closure -------------------------------------------------------------------------------
 
     def _with_closure(self, fetch: Fetch, first: int) -> torch.Tensor:
-        whole: list[Batch] = []
+        whole: dict[tuple[int, int], Batch] = {}
         losses: list[torch.Tensor] = []
 
         def closure(part: int | None = None, targets: str = "data") -> torch.Tensor:
-            """Forward and backward on one part (None: all of it), gradients added to ``.grad``; returns its loss."""
+            """Forward and backward on one part (None: all of it), gradients added to ``.grad``; returns its loss.
+
+            Of several ranks each takes its slice of the part; ``.grad`` is then the mean over them.
+            """
             if targets not in ("data", "model"):
                 raise Unsupported(f"closure(targets={targets!r}): expected 'data' or 'model'.")
             if part is not None and not 0 <= part < self.parts:
                 raise Unsupported(f"closure(part={part}): the method declared {self.parts} sub-batches.")
             begin, size = (0, self.batch) if part is None else list(pieces(self.batch, self.parts))[part]
+            mine, share = self.ranks.slice(begin, size)
             value: torch.Tensor | None = None
+            self.ranks.seed(self.stream, first, True)
             with torch.enable_grad():
-                for offset, count in pieces(size, self.accumulate):
+                for offset, count in pieces(share, self.accumulate):
                     with self.buckets.span("data"):
-                        batch = self._slice(whole, fetch, first, begin + offset, count)
-                    one = self._closure_backward(batch, count / size, targets)
+                        batch = self._slice(whole, fetch, first, mine + offset, count)
+                    one = self._closure_backward(batch, count * self.ranks.size / size, targets)
                     value = one if value is None else value + one
+            self._average()
+            self.ranks.seed(self.stream, first, False)
             assert value is not None
             if targets == "data":
                 losses.append(value)
             return value
 
+        self.ranks.seed(self.stream, first, False)
         with self.buckets.span("optimizer"):
             self.optimizer.step(closure)
         if not losses:
             raise Unsupported("its step never called the closure on the data's own targets: there is no loss to watch.")
         return torch.stack(losses).mean()
 
-    def _slice(self, whole: list[Batch], fetch: Fetch, first: int, offset: int, count: int) -> Batch:
-        """A part of the update's samples; without accumulation they are fetched once and shared by all parts."""
+    def _slice(self, whole: dict[tuple[int, int], Batch], fetch: Fetch, first: int, offset: int, count: int) -> Batch:
+        """A part of the update's samples; without accumulation they are fetched once and shared by all parts.
+
+        A rank of several fetches its slice of each part once.
+        """
         if self.accumulate > 1:
             return fetch(first + offset, count)
-        if not whole:
-            whole.append(fetch(first, self.batch))
-        inputs, targets = whole[0]
-        return Batch(inputs[offset : offset + count], targets[offset : offset + count])
+        begin, size = (0, self.batch) if self.ranks.size == 1 else (offset, count)
+        if (begin, size) not in whole:
+            whole[begin, size] = fetch(first + begin, size)
+        inputs, targets = whole[begin, size]
+        return Batch(inputs[offset - begin : offset - begin + count], targets[offset - begin : offset - begin + count])
 
     def _closure_backward(self, batch: Batch, weight: float, targets: str) -> torch.Tensor:
         if targets == "data":

@@ -139,7 +139,8 @@ def _stall(stepper: Stepper, data: Any, seed: int) -> float:
     begin = time.perf_counter()
     while len(times["real"]) < STALL_MOST:
         pair = len(times["real"])
-        if pair >= STALL_PAIRS and time.perf_counter() - begin > STALL_S:
+        spent = stepper.ranks.first(time.perf_counter() - begin)
+        if pair >= STALL_PAIRS and spent > STALL_S:
             break
         position = pair * group * batch
         order: list[tuple[str, Fetch]] = [("real", real), ("resident", _made(real, position, batch, group))]

@@ -12,7 +12,8 @@ from torch import nn
 from harness.catalogue import registry
 from harness.catalogue.workload import Workload
 from harness.errors import UserError
-from harness.measure.training import outcome, state
+from harness.measure.training import distributed, outcome, state
+from harness.measure.training import world as worlds
 from harness.measure.training.loop import Run
 from harness.measure.training.outcome import Outcome
 from harness.measure.training.spec import RunSpec, from_json
@@ -73,19 +74,70 @@ class _Room:
         self._graph = (key, function, run.model, allowed) if clean else None
 
 
+def rank(job: Mapping[str, Any], pipe: Any, address: tuple[str, int], listening: int | None) -> None:
+    """One rank of several over the runs of rank 0's job; what became of each is compared before the next begins."""
+    ranks = distributed.join(job["device"], address, listening, job["timeout_s"])
+    runs, last = ranks.gather([job["runs"], job.get("last", True)] if ranks.rank == 0 else None)[0]
+    room, leader = _Room(job["device"]), ranks.rank == 0
+    follows = not leader and ranks.local == 0
+
+    def report(message: Mapping[str, Any]) -> None:
+        if leader:
+            pipe.send(event="result", kind="progress", **message)
+        elif follows:
+            pipe.send(event="result", kind="followed", over=False)
+
+    for fields in runs:
+        spec = from_json(fields)
+        if leader:
+            pipe.send(event="start", arm=spec.arm, seed=spec.seed, workload=spec.workload)
+        found = one(room, spec, report, ranks)
+        _compared(found, ranks, pipe)
+        if leader:
+            _answer(spec, found, pipe)
+    if follows:
+        pipe.send(event="result", kind="followed", over=last)
+    distributed.leave()
+    pipe.send(event="done")
+
+
+def _compared(found: Outcome, ranks: distributed.Ranks, pipe: Any) -> None:
+    """Tell the launcher how the run ended here, wait for all, and let another rank's own failure speak for the run."""
+    failed = found.status in outcome.FAILED
+    away = failed and distributed.of_communication(found.reason)
+    pipe.send(event="ended", failed=failed, status=found.status, reason=found.reason, communication=away)
+    ends = ranks.gather([found.status, found.reason, failed, away])
+    pipe.send(event="agreed")
+    worst = min(range(len(ends)), key=lambda one: (not ends[one][2], ends[one][3], one))
+    status, reason, any_failed, _ = ends[worst]
+    if any_failed and worst != ranks.rank:
+        found.status, found.reason = status, f"rank {worst} of {ranks.size}: {reason}"
+        for name in [name for name in found.measurements if name in outcome.OF_TARGET]:
+            del found.measurements[name]
+
+
+def _answer(spec: RunSpec, found: Outcome, pipe: Any) -> None:
+    pipe.send(event="result", kind="run", workload=spec.workload, arm=spec.arm, seed=spec.seed, outcome=found.to_json())
+
+
 def train(job: Mapping[str, Any], pipe: Any) -> None:
     """Walk the job's runs; each ends with one message, whatever became of it."""
+    if worlds.from_json(job.get("world") or {}).size > 1:
+        from harness.measure.training.launch import launch
+
+        launch(job, pipe)
+        return
     room = _Room(job["device"])
     for fields in job["runs"]:
         spec = from_json(fields)
         pipe.send(event="start", arm=spec.arm, seed=spec.seed, workload=spec.workload)
         found = one(room, spec, lambda message: pipe.send(event="result", kind="progress", **message))
-        pipe.send(
-            event="result", kind="run", workload=spec.workload, arm=spec.arm, seed=spec.seed, outcome=found.to_json()
-        )
+        _answer(spec, found, pipe)
 
 
-def one(room: _Room, spec: RunSpec, send: Callable[[Mapping[str, Any]], None]) -> Outcome:
+def one(
+    room: _Room, spec: RunSpec, send: Callable[[Mapping[str, Any]], None], ranks: distributed.Alone = distributed.ALONE
+) -> Outcome:
     """One run in this process."""
     last = [0.0]
 
@@ -115,6 +167,7 @@ def one(room: _Room, spec: RunSpec, send: Callable[[Mapping[str, Any]], None]) -
         report=report,
         model=model,
         costs=room.costs,
+        ranks=ranks,
     )
     found = run.run()
     room.keep(run, spec, model is None)
