@@ -1,20 +1,29 @@
-"""Interleaved timing of the C++ kernels against exact products: ``python -m methods.approximate_matmul.native.bench``.
+"""Check and time the C++ kernels: ``python -m methods.approximate_matmul.native.bench [--quick] [--out FOLDER]``.
 
-Every arm is called once per round, so that all meet the same machine; minima are printed, and ratios within one run are
-what to read. Trees and tables are random: time does not depend on them. The recorded figures come from the suite.
+First the answers of every level, each in a process of its own, so that a fault ends that level alone. Then interleaved
+times against exact products: every arm is called once per round, so that all meet the same machine; minima are told,
+and ratios within one run are what to read. Trees and tables are random: time does not depend on them. Then threads,
+and the training of trees. The table comes last; ``--out`` receives ``amm_native.json``, written anew after every step.
+The recorded figures come from the suite.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
 import time
-import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from methods.approximate_matmul.native import _bench_arms as arms
+from methods.approximate_matmul.native import _bench_checks as checks
 from methods.approximate_matmul.native import binding
 
 #: N, D, M and codebooks: CIFAR-100 and CIFAR-10 classifiers, a UCR kernel classifier, a cube, a wide layer.
@@ -25,109 +34,210 @@ SHAPES = (
     (1024, 1024, 1024, (64, 128)),
     (4096, 1024, 256, (64,)),
 )
-#: A product this many times slower than float32 has no fast kernel on this processor and leaves the rounds.
-HOPELESS = 4.0
-Arms = dict[str, Callable[[], Any]]
+QUICK_SHAPES = 2
+#: Shapes and codebooks whose scaling with threads is measured.
+SCALED = ((10000, 512, 100, 64), (1024, 1024, 1024, 64))
+#: Rows, columns and codebooks of the training goal, and the seconds that it allows on one core.
+TRAINING, TRAINING_S = (50_000, 512, 64), 10.0
+#: Seconds of a checking process.
+CHECK_S = 120.0
+_MODULE = "methods.approximate_matmul.native.bench"
 
 
-def exact_arms(a: torch.Tensor, b: torch.Tensor) -> Arms:
-    """Exact products: float32 by three libraries' doors, given int8, and dynamic int8 with float32 output."""
-    weight, an, bn = b.t().contiguous(), a.numpy(), b.numpy()
-    a8 = torch.randint(-127, 128, a.shape, dtype=torch.int8)
-    b8 = torch.randint(-127, 128, b.shape, dtype=torch.int8)
-    arms: Arms = {
-        "fp32 mm": lambda: torch.mm(a, b),
-        "fp32 linear": lambda: torch.nn.functional.linear(a, weight),
-        "fp32 numpy": lambda: an @ bn,
-        "_int_mm": lambda: torch._int_mm(a8, b8),
-    }
-    linear = torch.nn.Linear(b.shape[0], b.shape[1], bias=False)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            quantise: Any = torch.ao.quantization.quantize_dynamic
-            quantised = quantise(torch.nn.Sequential(linear), {torch.nn.Linear})
-        quantised(a[:2])
-    except (RuntimeError, AttributeError) as error:
-        print(f"dynamic int8 left out: {error}")
-    else:
-        arms["dynamic int8"] = lambda: quantised(a)
-    return arms
+class Report:
+    """What is found so far, in one JSON file when a folder is given."""
+
+    def __init__(self, folder: str | None) -> None:
+        self.path = Path(folder) / "amm_native.json" if folder else None
+        self.found: dict[str, Any] = {"shapes": [], "threads": [], "failures": {}}
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def note(self, **facts: Any) -> None:
+        """Add and write."""
+        self.found |= facts
+        if self.path is not None:
+            self.path.write_text(json.dumps(self.found, indent=1, default=str), encoding="utf-8")
+
+    def attempt(self, label: str, step: Callable[[], None]) -> None:
+        """Run a step; its failure is told and noted, and the rest goes on."""
+        begin = time.perf_counter()
+        try:
+            step()
+        except Exception as error:  # whatever one step may say, the others still have something to tell
+            text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            self.found["failures"][label] = text
+            print(f"{label}: FAILED: {text}", flush=True)
+        else:
+            print(f"{label}: {time.perf_counter() - begin:.1f} s", flush=True)
+        self.note()
 
 
-def native_arms(a: torch.Tensor, m: int, codebooks: int) -> Arms:
-    """The kernels on column-major and row-major A; look-ups alone with three outputs."""
-    rng = np.random.default_rng(0)
-    width = a.shape[1] // codebooks
-    columns = np.stack([width * c + rng.choice(width, 4, replace=width < 4) for c in range(codebooks)]).astype(np.int32)
-    thresholds = rng.standard_normal((codebooks, 15)).astype(np.float32)
-    q = rng.integers(0, 256, (codebooks, 16, m)).astype(np.uint8)
-    tables = binding.prepare(q, np.ones(m), np.zeros(m))
-    average = binding.prepare(q, np.ones(m), np.zeros(m), aggregation="average", upcast=16)
-    by_column = a.t().contiguous().t()
-    packed = binding.encode(a, columns, thresholds)
-    return {
-        "encode columns": lambda: binding.encode(by_column, columns, thresholds),
-        "encode rows": lambda: binding.encode(a, columns, thresholds),
-        "scan u16": lambda: binding.scan(packed, tables, "uint16", order="column"),
-        "scan u16 avg": lambda: binding.scan(packed, average, "uint16", order="column"),
-        "scan f32": lambda: binding.scan(packed, tables),
-        "product columns": lambda: binding.matmul(by_column, columns, thresholds, tables),
-        "product rows": lambda: binding.matmul(a, columns, thresholds, tables),
-    }
+def check_levels() -> dict[str, list[str]]:
+    """Level -> lines of its check, in processes side by side."""
+    highest = binding.LEVELS.index(binding.highest_level())
+    children = {}
+    for level in binding.LEVELS[: highest + 1]:
+        command = [sys.executable, "-m", _MODULE, "--check", level]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        children[level] = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
+    found = {}
+    for level, child in children.items():
+        try:
+            text, _ = child.communicate(timeout=CHECK_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            text = child.communicate()[0]
+        lines = [line for line in text.splitlines() if line.startswith(("right", "WRONG", "FAILED"))]
+        if child.returncode:
+            told = text.strip().splitlines()
+            lines.append(f"FAILED level {level}: exit status {child.returncode}: {told[-1][:200] if told else ''}")
+        found[level] = lines
+        bad = [line for line in lines if not line.startswith("right")]
+        print(f"level {level}: {len(lines) - len(bad)} of {len(lines)} right", flush=True)
+        print("".join(f"  {line}\n" for line in bad[:8]), end="", flush=True)
+    return found
 
 
-def minima(arms: Arms, seconds: float) -> dict[str, float]:
-    """Least time of every arm, called in turn until the time is spent (at least five rounds)."""
-    best = dict.fromkeys(arms, float("inf"))
-    start, rounds, dropped = time.perf_counter(), 0, set()
-    while rounds < 5 or time.perf_counter() - start < seconds:
-        for name, call in arms.items():
-            if name in dropped:
-                continue
-            before = time.perf_counter()
-            call()
-            best[name] = min(best[name], time.perf_counter() - before)
-            if best[name] > HOPELESS * best["fp32 mm"] and rounds == 1:
-                dropped.add(name)
-        rounds += 1
-    return best
-
-
-def report(n: int, m: int, codebooks: int, t: dict[str, float]) -> None:
-    """Three lines: rates, ratios, exact products."""
-    fp32 = min(v for k, v in t.items() if k.startswith("fp32"))
-    codes, looks = n * codebooks / 1e6, n * codebooks * m / 1e9
-    print(
-        f"  C={codebooks}: encode {codes / t['encode columns']:.0f} M codes/s"
-        f" (row-major {codes / t['encode rows']:.0f});"
-        f" scan u16 {looks / t['scan u16']:.0f} G look-ups/s, averaging {looks / t['scan u16 avg']:.0f},"
-        f" f32 {looks / t['scan f32']:.0f}"
+def usable(answers: dict[str, list[str]]) -> str | None:
+    """The best level of which every answer is right; None when there is none."""
+    return next(
+        (
+            level
+            for level in reversed(binding.LEVELS)
+            if answers.get(level) and all(line.startswith("right") for line in answers[level])
+        ),
+        None,
     )
-    for name in ("product columns", "product rows"):
-        ratios = [f"fp32 {fp32 / t[name]:.1f}x"]
-        ratios += [f"{k} {t[k] / t[name]:.1f}x" for k in ("_int_mm", "dynamic int8") if k in t]
-        print(f"    {name} {t[name] * 1e6:.0f} us: {', '.join(ratios)}")
 
 
-def main() -> None:
-    """Time all shapes and print."""
+def train(report: Report) -> None:
+    """Seconds of learning trees on the stated size, one thread."""
+    n, d, codebooks = TRAINING
+    seconds = checks.training_seconds(n, d, codebooks)
+    verdict = "within" if seconds < TRAINING_S else "over"
+    report.note(training={"rows": n, "columns": d, "codebooks": codebooks, "seconds": seconds, "goal_s": TRAINING_S})
+    print(f"  trees of {codebooks} codebooks on {n} x {d}: {seconds:.1f} s, {verdict} {TRAINING_S:.0f} s", flush=True)
+
+
+def thread_counts(cores: int) -> list[int]:
+    """1, 2, 4, … up to the cores, and the cores themselves."""
+    counts = [2**i for i in range(cores.bit_length()) if 2**i <= cores]
+    return sorted({*counts, cores})
+
+
+def scaling(report: Report, n: int, d: int, m: int, codebooks: int, seconds: float) -> None:
+    """Times of our product and of the exact ones by threads."""
+    rows: list[dict[str, Any]] = []
+    for threads in thread_counts(_cores()):
+        with arms.threads(threads):
+            found = arms.minima(arms.scaling_arms(n, d, m, codebooks, threads), seconds)
+        rows.append({"threads": threads, "us": {name: 1e6 * value for name, value in found.items()}})
+    first = rows[0]["us"]
+    for row in rows:
+        row["speedup"] = {name: first[name] / value for name, value in row["us"].items() if name in first}
+    report.found["threads"].append({"shape": [n, d, m], "codebooks": codebooks, "rows": rows})
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+def last(report: Report, answers: dict[str, list[str]], seconds: float) -> None:
+    """The tables."""
+    for shape in report.found["shapes"]:
+        print("\n".join(arms.lines(shape)))
+    for scaled in report.found["threads"]:
+        label = " x ".join(map(str, scaled["shape"]))
+        print(f"threads, {label} C={scaled['codebooks']}: microseconds (speed-up over one thread)")
+        for row in scaled["rows"]:
+            cells = [f"{name} {us:.0f} ({row['speedup'].get(name, 0):.2f}x)" for name, us in row["us"].items()]
+            print(f"  {row['threads']:>3}: {', '.join(cells)}")
+    if "training" in report.found:
+        print(f"training: {report.found['training']['seconds']:.1f} s, goal {TRAINING_S:.0f} s")
+    lines = [line for found in answers.values() for line in found]
+    bad = sum(not line.startswith("right") for line in lines)
+    print(f"answers: {len(lines) - bad} of {len(lines)} right on {', '.join(answers)}; {report.found['about']}")
+    for label, text in report.found["failures"].items():
+        print(f"FAILED {label}: {text}")
+    print(f"{seconds:.0f} s", flush=True)
+
+
+def options() -> argparse.ArgumentParser:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=2.0, help="time for each shape and number of codebooks")
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="two shapes, less time each: about a minute")
+    parser.add_argument("--seconds", type=float, default=None, help="time for each shape and number of codebooks")
+    parser.add_argument("--threads", type=int, default=1, help="threads of all arms but those of the scaling")
+    parser.add_argument("--out", default=None, help="folder for amm_native.json")
+    parser.add_argument("--check", default=None, choices=binding.LEVELS, help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> int:
+    """Check, time, print; the exit code tells whether the answers are right."""
+    chosen = options().parse_args()
+    if chosen.check:
+        for line in checks.answers(chosen.check):
+            print(line, flush=True)
+        return 0
+    begin = time.perf_counter()
     reason = binding.available()
     if reason is not None:
-        raise SystemExit(reason)
-    torch.set_num_threads(arguments.threads)
-    print(binding.describe(binding.default_threads()))
+        print(reason)
+        return 2
+    print(f"kernels ready after {time.perf_counter() - begin:.0f} s", flush=True)
+    answers = check_levels()
+    level = usable(answers)
+    report = Report(chosen.out)
+    if level is None:
+        report.note(answers=answers)
+        print("no level gives right answers: nothing is timed")
+        return 1
+    os.environ[binding.VARIABLE] = level
+    about = {
+        **binding.describe(chosen.threads),
+        "cores": _cores(),
+        "processor": _processor(),
+        "torch": torch.__version__,
+    }
+    report.note(answers=answers, about=about, python=platform.python_version())
+    seconds = chosen.seconds or (0.7 if chosen.quick else 2.0)
     with torch.inference_mode():
-        for n, d, m, counts in SHAPES:
-            a, b = torch.randn(n, d), torch.randn(d, m)
-            print(f"{n} x {d} x {m}")
-            for codebooks in counts:
-                report(n, m, codebooks, minima({**exact_arms(a, b), **native_arms(a, m, codebooks)}, arguments.seconds))
+        _timings(report, SHAPES[:QUICK_SHAPES] if chosen.quick else SHAPES, seconds, chosen.threads)
+        for n, d, m, codebooks in SCALED[:1] if chosen.quick else SCALED:
+            label = f"threads {n} x {d} x {m} C={codebooks}"
+            report.attempt(label, lambda n=n, d=d, m=m, c=codebooks: scaling(report, n, d, m, c, 0.5 * seconds))  # type: ignore[misc]
+        with arms.threads(1):
+            report.attempt("training", lambda: train(report))
+    took = time.perf_counter() - begin
+    report.note(seconds=took)
+    last(report, answers, took)
+    right = all(line.startswith("right") for found in answers.values() for line in found)
+    return 0 if right and not report.found["failures"] else 1
+
+
+def _timings(report: Report, shapes: tuple[Any, ...], seconds: float, threads: int) -> None:
+    def one(n: int, d: int, m: int, codebooks: int) -> None:
+        with arms.threads(threads):
+            report.found["shapes"].append(arms.measure(n, d, m, codebooks, seconds))
+
+    for n, d, m, counts in shapes:
+        for codebooks in counts:
+            label = f"{n} x {d} x {m} C={codebooks}"
+            report.attempt(label, lambda n=n, d=d, m=m, c=codebooks: one(n, d, m, c))  # type: ignore[misc]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

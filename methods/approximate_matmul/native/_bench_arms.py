@@ -1,0 +1,185 @@
+"""What ``bench`` times: our kernels and the exact products that they are compared with."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from methods.approximate_matmul.linear import int8
+from methods.approximate_matmul.native import binding
+
+#: A product this many times slower than float32 has no fast kernel on this processor and leaves the rounds.
+HOPELESS = 4.0
+Arms = dict[str, Callable[[], Any]]
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """As many threads for torch, NumPy's BLAS and our kernels."""
+    before, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    torch.set_num_threads(count)
+    os.environ["OMP_NUM_THREADS"] = str(count)  # what the binding reads at every call
+    try:
+        pools = importlib.import_module("threadpoolctl").threadpool_limits(limits=count, user_api="blas")
+    except ImportError:
+        pools = contextlib.nullcontext()
+    try:
+        with pools:
+            yield
+    finally:
+        torch.set_num_threads(before)
+        if variable is None:
+            os.environ.pop("OMP_NUM_THREADS", None)
+        else:
+            os.environ["OMP_NUM_THREADS"] = variable
+
+
+def exact_arms(a: torch.Tensor, b: torch.Tensor) -> Arms:
+    """Exact products: float32 by three libraries' doors, given int8, and dynamic int8 with float32 output twice."""
+    weight, an, bn = b.t().contiguous(), a.numpy(), b.numpy()
+    a8 = torch.randint(-127, 128, a.shape, dtype=torch.int8)
+    b8 = torch.randint(-127, 128, b.shape, dtype=torch.int8)
+    half, half_weight = a.bfloat16(), weight.bfloat16()
+    arms: Arms = {
+        "fp32 mm": lambda: torch.mm(a, b),
+        "fp32 linear": lambda: torch.nn.functional.linear(a, weight),
+        "fp32 numpy": lambda: an @ bn,
+        "bf16": lambda: torch.nn.functional.linear(half, half_weight),
+        "_int_mm": lambda: torch._int_mm(a8, b8),
+    }
+    if not _limited():
+        del arms["fp32 numpy"]
+    ours = int8.make().fit(a[: min(len(a), 2000)], b)
+    arms["int8 ours"] = lambda: ours(a)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            quantise: Any = torch.ao.quantization.quantize_dynamic
+            linear = torch.nn.Linear(b.shape[0], b.shape[1], bias=False)
+            quantised = quantise(torch.nn.Sequential(linear), {torch.nn.Linear})
+            quantised(a[:2])
+    except (RuntimeError, AttributeError, ImportError, NotImplementedError) as error:
+        print(f"  torch's dynamic int8 left out: {' '.join(str(error).split())[:120]}", flush=True)
+    else:
+        arms["dynamic int8"] = lambda: quantised(a)
+    return arms
+
+
+def _limited() -> bool:
+    """Whether the threads of NumPy's BLAS are under control."""
+    try:
+        importlib.import_module("threadpoolctl")
+    except ImportError:
+        return False
+    return True
+
+
+def parameters(d: int, m: int, codebooks: int) -> tuple[Any, Any, Any]:
+    """Random columns, thresholds and byte tables."""
+    rng = np.random.default_rng(0)
+    width = d // codebooks
+    columns = np.stack([width * c + rng.choice(width, 4, replace=width < 4) for c in range(codebooks)]).astype(np.int32)
+    thresholds = rng.standard_normal((codebooks, 15)).astype(np.float32)
+    return columns, thresholds, rng.integers(0, 256, (codebooks, 16, m)).astype(np.uint8)
+
+
+def native_arms(a: torch.Tensor, m: int, codebooks: int) -> Arms:
+    """The kernels on column-major and row-major A; look-ups alone with three outputs."""
+    columns, thresholds, q = parameters(a.shape[1], m, codebooks)
+    tables = binding.prepare(q, np.ones(m), np.zeros(m))
+    average = binding.prepare(q, np.ones(m), np.zeros(m), aggregation="average", upcast=16)
+    by_column = a.t().contiguous().t()
+    packed = binding.encode(a, columns, thresholds)
+    return {
+        "encode columns": lambda: binding.encode(by_column, columns, thresholds),
+        "encode rows": lambda: binding.encode(a, columns, thresholds),
+        "scan u16": lambda: binding.scan(packed, tables, "uint16", order="column"),
+        "scan u16 avg": lambda: binding.scan(packed, average, "uint16", order="column"),
+        "scan f32": lambda: binding.scan(packed, tables),
+        "product columns": lambda: binding.matmul(by_column, columns, thresholds, tables),
+        "product rows": lambda: binding.matmul(a, columns, thresholds, tables),
+    }
+
+
+def scaling_arms(n: int, d: int, m: int, codebooks: int, count: int) -> Arms:
+    """Few arms, each with ``count`` threads."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(n, d, generator=generator), torch.randn(d, m, generator=generator)
+    columns, thresholds, q = parameters(d, m, codebooks)
+    tables = binding.prepare(q, np.ones(m), np.zeros(m))
+    packed = binding.encode(a, columns, thresholds)
+    weight = b.t().contiguous()
+    a8 = torch.randint(-127, 128, a.shape, dtype=torch.int8)
+    b8 = torch.randint(-127, 128, b.shape, dtype=torch.int8)
+    return {
+        "product": lambda: binding.matmul(a, columns, thresholds, tables, threads=count),
+        "encode": lambda: binding.encode(a, columns, thresholds, threads=count),
+        "scan u16": lambda: binding.scan(packed, tables, "uint16", order="column", threads=count),
+        "fp32 mm": lambda: torch.mm(a, b),
+        "fp32 linear": lambda: torch.nn.functional.linear(a, weight),
+        "_int_mm": lambda: torch._int_mm(a8, b8),
+    }
+
+
+def minima(arms: Arms, seconds: float) -> dict[str, float]:
+    """Least time of every arm, called in turn until the time is spent (at least five rounds); failures are told."""
+    best = dict.fromkeys(arms, float("inf"))
+    start, rounds = time.perf_counter(), 0
+    while rounds < 5 or time.perf_counter() - start < seconds:
+        for name, call in list(arms.items()):
+            if name not in best or (rounds > 1 and best[name] > HOPELESS * best.get("fp32 mm", float("inf"))):
+                continue
+            before = time.perf_counter()
+            try:
+                call()
+            except Exception as error:  # one library's refusal is no reason to time nothing
+                print(f"  {name} left out: {type(error).__name__}: {' '.join(str(error).split())[:120]}", flush=True)
+                del best[name]
+                continue
+            best[name] = min(best[name], time.perf_counter() - before)
+        rounds += 1
+    return best
+
+
+def measure(n: int, d: int, m: int, codebooks: int, seconds: float) -> dict[str, Any]:
+    """One shape: microseconds of all arms, rates and ratios, ready for JSON."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(n, d, generator=generator), torch.randn(d, m, generator=generator)
+    found = minima({**exact_arms(a, b), **native_arms(a, m, codebooks)}, seconds)
+    codes, looks = n * codebooks, n * codebooks * m
+    base = {"fp32": min(found[k] for k in found if k.startswith("fp32"))}
+    base |= {k: found[k] for k in ("_int_mm", "bf16") if k in found}
+    dynamic = [found[k] for k in ("int8 ours", "dynamic int8") if k in found]
+    base |= {"int8 dynamic": min(dynamic)} if dynamic else {}
+    return {
+        "shape": [n, d, m],
+        "codebooks": codebooks,
+        "us": {name: 1e6 * value for name, value in found.items()},
+        "codes_per_s": {name: codes / found[name] for name in ("encode columns", "encode rows") if name in found},
+        "lookups_per_s": {name: looks / found[name] for name in found if name.startswith("scan")},
+        "speedup": {
+            name: {kind: value / found[name] for kind, value in base.items()}
+            for name in ("product columns", "product rows")
+            if name in found
+        },
+    }
+
+
+def lines(shape: dict[str, Any]) -> list[str]:
+    """Rates and ratios of one shape."""
+    label = " x ".join(map(str, shape["shape"]))
+    codes = ", ".join(f"{name} {rate / 1e6:.0f} M codes/s" for name, rate in shape["codes_per_s"].items())
+    looks = ", ".join(f"{name} {rate / 1e9:.0f} G look-ups/s" for name, rate in shape["lookups_per_s"].items())
+    told = [f"{label} C={shape['codebooks']}: {codes}; {looks}"]
+    for name, ratios in shape["speedup"].items():
+        texts = ", ".join(f"{kind} {ratio:.1f}x" for kind, ratio in ratios.items())
+        told.append(f"  {name} {shape['us'][name]:.0f} us: over {texts}")
+    return told
