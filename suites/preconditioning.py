@@ -24,7 +24,7 @@ ERRORS: Mapping[str, str] = {
     "solve_error": "accuracy: ||X - X*||_F / ||X*||_F against the float64 dense solve (G + lam I)^-1 V (A + lam I)^-1, "
     "or against the float64 running factor for an update; gated for exact back-ends",
     "fidelity_error": "||X - X_ref||_F / ||X_ref||_F against the plain float64 twin: the best low-rank operator of the "
-    "same rank, Brand's recursion from exact decompositions, or the dense empirical Fisher; gated where there is a twin",
+    "same rank, Brand's recursion from exact decompositions, the dense empirical Fisher; gated where there is a twin",
     "residual": "||(G + lam I) X (A + lam I) - V||_F / ||V||_F: what the answer leaves of the system",
 }
 

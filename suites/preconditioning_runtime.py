@@ -23,10 +23,11 @@ COLUMNS = 8
 #: Gate of exact back-ends on ``solve_error``: an iteration may stop at a residual of 1e-2 (the Newton-Schulz back-end's
 #: own tolerance); direct ones in float32 measure below 1e-4 at a condition of 100.
 ACCURACY_LIMIT = 1e-2
-#: Gate against the float64 twin. A sketch misses the best subspace of its rank by what oversampling and power iterations
-#: leave; without re-orthonormalisation in between (SRE as published) float32 drowns its small modes, which costs 5 to
-#: 10 % here. A wrong operator (a transposed basis, a damping on the wrong modes) is off by about its size.
-FIDELITY_LIMIT = 0.2
+#: Gate against the float64 twin, by spectrum. A sketch misses the best subspace of its rank by what oversampling and
+#: power iterations leave; without re-orthonormalisation in between (SRE as published) float32 drowns its small modes,
+#: which costs 5 to 10 % here. On the slow spectrum neighbouring modes can hardly be told apart, 30 to 40 %. A wrong
+#: operator (a transposed basis, a damping on the wrong modes) is off by about its size.
+FIDELITY_LIMIT: Mapping[str, float] = {"": 0.2, "flat": 0.6}
 #: Seeds of the batches that prior states are made of; no gate and no block draws from them.
 PRIOR_SEED = 600_000
 
@@ -228,7 +229,8 @@ class PreconditioningRuntime:
             assert isinstance(reference, Operation)
             reference.rewind()
             errors["fidelity_error"] = _relative(output, reference(content))
-            metric, limit, status = "fidelity_error", FIDELITY_LIMIT, "unfaithful"
+            limit = FIDELITY_LIMIT[problem.kind.partition("_")[2]]
+            metric, status = "fidelity_error", "unfaithful"
         if not errors[metric] <= limit:
             return Judgement(
                 status=status, reason=f"{metric} is {errors[metric]:.4g}, its limit {limit:.3g}", errors=errors
@@ -259,7 +261,8 @@ class PreconditioningRuntime:
 def _solved(factor: Tensor, damping: float, right: Tensor) -> Tensor:
     whole = factor.double()
     whole.diagonal().add_(damping)
-    return torch.cholesky_solve(right, torch.linalg.cholesky(whole))
+    found: Tensor = torch.cholesky_solve(right, torch.linalg.cholesky(whole))
+    return found
 
 
 def _residual(output: Tensor, content: Given, damping: float) -> float:

@@ -13,7 +13,9 @@ class TorchInverse(Inverse):
 
     def allocate(self, matrices: Tensor) -> State:
         """The identity."""
-        return {"inverse": torch.eye(matrices.shape[1], dtype=matrices.dtype, device=matrices.device).expand_as(matrices)}
+        return {
+            "inverse": torch.eye(matrices.shape[1], dtype=matrices.dtype, device=matrices.device).expand_as(matrices)
+        }
 
     def refresh(self, matrices: Tensor, damping: Tensor, state: State | None) -> tuple[State, Tensor]:
         """LU and substitution, for a matrix that is symmetric."""

@@ -90,8 +90,6 @@ def _like(good: Tensor, tensor: Tensor) -> Tensor:
     return good.reshape(-1, *[1] * (tensor.ndim - 1))
 
 
-def over(
-    inverse: Inverse, d_out: int, d_in: int, damping: float = 1e-2, decay: float = 0.95
-) -> Preconditioner:
+def over(inverse: Inverse, d_out: int, d_in: int, damping: float = 1e-2, decay: float = 0.95) -> Preconditioner:
     """A preconditioner with a back-end."""
     return Preconditioner(d_out, d_in, inverse, damping, decay)
