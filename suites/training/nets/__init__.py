@@ -19,6 +19,8 @@ NETS = {
     "vgg16-bn": "suites.training.nets.vgg:VGG16",
     "char-gpt": "suites.training.nets.gpt:CharGPT",
     "t2t-vit": "suites.training.nets.t2t:T2TViT",
+    "vit": "suites.training.nets.vit:ViT",
+    "convmixer": "suites.training.nets.convmixer:ConvMixer",
 }
 
 

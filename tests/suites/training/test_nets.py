@@ -30,6 +30,10 @@ def _count(model):
         ("resnet50", {}, 25_557_032),
         ("vgg16-bn", {}, 14_990_922),
         ("t2t-vit", {}, 4_024_010),
+        # 12 width^2 + 13 width a block; patches, positions, the last norm and the head.
+        ("vit", {}, 6 * (12 * 192**2 + 13 * 192) + 192 * (48 + 1 + 64 + 2 + 10) + 10),
+        # (25 + 1) width + width^2 + width + 4 width a mixer; patches, their norm and the head.
+        ("convmixer", {}, 8 * (256**2 + 31 * 256) + 256 * (12 + 1 + 2 + 10) + 10),
         # 12 width^2 + 2 width a block, two embeddings and the last norm; the output layer is the embedding.
         ("char-gpt", SMALL_GPT, 4 * (12 * 128**2 + 2 * 128) + 128 * (98 + 64) + 128),
         ("char-gpt", GPT, 6 * (12 * 384**2 + 2 * 384) + 384 * (98 + 256) + 384),
@@ -49,6 +53,8 @@ def test_parameter_counts(name, options, parameters):
         ("airbench", {"widths": (4, 8, 12)}, (3, 32, 32), 10),
         ("resnet18-cifar", {"widths": (4, 8, 12, 16), "classes": 7}, (3, 32, 32), 7),
         ("resnet32-cifar", {"depth": 8}, (3, 32, 32), 10),
+        ("vit", {"side": 12, "patch": 4, "width": 12, "layers": 2, "heads": 3, "classes": 6}, (3, 12, 12), 6),
+        ("convmixer", {"width": 6, "depth": 2, "kernel": 3, "classes": 5}, (3, 8, 8), 5),
         ("t2t-vit", {"side": 32, "layers": 2, "width": 32, "token_width": 8, "classes": 6}, (3, 32, 32), 6),
     ],
 )

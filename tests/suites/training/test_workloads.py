@@ -36,6 +36,7 @@ def test_the_registered_workloads_are_these():
         *(f"cifar10-resnet18-b{batch}" for batch in BATCHES[1:]),
         *("digits-cnn-maddness", "cifar10-resnet9", "cifar10-resnet9-maddness"),
         *(f"digits-linear-{precision}" for precision in ("fp32", "bf16", "fp16")),
+        *("digits-vit", "digits-convmixer", "cifar10-vit", "cifar10-convmixer"),
     }
     assert expected == set(OURS)
 
