@@ -1,0 +1,148 @@
+"""The hyper-parameters of SINGD, INGD and IKFAC, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from harness.errors import UserError
+from methods.kfac.options import FALLBACKS, in_range, values
+from methods.kfac.policy import Schedule
+from methods.kfac.statistics import LOSS_TERMS, REDUCTIONS, SHARING
+from methods.singd.products import PRODUCTS
+from methods.singd.structures import STRUCTURES, Sizes
+
+#: ``weight``: that of the layer's weight.
+DTYPES = ("weight", "float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Defaults are those of the singd 0.0.5 package (Lin et al., arXiv 2312.05705) where it has the option.
+
+    Attributes:
+        momentum: alpha_2 of m_W <- alpha_2 m_W + C C^T dW K K^T + weight_decay W.
+        damping: lam, a number or pieces [[step, value], ...].
+        alpha1: Riemannian momentum of the factors.
+        weight_decay: coupled, behind the preconditioner.
+        update_period: T, steps between updates of the factors.
+        lr_cov: beta_1, step of the factors: a number, pieces, or a function of the step.
+        normalize_lr_cov: beta_1 / max(1, max |m|) for each matrix, and (1 - alpha_1) / 2 in place of 1 / 2.
+        kfac_like: both traces replaced by 1 (IKFAC); needs ``alpha1`` 0.
+        structures: of K (inputs) and C (outputs).
+        block: block size of ``block``.
+        ranks: k1, k2 of ``hierarchical``.
+        rank: dense columns of the arrows.
+        sharing: ``expand`` or ``reduce``.
+        loss_average: what the mean of the loss is taken over.
+        reduction: the loss is the ``mean`` or the ``sum`` of its terms.
+        preconditioner_dtype: of K, C and their products; one name or a pair.
+        products: precision of float32 products: ``default``, ``tf32``, ``bf16``.
+        cache: keep K K^T and C C^T where they are in the structure (dense, diagonal, block).
+        init_grad_scale: loss scale assumed before the first step.
+        exclude: patterns of module names that are left to the fallback.
+        fallback: optimizer of every other parameter.
+        fallback_lr: its learning rate.
+        fallback_momentum: of ``sgd``.
+        fallback_beta1: of ``adamw``.
+        fallback_beta2: of ``adamw``.
+        fallback_eps: of ``adamw``.
+        fallback_weight_decay: its weight decay, for matrices alone.
+    """
+
+    momentum: float = 0.9
+    damping: Schedule = 1e-3
+    alpha1: float = 0.5
+    weight_decay: float = 0.0
+    update_period: Schedule = 10
+    lr_cov: Schedule = 1e-2
+    normalize_lr_cov: bool = False
+    kfac_like: bool = False
+    structures: Sequence[str] = ("dense", "dense")
+    block: int = 30
+    ranks: Sequence[int] = (15, 15)
+    rank: int = 1
+    sharing: str = "expand"
+    loss_average: str = "batch"
+    reduction: str = "mean"
+    preconditioner_dtype: str | Sequence[str] = "weight"
+    products: str = "default"
+    cache: bool = True
+    init_grad_scale: float = 1.0
+    exclude: Sequence[str] = ()
+    fallback: str = "adamw"
+    fallback_lr: float = 1e-3
+    fallback_momentum: float = 0.9
+    fallback_beta1: float = 0.9
+    fallback_beta2: float = 0.999
+    fallback_eps: float = 1e-8
+    fallback_weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        names = {
+            "sharing": SHARING,
+            "loss_average": LOSS_TERMS,
+            "reduction": REDUCTIONS,
+            "products": PRODUCTS,
+            "fallback": FALLBACKS,
+        }
+        for name, known in names.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} is one of {', '.join(known)}; got {getattr(self, name)!r}.")
+        pairs: dict[str, tuple[str, ...]] = {"structures": tuple(STRUCTURES), "preconditioner_dtype": DTYPES}
+        for name, known in pairs.items():
+            if len(pair(getattr(self, name))) != 2 or any(one not in known for one in pair(getattr(self, name))):
+                raise UserError(f"{name} is a pair of {', '.join(known)}; got {getattr(self, name)!r}.")
+        for name in ("momentum", "alpha1"):
+            in_range(name, getattr(self, name), 0.0, 1.0, right=False)
+        for name in ("weight_decay", "fallback_lr", "fallback_weight_decay"):
+            in_range(name, getattr(self, name), 0.0)
+        in_range("init_grad_scale", self.init_grad_scale, 0.0, left=False)
+        for name in ("block", "rank"):
+            in_range(name, getattr(self, name), 1, whole=True)
+        if len(self.ranks) != 2:
+            raise UserError(f"ranks is a pair of whole numbers; got {self.ranks!r}.")
+        for value in self.ranks:
+            in_range("ranks", value, 0, whole=True)
+        if sum(self.ranks) == 0:
+            raise UserError("ranks is [0, 0]: hierarchical without a dense block; use structure diagonal.")
+        for value in values(self.damping):
+            in_range("damping", value, 0.0)
+        for value in values(self.lr_cov):
+            in_range("lr_cov", value, 0.0)
+        for value in values(self.update_period):
+            in_range("update_period", value, 1, whole=True)
+        if self.kfac_like and self.alpha1:
+            raise UserError(f"kfac_like has no Riemannian momentum: alpha1 must be 0; got {self.alpha1!r}.")
+
+    @property
+    def sizes(self) -> Sizes:
+        """Parameters of the structures."""
+        first, second = self.ranks
+        return Sizes(block=int(self.block), ranks=(int(first), int(second)), rank=int(self.rank))
+
+    def dtypes(self, weight: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
+        """Of K and C for a layer whose weight has the dtype ``weight``."""
+        first, second = (weight if n == "weight" else getattr(torch, n) for n in pair(self.preconditioner_dtype))
+        return first, second
+
+
+def pair(value: str | Sequence[str]) -> tuple[str, ...]:
+    """One name for both factors, or one for each."""
+    return (value, value) if isinstance(value, str) else tuple(value)
+
+
+def parse(given: dict[str, Any]) -> Options:
+    """Options from keywords.
+
+    Raises:
+        UserError: an unknown name or a value out of range.
+    """
+    known = [one.name for one in fields(Options)]
+    for name in given:
+        if name not in known:
+            raise UserError(f"unknown hyper-parameter {name!r}; known: lr, {', '.join(known)}.")
+    return Options(**given)

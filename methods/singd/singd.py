@@ -1,0 +1,432 @@
+"""SINGD as one optimizer: structured factors that are moved by products alone, for every Linear and Conv2d.
+
+Lin et al., arXiv 2312.05705; INGD is the dense structure (arXiv 2302.09738), IKFAC the ``kfac_like`` mode. See the
+README for the mathematics and every departure.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from harness.errors import Unsupported
+from methods.first_order import adamw
+from methods.first_order.groups import decay_groups, scalars, trainable
+from methods.kfac.capture import Capture
+from methods.kfac.layers import Layer, find
+from methods.kfac.options import in_range
+from methods.kfac.policy import Policy, value_at
+from methods.kfac.timing import Parts
+from methods.singd import checkpoint, stacks
+from methods.singd.options import parse
+from methods.singd.products import precision
+from methods.singd.stacks import Side, Stack
+from methods.singd.statistics import Gather
+
+
+class SINGD(torch.optim.Optimizer):
+    """m <- alpha_2 m + C C^T dW K K^T + wd W;  W <- W - lr m.  Every T steps K <- K (I - beta_1 m_K), C alike.
+
+    Args:
+        model: whose nn.Linear and nn.Conv2d are preconditioned; everything else goes to the fallback, with a warning
+            that names it.
+        lr: learning rate of the preconditioned layers.
+        grad_scaler: the ``GradScaler``, needed only if gradients are unscaled before the step.
+        options: see :class:`methods.singd.options.Options`.
+
+    Attributes:
+        coverage: parameters (scalars) by the optimizer that updates them.
+        layers: the preconditioned layers.
+        stacks: their factors; layers of equal shape lie together.
+        left_over: name of every other trained parameter -> why it is not preconditioned.
+
+    Raises:
+        UserError: a hyper-parameter out of range.
+        Unsupported: no layer with factors.
+    """
+
+    _step_supports_amp_scaling = True
+    label = "singd"
+
+    def __init__(self, model: nn.Module, lr: float = 1e-3, *, grad_scaler: Any = None, **options: Any) -> None:
+        in_range("lr", lr, 0.0)
+        self.options = parse(options)
+        opt = self.options
+        trainable(model)
+        self.layers, others, self.left_over = find(model, opt.exclude)
+        self.grad_scaler = grad_scaler
+        self.fallback = self._fallback([parameter for _, parameter in others])
+        mine = [parameter for layer in self.layers for parameter in layer.parameters]
+        super().__init__([{"params": mine, "lr": lr}], {"lr": lr})
+        self._main = self.param_groups[0]
+        if self.fallback is not None:
+            self.param_groups.extend(self.fallback.param_groups)
+        self.coverage = {self.label: scalars(mine)}
+        if others:
+            self.coverage[opt.fallback] = scalars(parameter for _, parameter in others)
+        self.policy = Policy(opt.update_period, 1, False, [])
+        self.gather = Gather(opt)
+        self.stacks: list[Stack] = []
+        self.build()
+        self.steps = 0
+        self.grad_scale_estimate: Tensor | float = float(opt.init_grad_scale)
+        self.seen: set[Layer] = set()
+        self._skipped = torch.zeros((), dtype=torch.int64)
+        self._overflowed = torch.zeros((), dtype=torch.int64)
+        self._parts = Parts(("statistics", "update", "apply"))
+        self._homes = self._where()
+        self.capture = Capture(self.layers, self._take)
+        self.capture.enabled = self._catches()
+        self._announce()
+
+    def build(self) -> None:
+        """Fresh factors (identities) for all layers, where the weights are now."""
+        self.stacks = stacks.build(self.layers, self.options)
+        self._stack_of = {layer: stack for stack in self.stacks for layer in stack.layers}
+
+    def _fallback(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer | None:
+        opt = self.options
+        if not parameters:
+            return None
+        if opt.fallback == "adamw":
+            return adamw.over(
+                parameters,
+                lr=opt.fallback_lr,
+                beta1=opt.fallback_beta1,
+                beta2=opt.fallback_beta2,
+                eps=opt.fallback_eps,
+                weight_decay=opt.fallback_weight_decay,
+                decay="matrices",
+            )
+        groups = decay_groups(parameters, opt.fallback_weight_decay, "matrices")
+        return torch.optim.SGD(groups, lr=opt.fallback_lr, momentum=opt.fallback_momentum, fused=True)
+
+    def _announce(self) -> None:
+        """Name what is not preconditioned, once."""
+        by_reason: dict[str, list[str]] = {}
+        for name, why in self.left_over.items():
+            by_reason.setdefault(why, []).append(name)
+        listed = [
+            f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({why})"
+            for why, names in by_reason.items()
+        ]
+        if listed:
+            warnings.warn(f"{self.label} leaves to {self.options.fallback}: {'; '.join(listed)}.", stacklevel=3)
+
+    # -- statistics ----------------------------------------------------------------------------------------------------
+
+    def _catches(self) -> bool:
+        return self.policy.statistics_due(self.steps)
+
+    def _take(self, layer: Layer, module: Any, inputs: Tensor, gradients: Tensor, backward: int) -> None:
+        self._follow()
+        with (
+            self._parts.span("statistics", gradients.is_cuda),
+            precision(self.options.products),
+            torch.autocast(gradients.device.type, enabled=False),
+        ):
+            scale = self.grad_scale_estimate
+            self.gather.take(layer, self._stack_of[layer], module, inputs, gradients, backward, scale)
+
+    def _scaling(self) -> tuple[Tensor | None, Tensor | None]:
+        """(no overflow, loss scale of the captured gradients) on the device; ``.grad`` is unscaled if nobody has."""
+        found: Tensor | None = getattr(self, "found_inf", None)
+        if found is None:
+            return None, None
+        scale: Tensor | None = getattr(self, "grad_scale", None)
+        if scale is not None:
+            by_device: dict[torch.device, list[Tensor]] = {}
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        by_device.setdefault(parameter.grad.device, []).append(parameter.grad)
+            for device, grads in by_device.items():
+                torch._foreach_mul_(grads, scale.to(device).float().reciprocal())
+        elif self.grad_scaler is not None:
+            scale = self.grad_scaler._get_scale_async()
+        elif self.gather.sums:
+            raise Unsupported(
+                "gradients were unscaled before the step (gradient clipping?), so the scale of the captured ones is "
+                "unknown; give the scaler to the constructor: grad_scaler=scaler."
+            )
+        return found.reshape(()) == 0, scale
+
+    # -- a step --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update; nothing waits for the device.
+
+        Raises:
+            Unsupported: a layer whose weight is used behind its module's back; gradients of an unknown scale.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._follow()
+        good, scale = self._scaling()
+        if good is not None:
+            self._overflowed = self._overflowed.to(good.device) + (~good).long()
+        with precision(self.options.products), torch.autocast(self._device().type, enabled=False):
+            if self.gather.sums:
+                good = self._update(good, scale)
+            if scale is not None:
+                self.grad_scale_estimate = scale.detach().clone()
+            with self._parts.span("apply", self._device().type == "cuda"):
+                for stack in self.stacks:
+                    self._apply(stack, good)
+        self._step_fallback(good)
+        self.steps += 1
+        self.capture.enabled = self._catches()
+        return loss
+
+    def _device(self) -> torch.device:
+        return self.layers[0].weight.device
+
+    def _update(self, good: Tensor | None, scale: Tensor | None) -> Tensor:
+        """Move the factors; returns whether the step is good."""
+        for layer in self.layers:
+            if layer.weight.grad is not None and layer not in self.gather.sums and layer not in self.seen:
+                raise Unsupported(
+                    f"layer {layer.name} has a gradient, but its module was never called (is its weight used by a "
+                    f"function?); leave it to the fallback: exclude=[{layer.name!r}]."
+                )
+        correction = None
+        if scale is not None:
+            correction = (self.grad_scale_estimate / scale.double()).square()
+        with self._parts.span("update", self._device().type == "cuda"):
+            sums = {layer: self.gather.read(layer, correction) for layer in self.gather.sums}
+            self.gather.forget()
+            _reduce([tensor for pair in sums.values() for tensor in pair])
+            home = self._device()
+            # A moment that is not finite anywhere has a sum that is not: no entry of a sum cancels a NaN.
+            probes = [tensor.sum().to(home, torch.float32) for pair in sums.values() for tensor in pair]
+            finite = torch.stack(probes).isfinite().all()
+            whole = finite if good is None else finite & good.to(home)
+            missed = ~finite if good is None else ~finite & good.to(home)
+            self._skipped = self._skipped.to(home) + missed.long()
+            self.seen.update(sums)
+            for stack in self.stacks:
+                members = [layer for layer in stack.layers if layer in sums]
+                if members:
+                    self._move(stack, members, sums, whole)
+        return whole
+
+    def _move(self, stack: Stack, members: list[Layer], sums: dict[Layer, tuple[Tensor, Tensor]], good: Tensor) -> None:
+        """One update of both factors of a stack's members."""
+        opt, chosen = self.options, stack.chosen(members)
+        pairs = [sums.pop(layer) for layer in members]
+        lam = value_at(opt.damping, self.steps)
+        half = 0.5 * (1 - opt.alpha1 if opt.normalize_lr_cov else 1.0)
+        sides = (stack.a, stack.g)
+        inner, gram = [], []
+        for side, parts in zip(sides, zip(*pairs, strict=True), strict=True):
+            held = side.pick(side.value, chosen)
+            inner.append(side.kind.inner(held, parts[0] if len(parts) == 1 else torch.cat(parts)))
+            gram.append(side.kind.gram(held))
+        means = [
+            [side.kind.trace(m[i])[:, None] / side.kind.d for m in (inner, gram)] for i, side in enumerate(sides)
+        ]
+        for i, side in enumerate(sides):
+            of_inner, of_gram = (half, half * lam) if opt.kfac_like else (half * means[1 - i][0], half * lam * means[1 - i][1])
+            new = side.kind.add_identity(inner[i] * of_inner + gram[i] * of_gram, -half)
+            if side.momentum is not None:
+                new = new.add(side.pick(side.momentum, chosen), alpha=opt.alpha1)
+            beta: Tensor | float = value_at(opt.lr_cov, self.steps)
+            if opt.normalize_lr_cov:
+                beta = beta / new.abs().amax(1, keepdim=True).clamp_min(1.0)
+            stacks.update(side, new.to(side.value.dtype), beta, good, chosen)
+
+    def _apply(self, stack: Stack, good: Tensor | None) -> None:
+        """Momentum and the weights of the stack's members that have a gradient."""
+        opt, lr = self.options, float(self._main["lr"])
+        active = [layer for layer in stack.layers if any(p.grad is not None for p in layer.parameters)]
+        if not active:
+            return
+        chosen = stack.chosen(active)
+        v = self.directions(stack, active, chosen).to(stack.layers[0].weight.dtype)
+        groups = stack.layers[0].groups
+        parameters = [p for layer in active for p in layer.parameters]
+        if opt.weight_decay:
+            for i, layer in enumerate(active):
+                for p, part in zip(layer.parameters, _split(v[i * groups : (i + 1) * groups], layer), strict=True):
+                    part.add_(p.reshape(part.shape), alpha=opt.weight_decay)
+        if opt.momentum:
+            if stack.momentum is None:
+                stack.momentum = torch.zeros(stack.shape, dtype=v.dtype, device=v.device)
+            if good is None and chosen is None:
+                torch.add(v, stack.momentum, alpha=opt.momentum, out=stack.momentum)
+                v = stack.momentum
+            else:
+                held = stack.momentum if chosen is None else stack.momentum[chosen]
+                v = torch.add(v, held, alpha=opt.momentum)
+                stacks.write(stack.momentum, v, good, chosen)
+        views = _views(v, active, groups)
+        kept = [(p, part) for p, part in zip(parameters, views, strict=True) if p.grad is not None]
+        if good is None:
+            _add([p for p, _ in kept], [part for _, part in kept], -lr)
+            return
+        for parameter, part in kept:
+            moved = torch.add(parameter, part, alpha=-lr)
+            parameter.copy_(torch.where(good.to(moved.device), moved, parameter))
+
+    def directions(self, stack: Stack, active: Sequence[Layer], chosen: list[int] | None) -> Tensor:
+        """C C^T dW K K^T for members of a stack: (B, d_out, d_in)."""
+        first, second = stack.a.value.dtype, stack.g.value.dtype
+        if stack.g.kind.by_rows:
+            found = stack.g.apply(_gradients(stack, active, second), chosen).to(first)
+            return stack.a.apply(found.mT, chosen).mT.contiguous()
+        found = stack.a.apply(_gradients(stack, active, first).mT, chosen).mT
+        return stack.g.apply(found.to(second), chosen).contiguous()
+
+    def _step_fallback(self, good: Tensor | None) -> None:
+        if self.fallback is None:
+            return
+        if good is not None:
+            self.fallback.found_inf = (~good).float()  # type: ignore[attr-defined]
+        try:
+            self.fallback.step()
+        finally:
+            if good is not None:
+                del self.fallback.found_inf  # type: ignore[attr-defined]
+
+    # -- the model moves -----------------------------------------------------------------------------------------------
+
+    def _where(self) -> list[tuple[torch.dtype, torch.device]]:
+        return [(p.dtype, p.device) for group in self.param_groups for p in group["params"]]
+
+    def _follow(self) -> None:
+        """Take the state along when the model has been cast or moved since the last step."""
+        if (homes := self._where()) == self._homes:
+            return
+        self._homes = homes
+        states = {layer: checkpoint.layer_state(self, layer) for layer in self.layers}
+        self.build()
+        for layer, state in states.items():
+            checkpoint.restore_layer(self, layer, state)
+        for sums in self.gather.sums.values():
+            sums.a, sums.g = sums.a.to(self._device()), sums.g.to(self._device())
+        for parameter, held in (self.fallback.state if self.fallback is not None else {}).items():
+            for key, value in held.items():
+                if isinstance(value, Tensor):
+                    held[key] = value.to(parameter.device, None if key == "step" else parameter.dtype)
+
+    # -- the outside ---------------------------------------------------------------------------------------------------
+
+    def factors(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        """K and C of a layer as dense matrices (groups, d, d)."""
+        stack = self._stack_of[layer]
+        k, c = (side.kind.to_dense(side.value[stack.places[layer]]) for side in (stack.a, stack.g))
+        return k, c
+
+    def sides(self, layer: Layer) -> tuple[Side, Side, slice]:
+        """The stack's K and C and where the layer's matrices lie in them."""
+        stack = self._stack_of[layer]
+        return stack.a, stack.g, stack.places[layer]
+
+    def forget(self) -> None:
+        """Drop what backward passes have brought since the last step."""
+        self.gather.forget()
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Batches with statistics that were not finite, and steps that overflowed; reading waits for the device."""
+        return {"skipped_batches": int(self._skipped), "overflowed_steps": int(self._overflowed)}
+
+    def parts(self) -> dict[str, float]:
+        """Seconds of statistics (inside backward), update and apply since the last call."""
+        return self._parts.read()
+
+    def describe(self) -> dict[str, Any]:
+        """Layers, structures, what is left over and why, and the counters, for the record."""
+        return {
+            "layers": {layer.name: [layer.groups, layer.d_out, layer.d_in] for layer in self.layers},
+            "structures": [self.stacks[0].a.kind.name, self.stacks[0].g.kind.name],
+            "left_over": dict(self.left_over),
+            "counters": self.counters,
+        }
+
+    def memory_usage(self) -> dict[str, int]:
+        """Bytes of state by category; see :mod:`methods.singd.checkpoint`."""
+        return checkpoint.memory(self)
+
+    def memory_formula(self) -> dict[str, int]:
+        """Bytes of state that the structures' formulas give."""
+        return stacks.formula(self.layers, self.options)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, and the statistics that came with them."""
+        self.forget()
+        super().zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Only for the base class: layers come from the model.
+
+        Raises:
+            Unsupported: called later.
+        """
+        if hasattr(self, "coverage"):
+            raise Unsupported(f"{self.label} takes its layers from the model; build it again for a new parameter.")
+        super().add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and strings alone; see :mod:`methods.singd.checkpoint`."""
+        return checkpoint.save(self)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
+        """Restore exactly what :meth:`state_dict` gave."""
+        checkpoint.load(self, state_dict)
+
+    def close(self) -> None:
+        """Remove the hooks; the optimizer cannot be used afterwards."""
+        self.capture.close()
+        self.forget()
+
+
+def _gradients(stack: Stack, active: Sequence[Layer], dtype: torch.dtype) -> Tensor:
+    """Gradients of some members (B, d_out, d_in)."""
+    batch, d_out, d_in = stack.shape
+    groups, first = stack.layers[0].groups, active[0]
+    if len(active) == 1 and first.bias is None and first.weight.grad is not None:
+        return first.weight.grad.reshape(groups, d_out, d_in).to(dtype)
+    whole = torch.empty(batch // len(stack.layers) * len(active), d_out, d_in, dtype=dtype, device=first.weight.device)
+    for i, layer in enumerate(active):
+        place = whole[i * groups : (i + 1) * groups]
+        for parameter, part in zip(layer.parameters, _split(place, layer), strict=True):
+            if parameter.grad is None:
+                part.zero_()
+            else:
+                part.copy_(parameter.grad.reshape(part.shape))
+    return whole
+
+
+def _split(matrix: Tensor, layer: Layer) -> list[Tensor]:
+    """Weight and bias parts of (groups, d_out, d_in), views."""
+    return [matrix] if layer.bias is None else [matrix[:, :, :-1], matrix[:, :, -1]]
+
+
+def _views(matrix: Tensor, active: Sequence[Layer], groups: int) -> list[Tensor]:
+    """The parts of (B, d_out, d_in) in the parameters' shapes, views where the strides allow."""
+    found = []
+    for i, layer in enumerate(active):
+        parts = _split(matrix[i * groups : (i + 1) * groups], layer)
+        found += [part.reshape(p.shape) for p, part in zip(layer.parameters, parts, strict=True)]
+    return found
+
+
+def _add(targets: list[Tensor], values: list[Tensor], alpha: float) -> None:
+    torch._foreach_add_(targets, values, alpha=alpha)
+
+
+def _reduce(tensors: Sequence[Tensor]) -> None:
+    """Average over the ranks of the default process group, in place."""
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return
+    for tensor in tensors:
+        distributed.all_reduce(tensor)
+        tensor /= distributed.get_world_size()

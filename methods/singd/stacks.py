@@ -1,0 +1,152 @@
+"""Layers of equal shape as one stack: their factors, updates and directions in one call each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from methods.kfac.layers import Layer
+from methods.singd.options import Options, pair
+from methods.singd.rows import wide
+from methods.singd.structures import Structure, structure
+
+#: Largest matrix of a stack in bytes: beyond, a layer keeps a GPU busy alone and a stack only costs copies.
+_LARGEST = 1 << 26
+
+
+@dataclass(eq=False)
+class Side:
+    """One factor (K or C) of a stack.
+
+    Attributes:
+        kind: its structure.
+        value: the factors (B, count).
+        momentum: Riemannian momentum (B, count), None if it is 0 or before the first update.
+        square: K K^T (B, count), where kept.
+    """
+
+    kind: Structure
+    value: Tensor
+    momentum: Tensor | None
+    square: Tensor | None
+
+    def pick(self, tensor: Tensor, chosen: list[int] | None) -> Tensor:
+        """The chosen members of one of the tensors, all of them without a copy."""
+        return tensor if chosen is None else tensor[chosen]
+
+    def apply(self, m: Tensor, chosen: list[int] | None) -> Tensor:
+        """K K^T M for all members or the chosen ones."""
+        held = self.pick(self.value if self.square is None else self.square, chosen)
+        return self.kind.apply(held, m) if self.square is None else self.kind.matmul(held, m)
+
+
+@dataclass(eq=False)
+class Stack:
+    """Layers of equal shape, dtype and device.
+
+    Attributes:
+        layers: members; each has ``groups`` matrices in a row.
+        a: K of the inputs.
+        g: C of the outputs.
+        momentum: m_W (B, d_out, d_in) in the weights' dtype, None before the first step.
+    """
+
+    layers: list[Layer]
+    a: Side
+    g: Side
+    momentum: Tensor | None = None
+    places: dict[Layer, slice] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        groups = self.layers[0].groups
+        self.places = {layer: slice(i * groups, (i + 1) * groups) for i, layer in enumerate(self.layers)}
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(B, d_out, d_in)."""
+        first = self.layers[0]
+        return first.groups * len(self.layers), first.d_out, first.d_in
+
+    def chosen(self, layers: Sequence[Layer]) -> list[int] | None:
+        """Numbers of the matrices of some members; None for all."""
+        if len(layers) == len(self.layers):
+            return None
+        return [i for layer in layers for i in range(self.places[layer].start, self.places[layer].stop)]
+
+
+def build(layers: Sequence[Layer], options: Options) -> list[Stack]:
+    """Stacks of all layers, every factor the identity."""
+    found: dict[object, list[list[Layer]]] = {}
+    for layer in layers:
+        weight = layer.weight
+        key = (layer.groups, layer.d_out, layer.d_in, weight.dtype, weight.device)
+        kinds = _kinds(layer, options)
+        numbers = max(*(kind.count for kind in kinds), layer.d_in * layer.d_out) * layer.groups
+        if kinds[0].name in _DENSE or kinds[1].name in _DENSE:
+            numbers = max(numbers, layer.groups * max(layer.d_in, layer.d_out) ** 2)
+        full = max(1, _LARGEST // (numbers * wide(weight.dtype).itemsize))
+        piles = found.setdefault(key, [[]])
+        if len(piles[-1]) == full:
+            piles.append([])
+        piles[-1].append(layer)
+    return [_stack(pile, options) for piles in found.values() for pile in piles]
+
+
+#: Structures whose updates handle whole matrices.
+_DENSE = ("dense", "tril", "triu")
+
+
+def _kinds(layer: Layer, options: Options) -> tuple[Structure, Structure]:
+    first, second = pair(options.structures)
+    return structure(first, layer.d_in, options.sizes), structure(second, layer.d_out, options.sizes)
+
+
+def _stack(layers: list[Layer], options: Options) -> Stack:
+    first = layers[0]
+    batch, device = first.groups * len(layers), first.weight.device
+    sides = []
+    for kind, dtype in zip(_kinds(first, options), options.dtypes(first.weight.dtype), strict=True):
+        value = kind.identity(batch, dtype, device)
+        momentum = torch.zeros_like(value) if options.alpha1 else None
+        sides.append(Side(kind, value, momentum, value.clone() if options.cache and kind.squares else None))
+    return Stack(layers, sides[0], sides[1])
+
+
+def formula(layers: Sequence[Layer], options: Options) -> dict[str, int]:
+    """Bytes of state that the structures' formulas give, before any tensor exists."""
+    found = dict.fromkeys(("factors", "riemannian_momentum", "cache", "momentum"), 0)
+    for layer in layers:
+        kinds, dtypes = _kinds(layer, options), options.dtypes(layer.weight.dtype)
+        for kind, dtype in zip(kinds, dtypes, strict=True):
+            size = layer.groups * kind.nbytes(dtype)
+            found["factors"] += size
+            found["riemannian_momentum"] += size if options.alpha1 else 0
+            found["cache"] += size if options.cache and kind.squares else 0
+        numbers = layer.groups * layer.d_in * layer.d_out
+        found["momentum"] += numbers * layer.weight.dtype.itemsize if options.momentum else 0
+    return found
+
+
+def update(side: Side, new: Tensor, beta: Tensor | float, good: Tensor | None, chosen: list[int] | None) -> None:
+    """K <- K - beta K m for the chosen members, unless the batch was not finite; m is kept where it is kept."""
+    held = side.pick(side.value, chosen)
+    product = side.kind.compose(held, new)
+    moved = held - beta * product if isinstance(beta, Tensor) else torch.sub(held, product, alpha=beta)
+    write(side.value, moved, good, chosen)
+    if side.momentum is not None:
+        write(side.momentum, new, good, chosen)
+    if side.square is not None:
+        write(side.square, side.kind.square(side.pick(side.value, chosen)), None, chosen)
+
+
+def write(target: Tensor, value: Tensor, good: Tensor | None, chosen: list[int] | None) -> None:
+    """Put ``value`` where it belongs, unless ``good`` is false."""
+    held = target if chosen is None else target[chosen]
+    value = value if good is None else torch.where(good.to(value.device), value, held)
+    if chosen is None:
+        target.copy_(value)
+    else:
+        target[chosen] = value

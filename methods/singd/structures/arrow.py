@@ -1,0 +1,113 @@
+"""Triangular matrices with a diagonal and k dense columns: rank-k arrows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from methods.singd.rows import Rows, wide
+from methods.singd.structures.base import Sizes, Structure
+
+
+class TrilArrow(Structure):
+    """K = [[A, 0], [B, D]], A (k, k) dense, D diagonal: (k + 1) d - k numbers; Pi doubles B.
+
+    With W = [A; B], the first k columns, Pi(K^T S K) consists of W^T S W, 2 D (S W) below, and D^2 diag(S): a thin
+    product of the rows' moment and their squares.
+    """
+
+    name = "tril-arrow"
+    _first = True
+
+    def __init__(self, d: int, sizes: Sizes | None = None) -> None:
+        super().__init__(d, sizes)
+        self.rank = min(self.sizes.rank, d)
+        self.tail = d - self.rank
+        self.count = self.rank * d + self.tail
+
+    def _views(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Dense columns W (B, d, k) and the diagonal (B, d - k)."""
+        first, last = k.split([self.rank * self.d, self.tail], dim=1)
+        return first.unflatten(1, (self.d, self.rank)), last
+
+    def _cut(self, m: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of the corner, rows of the diagonal."""
+        if self._first:
+            corner, diagonal = m.split([self.rank, self.tail], dim=1)
+        else:
+            diagonal, corner = m.split([self.tail, self.rank], dim=1)
+        return corner, diagonal
+
+    def _pile(self, corner: Tensor, diagonal: Tensor) -> Tensor:
+        return torch.cat([corner, diagonal] if self._first else [diagonal, corner], dim=1)
+
+    def _join(self, w: Tensor, diagonal: Tensor) -> Tensor:
+        return torch.cat([w.flatten(1), diagonal], dim=1)
+
+    def identity(self, batch: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        """See :class:`Structure`."""
+        eye = torch.eye(self.rank, dtype=dtype, device=device).repeat(batch, 1, 1)
+        below = torch.zeros(batch, self.tail, self.rank, dtype=dtype, device=device)
+        return self._join(self._pile(eye, below), torch.ones(batch, self.tail, dtype=dtype, device=device))
+
+    def to_dense(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        w, diagonal = self._views(k)
+        whole = k.new_zeros(k.shape[0], self.d, self.d)
+        columns, rest = slice(0, self.rank), slice(self.rank, None)
+        if not self._first:
+            columns, rest = slice(self.tail, None), slice(0, self.tail)
+        whole[:, :, columns] = w
+        whole[:, rest, rest] = diagonal.diag_embed()
+        return whole
+
+    def matmul(self, k: Tensor, m: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        w, diagonal = self._views(k)
+        corner, rest = self._cut(m)
+        found = w @ corner
+        self._cut(found)[1].addcmul_(diagonal[:, :, None], rest)
+        return found
+
+    def t_matmul(self, k: Tensor, m: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        w, diagonal = self._views(k)
+        return self._pile(w.mT @ m, diagonal[:, :, None] * self._cut(m)[1])
+
+    def compose(self, k: Tensor, other: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        w, diagonal = self._views(other)
+        return self._join(self.matmul(k, w), self._views(k)[1] * diagonal)
+
+    def gather(self, k: Tensor, rows: Rows) -> Tensor:
+        """See :class:`Structure`."""
+        w, _ = self._views(k)
+        return self._join(rows.times(w), self._pile_cut(rows.squares()))
+
+    def _pile_cut(self, squares: Tensor) -> Tensor:
+        return self._cut(squares)[1]
+
+    def inner(self, k: Tensor, sums: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        w, diagonal = self._views(k)
+        sw, squares = self._views(sums.to(k.dtype))
+        below = 2 * diagonal[:, :, None] * self._cut(sw)[1]
+        return self._join(self._pile(w.mT @ sw, below), diagonal.square() * squares)
+
+    def gram(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        w, diagonal = self._views(k)
+        return self.inner(k, self._join(w, torch.ones_like(diagonal)))
+
+    def trace(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        w, diagonal = self._views(k)
+        kind = wide(k.dtype)
+        return self._cut(w)[0].diagonal(dim1=1, dim2=2).sum(1, dtype=kind) + diagonal.sum(1, dtype=kind)
+
+
+class TriuArrow(TrilArrow):
+    """K = [[D, B], [0, A]], A (k, k) dense, D diagonal: the last k columns are dense."""
+
+    name = "triu-arrow"
+    _first = False

@@ -1,0 +1,109 @@
+"""Block-diagonal matrices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from methods.singd.products import product
+from methods.singd.rows import Rows, wide
+from methods.singd.structures.base import Sizes, Structure
+
+#: Fewest sums that run side by side: fewer blocks are split along the rows (an H100 has 132 multiprocessors).
+_SPLIT = 256
+
+
+class Block(Structure):
+    """d // b blocks of size b and one of the rest: about b d numbers; Pi keeps the blocks.
+
+    Pi(K^T S K) has the blocks K_b^T S_b K_b, so only the blocks of S are summed and no row is multiplied with K.
+    """
+
+    name = "block"
+    squares = True
+
+    def __init__(self, d: int, sizes: Sizes | None = None) -> None:
+        super().__init__(d, sizes)
+        self.size = min(d, self.sizes.block)
+        self.blocks, self.rest = divmod(d, self.size)
+        self.count = self.blocks * self.size**2 + self.rest**2
+
+    def _views(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, blocks, b, b) and (B, rest, rest)."""
+        first, last = k.split([self.blocks * self.size**2, self.rest**2], dim=1)
+        return first.unflatten(1, (self.blocks, self.size, self.size)), last.unflatten(1, (self.rest, self.rest))
+
+    def _join(self, first: Tensor, last: Tensor) -> Tensor:
+        return torch.cat([first.flatten(1), last.flatten(1)], dim=1) if self.rest else first.flatten(1)
+
+    def _each(self, k: tuple[Tensor, Tensor], m: Tensor) -> Tensor:
+        """Blocks times the matching rows of M (B, d, n)."""
+        cut = self.blocks * self.size
+        top = k[0] @ m[:, :cut].unflatten(1, (self.blocks, self.size))
+        if not self.rest:
+            return top.flatten(1, 2)
+        return torch.cat([top.flatten(1, 2), k[1] @ m[:, cut:]], dim=1)
+
+    def identity(self, batch: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        """See :class:`Structure`."""
+        eye = torch.eye(self.size, dtype=dtype, device=device).repeat(batch, self.blocks, 1, 1)
+        return self._join(eye, torch.eye(self.rest, dtype=dtype, device=device).repeat(batch, 1, 1))
+
+    def to_dense(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        first, last = self._views(k)
+        return torch.stack([torch.block_diag(*one, rest) for one, rest in zip(first, last, strict=True)])
+
+    def matmul(self, k: Tensor, m: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        return self._each(self._views(k), m)
+
+    def t_matmul(self, k: Tensor, m: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        first, last = self._views(k)
+        return self._each((first.mT, last.mT), m)
+
+    def compose(self, k: Tensor, other: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        return self._join(*(a @ b for a, b in zip(self._views(k), self._views(other), strict=True)))
+
+    def square(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        return self._join(*(a @ a.mT for a in self._views(k)))
+
+    def gram(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        return self._join(*(a.mT @ a for a in self._views(k)))
+
+    def gather(self, k: Tensor, rows: Rows) -> Tensor:
+        """See :class:`Structure`."""
+        cut, total = self.blocks * self.size, None
+        for piece in rows.pieces():
+            n = piece.shape[1]
+            split = max(1, min(n // 64, _SPLIT // self.blocks))
+            even = n // split * split
+            first = self._blocks(piece[:, :even, :cut], split)
+            if even < n:
+                first = first + self._blocks(piece[:, even:, :cut], 1)
+            tail = piece[:, :, cut:]
+            part = self._join(first, product(tail.mT, tail).to(first.dtype))
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        return total
+
+    def _blocks(self, piece: Tensor, split: int) -> Tensor:
+        """Blocks (B, blocks, b, b) of the moment of (B, n, blocks b), n a multiple of ``split``."""
+        parts = piece.unflatten(2, (self.blocks, self.size)).unflatten(1, (split, -1)).permute(0, 1, 3, 4, 2)
+        return (parts @ parts.mT).sum(1, dtype=wide(piece.dtype))
+
+    def inner(self, k: Tensor, sums: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        pairs = zip(self._views(k), self._views(sums.to(k.dtype)), strict=True)
+        return self._join(*(a.mT @ (s @ a) for a, s in pairs))
+
+    def trace(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        first, last = self._views(k)
+        kind = wide(k.dtype)
+        whole = first.diagonal(dim1=2, dim2=3).sum((1, 2), dtype=kind)
+        return whole + last.diagonal(dim1=1, dim2=2).sum(1, dtype=kind)

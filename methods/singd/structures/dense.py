@@ -1,0 +1,79 @@
+"""All matrices: INGD and IKFAC."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from methods.singd.products import product
+from methods.singd.rows import Rows, wide
+from methods.singd.structures.base import Sizes, Structure
+
+
+def moment(rows: Rows) -> Tensor:
+    """X X^T (B, d, d) in the dtype of sums."""
+    total: Tensor | None = None
+    for piece in rows.pieces():
+        part = product(piece.mT, piece).to(wide(piece.dtype))
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    return total
+
+
+class Dense(Structure):
+    """d^2 numbers; Pi is the identity."""
+
+    name = "dense"
+    squares = True
+
+    def __init__(self, d: int, sizes: Sizes | None = None) -> None:
+        super().__init__(d, sizes)
+        self.count = d * d
+
+    def identity(self, batch: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        """See :class:`Structure`."""
+        return torch.eye(self.d, dtype=dtype, device=device).reshape(1, -1).repeat(batch, 1)
+
+    def to_dense(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        return k.view(-1, self.d, self.d)
+
+    def matmul(self, k: Tensor, m: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        return product(self.to_dense(k), m)
+
+    def t_matmul(self, k: Tensor, m: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        return product(self.to_dense(k).mT, m)
+
+    def compose(self, k: Tensor, other: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        return product(self.to_dense(k), self.to_dense(other)).flatten(1)
+
+    def add_identity(self, k: Tensor, amount: float) -> Tensor:
+        """See :class:`Structure`."""
+        self.to_dense(k).diagonal(dim1=1, dim2=2).add_(amount)
+        return k
+
+    def square(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        dense = self.to_dense(k)
+        return product(dense, dense.mT).flatten(1)
+
+    def gather(self, k: Tensor, rows: Rows) -> Tensor:
+        """See :class:`Structure`."""
+        return moment(rows).flatten(1)
+
+    def inner(self, k: Tensor, sums: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        dense = self.to_dense(k)
+        return product(dense.mT, product(self.to_dense(sums.to(k.dtype)), dense)).flatten(1)
+
+    def gram(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        dense = self.to_dense(k)
+        return product(dense.mT, dense).flatten(1)
+
+    def trace(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        return self.to_dense(k).diagonal(dim1=1, dim2=2).sum(1, dtype=wide(k.dtype))

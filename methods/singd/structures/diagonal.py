@@ -1,0 +1,60 @@
+"""Diagonal matrices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from methods.singd.rows import Rows, wide
+from methods.singd.structures.base import Sizes, Structure
+
+
+class Diagonal(Structure):
+    """d numbers; Pi keeps the diagonal. No row is ever copied: sums of squares are enough."""
+
+    name = "diagonal"
+    squares = True
+
+    def __init__(self, d: int, sizes: Sizes | None = None) -> None:
+        super().__init__(d, sizes)
+        self.count = d
+
+    def identity(self, batch: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        """See :class:`Structure`."""
+        return torch.ones(batch, self.d, dtype=dtype, device=device)
+
+    def to_dense(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        return k.diag_embed()
+
+    def matmul(self, k: Tensor, m: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        return k[:, :, None] * m
+
+    def t_matmul(self, k: Tensor, m: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        return k[:, :, None] * m
+
+    def compose(self, k: Tensor, other: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        return k * other
+
+    def square(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        return k * k
+
+    def gather(self, k: Tensor, rows: Rows) -> Tensor:
+        """See :class:`Structure`."""
+        return rows.squares()
+
+    def inner(self, k: Tensor, sums: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        return (k.to(sums.dtype).square() * sums).to(k.dtype)
+
+    def gram(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        return k * k
+
+    def trace(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        return k.sum(1, dtype=wide(k.dtype))

@@ -1,0 +1,144 @@
+"""Lower and upper triangular Toeplitz matrices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from methods.singd.products import product
+from methods.singd.rows import Rows, wide
+from methods.singd.structures.base import Sizes, Structure
+
+#: Bytes of rows that one transform takes: about what stays in an H100's 50 MB of L2 with its spectrum.
+_PIECE = 1 << 24
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def fast_length(least: int) -> int:
+    """The smallest even 5-smooth number of at least ``least``, which transforms handle quickly."""
+    best = 1 << max(1, (least - 1).bit_length())
+    five = 1
+    while five < best:
+        three = five
+        while three < best:
+            two = three * 2
+            while two < least:
+                two *= 2
+            best = min(best, two)
+            three *= 3
+        five *= 5
+    return best
+
+
+class TrilToeplitz(Structure):
+    """K_ij = c_(i-j) for i >= j: d numbers; Pi(S)_l = u sum_i S_(i+l, i) / (d - l), u = 1 for l = 0, else 2.
+
+    Products are polynomial products: by real transforms in float32 and float64 (O(d log d) for a column); transforms
+    do not exist in bfloat16 and float16, where products with M gather the dense matrix for the tensor cores and
+    products of members run in float32. The diagonal sums of Y Y^T are the autocorrelations of the rows of Y, summed in
+    the frequency domain: one inverse transform for all rows.
+    """
+
+    name = "tril-toeplitz"
+    by_rows = True
+    _lower = True
+
+    def __init__(self, d: int, sizes: Sizes | None = None) -> None:
+        super().__init__(d, sizes)
+        self.count = d
+        self.length = fast_length(2 * d - 1)
+
+    def identity(self, batch: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        """See :class:`Structure`."""
+        found = torch.zeros(batch, self.d, dtype=dtype, device=device)
+        found[:, 0] = 1
+        return found
+
+    def to_dense(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        extended = torch.cat([k.new_zeros(k.shape[0], self.d - 1), k], dim=1)
+        lags = torch.arange(self.d, device=k.device)
+        lower = extended[:, lags[:, None] - lags[None, :] + self.d - 1]
+        return lower if self._lower else lower.mT
+
+    # -- the frequency domain ------------------------------------------------------------------------------------------
+
+    def _forth(self, rows: Tensor) -> Tensor:
+        return torch.fft.rfft(rows.to(wide(rows.dtype)), n=self.length, dim=-1)
+
+    def _back(self, spectrum: Tensor) -> Tensor:
+        return torch.fft.irfft(spectrum, n=self.length, dim=-1)[..., : self.d]
+
+    def _spectrum(self, k: Tensor, transposed: bool) -> Tensor:
+        """What multiplies spectra: that of the lower triangle, or its conjugate for the upper."""
+        found = self._forth(k)[:, None]
+        return found.conj() if transposed == self._lower else found
+
+    def _filter(self, k: Tensor, m: Tensor, transposed: bool) -> Tensor:
+        if k.dtype in _HALF:
+            dense = self.to_dense(k)
+            return product(dense.mT if transposed else dense, m)
+        return self._back(self._forth(m.mT).mul_(self._spectrum(k, transposed))).mT.to(m.dtype)
+
+    def matmul(self, k: Tensor, m: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        return self._filter(k, m, False)
+
+    def t_matmul(self, k: Tensor, m: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        return self._filter(k, m, True)
+
+    def compose(self, k: Tensor, other: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        return self._back(self._forth(k) * self._forth(other)).to(k.dtype)
+
+    def _averages(self, sums: Tensor) -> Tensor:
+        """Pi from diagonal sums (B, d)."""
+        counts = torch.arange(self.d, 0, -1, dtype=sums.dtype, device=sums.device)
+        found = 2 * sums / counts
+        found[:, 0] *= 0.5
+        return found
+
+    def gather(self, k: Tensor, rows: Rows) -> Tensor:
+        """See :class:`Structure`. With K already applied."""
+        if k.dtype in _HALF:
+            return self._gather_half(k, rows)
+        spectrum = self._spectrum(k, True)
+        power: Tensor | None = None
+        for piece in rows.pieces(_PIECE):
+            found = self._forth(self._back(self._forth(piece).mul_(spectrum)))
+            part = torch.view_as_real(found).square().sum((1, 3))
+            power = part if power is None else power.add_(part)
+        assert power is not None
+        return self._averages(torch.fft.irfft(power, n=self.length, dim=-1)[:, : self.d])
+
+    def _gather_half(self, k: Tensor, rows: Rows) -> Tensor:
+        """The dense moment on tensor cores, then its diagonal sums."""
+        dense, total = self.to_dense(k), k.new_zeros(k.shape[0], self.d, self.d, dtype=torch.float32)
+        for piece in rows.pieces():
+            found = product(piece, dense)
+            total += product(found.mT, found)
+        # Reading rows of d as rows of d + 1 shears the upper triangle: diagonal l becomes column l.
+        sheared = torch.nn.functional.pad(total.triu().flatten(1), (0, self.d)).unflatten(1, (self.d, self.d + 1))
+        return self._averages(sheared[:, :, : self.d].sum(1))
+
+    def inner(self, k: Tensor, sums: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        return sums.to(k.dtype)
+
+    def gram(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`: sum_i (K^T K)_(i+l, i) = sum_u (d - u) c_u c_(u-l), in either orientation."""
+        wider = k.to(wide(k.dtype))
+        weights = torch.arange(self.d, 0, -1, dtype=wider.dtype, device=k.device)
+        return self._averages(self._back(self._forth(wider * weights) * self._forth(wider).conj())).to(k.dtype)
+
+    def trace(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`."""
+        return self.d * k[:, 0].to(wide(k.dtype))
+
+
+class TriuToeplitz(TrilToeplitz):
+    """K_ij = c_(j-i) for j >= i."""
+
+    name = "triu-toeplitz"
+    _lower = False
