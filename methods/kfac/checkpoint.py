@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import UserError
-from methods.kfac.layers import Layer
+from methods.kfac.layers import Layer, channels_last
 from methods.kfac.statistics import Factors
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def save(optimizer: KFAC) -> dict[str, Any]:
 
 
 def _layer(optimizer: KFAC, layer: Layer) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"channels_last": channels_last(layer.weight)}
     if (factors := optimizer.statistics.factors.get(layer)) is not None:
         found |= {"factor_a": factors.a, "factor_g": factors.g, "count": factors.count}
     for side, slot in zip(_SIDES, optimizer.slots[layer], strict=True):
@@ -60,6 +60,12 @@ def load(optimizer: KFAC, stored: Mapping[str, Any]) -> None:
             f"the saved optimizer has the layers {list(stored.get('layers', {}))}, this one {names}; build it with the "
             f"same model and hyper-parameters."
         )
+    for layer in optimizer.layers:
+        if stored["layers"][layer.name].get("channels_last", False) != channels_last(layer.weight):
+            raise UserError(
+                f"the saved factors of {layer.name} have another memory format; build the optimizer on the model in "
+                f"the memory format (channels_last or not) that it was trained in."
+            )
     if (stored["fallback"] is None) != (optimizer.fallback is None):
         raise UserError("only one of the saved optimizer and this one has a fallback; build it with the same model.")
     optimizer.refresher.forget()
@@ -92,6 +98,7 @@ def _restore(optimizer: KFAC, layer: Layer, stored: Mapping[str, Any]) -> None:
     for side, slot in zip(_SIDES, optimizer.slots[layer], strict=True):
         state = stored.get(f"inverse_{side}")
         slot.state = None if state is None else {key: placed(value) for key, value in state.items()}
+    optimizer.update.adopt(layer)
     optimizer.momenta.pop(layer, None)
     if "momentum" in stored:
         optimizer.momenta[layer] = placed(stored["momentum"])

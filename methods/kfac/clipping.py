@@ -23,7 +23,14 @@ def factors(
     if mode == "none" or not directions:
         return []
     if mode == "kl":
-        products = [(v * g).sum() for v, g in zip(directions, gradients, strict=True)]
+        products = [_dot(v, g) for v, g in zip(directions, gradients, strict=True)]
         total = torch.stack(products).sum() * lr**2
         return [(clip / total.clamp_min(_FLOOR)).sqrt().clamp_max(1.0)] * len(directions)
     return [(clip / v.square().mean().sqrt().clamp_min(_FLOOR)).clamp_max(1.0) for v in directions]
+
+
+def _dot(v: Tensor, g: Tensor) -> Tensor:
+    """<v, g>, without the product in memory where both lie in one piece."""
+    if v.is_contiguous() and g.is_contiguous():
+        return torch.dot(v.view(-1), g.view(-1))
+    return (v * g).sum()

@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from harness.errors import Unsupported, UserError
 from methods.first_order import adamw
 from methods.first_order.groups import decay_groups, scalars, trainable
-from methods.kfac import checkpoint, clipping, damping
+from methods.kfac import checkpoint, damping, products
+from methods.kfac.apply import Update
 from methods.kfac.capture import Capture
 from methods.kfac.fisher import Columns
 from methods.kfac.inverse import inverse
+from methods.kfac.inverse.base import State
 from methods.kfac.layers import Layer, find
 from methods.kfac.options import in_range, parse
 from methods.kfac.policy import Policy, value_at
+from methods.kfac.products import multiply
 from methods.kfac.refresh import Job, Refresher, Slot
 from methods.kfac.statistics import Statistics
 from methods.kfac.timing import Parts
@@ -88,7 +91,9 @@ class KFAC(torch.optim.Optimizer):
         costs = [float(layer.groups * (layer.d_in**3 + layer.d_out**3)) for layer in self.layers]
         self.policy = Policy(opt.update_period, opt.refresh_period, opt.stagger, costs)
         self.refresher = Refresher(self.backend)
-        self.slots = {layer: (Slot(), Slot()) for layer in self.layers}
+        self.half = getattr(torch, opt.inverse_dtype) if opt.inverse_dtype != "wide" else None
+        self.update = Update(self)
+        self.slots = {layer: (self._slot(layer, 0), self._slot(layer, 1)) for layer in self.layers}
         self.momenta: dict[Layer, Tensor] = {}
         self.steps = 0
         self._skipped = torch.zeros((), dtype=torch.int64)
@@ -117,6 +122,9 @@ class KFAC(torch.optim.Optimizer):
             )
         groups = decay_groups(parameters, opt.fallback_weight_decay, "matrices")
         return torch.optim.SGD(groups, lr=opt.fallback_lr, momentum=opt.fallback_momentum, fused=True)
+
+    def _slot(self, layer: Layer, side: int) -> Slot:
+        return Slot(place=lambda start: self.update.allocate(layer, side, start))
 
     def _announce(self) -> None:
         """Name what is not preconditioned, once."""
@@ -270,16 +278,28 @@ class KFAC(torch.optim.Optimizer):
         if first is None or second is None:
             self._events["without_factors"] += 1
             return gradient
+        with products.scope(self.options.product_dtype):
+            return self.precondition(first, second, gradient)
+
+    def precondition(self, first: State, second: State, gradients: Tensor) -> Tensor:
+        """Gradients (k, d_out, d_in) of layers whose states of A and of G, k matrices each, are given.
+
+        Rows and columns may be padded with zeros where the states are (:mod:`methods.kfac.apply`).
+        """
         if self.options.damping_mode not in damping.JOINT:
-            return self.backend.apply(first, self.backend.apply(second, gradient).mT).mT
+            return self.backend.apply_right(first, self.backend.apply(second, gradients))
         qa, qg = first["vectors"], second["vectors"]
         amount = damping.joint(self.options.damping_mode, self.damping(), first["values"], second["values"])
         spectrum = second["values"][:, :, None] * first["values"][:, None, :] + amount
-        return qg @ ((qg.mT @ gradient @ qa) / spectrum) @ qa.mT
+        inner = multiply(multiply(qg.mT, gradients), qa) / spectrum
+        return multiply(multiply(qg, inner), qa.mT)
 
     def directions(self, layers: Sequence[Layer], gradients: Sequence[Tensor]) -> list[Tensor]:
-        """:meth:`direction` of many layers, new tensors or the gradients themselves."""
-        return [self.direction(layer, gradient) for layer, gradient in zip(layers, gradients, strict=True)]
+        """:meth:`direction` of many layers, equal shapes in one product; new tensors or the gradients themselves."""
+        if type(self).direction is not KFAC.direction:
+            return [self.direction(layer, gradient) for layer, gradient in zip(layers, gradients, strict=True)]
+        with products.scope(self.options.product_dtype):
+            return self.update.directions(layers, gradients)
 
     def multiply(self, layers: Sequence[Layer], vectors: Sequence[Tensor], damped: bool = False) -> list[Tensor]:
         """The Fisher times a vector, G V A for each layer, V (groups, d_out, d_in), from the running means.
@@ -300,40 +320,7 @@ class KFAC(torch.optim.Optimizer):
 
     def _update(self, finite: Tensor | None) -> None:
         opt, lr = self.options, float(self._main["lr"])
-        decays = opt.weight_decay if self.steps >= opt.weight_decay_start else 0.0
-        active, gradients = [], []
-        for layer in self.layers:
-            gradient = layer.gradient()
-            if gradient is not None:
-                active.append(layer)
-                gradients.append(gradient)
-        weights = [layer.matrix(layer.parameters) for layer in active] if decays else []
-        if decays and opt.weight_decay_mode == "gradient":
-            torch._foreach_add_(gradients, weights, alpha=decays)
-        directions = self._combine(active, gradients)
-        factors = clipping.factors(opt.clip, opt.clip_value, lr, directions, gradients)
-        if factors:
-            directions = [factor * v for factor, v in zip(factors, directions, strict=True)]
-        if decays and opt.weight_decay_mode == "coupled":
-            directions = [v + decays * w for v, w in zip(directions, weights, strict=True)]
-        shrink = 1 - lr * decays if opt.weight_decay_mode == "decoupled" else 1.0
-        for layer, v in zip(active, directions, strict=True):
-            self._move(layer, v, lr, shrink, finite)
-
-    def _move(self, layer: Layer, v: Tensor, lr: float, shrink: float, finite: Tensor | None) -> None:
-        """Momentum and the weights; nothing moves when the batch was not finite."""
-        if self.options.momentum:
-            held = self.momenta.get(layer)
-            if held is None:
-                held = self.momenta[layer] = torch.zeros_like(v, memory_format=torch.contiguous_format)
-            new = held * self.options.momentum + v
-            held.copy_(new if finite is None else torch.where(finite.to(new.device), new, held))
-            v = held
-        for parameter, part in zip(layer.parameters, layer.views(v), strict=True):
-            if parameter.grad is None:
-                continue
-            moved = parameter * shrink - lr * part if shrink != 1.0 else parameter - lr * part
-            parameter.copy_(moved if finite is None else torch.where(finite.to(moved.device), moved, parameter))
+        self.update.step(lr, opt.weight_decay if self.steps >= opt.weight_decay_start else 0.0, finite)
 
     def _step_fallback(self, finite: Tensor | None) -> None:
         if self.fallback is None:
@@ -356,6 +343,7 @@ class KFAC(torch.optim.Optimizer):
         if (homes := self._where()) == self._homes:
             return
         self._homes = homes
+        self.update.build()
         for layer in self.layers:
             home = (layer.weight.device, layer.dtype)
             for slot in self.slots[layer]:
@@ -363,6 +351,7 @@ class KFAC(torch.optim.Optimizer):
                     slot.state = {key: value.to(*home) for key, value in slot.state.items()}
             if layer in self.momenta:
                 self.momenta[layer] = self.momenta[layer].to(*home)
+            self.update.adopt(layer)
             self.follow(layer)
         for parameter, held in (self.fallback.state if self.fallback is not None else {}).items():
             for key, value in held.items():

@@ -14,12 +14,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.weak import WeakIdKeyDictionary
 
 from harness.errors import Unsupported, UserError
 
 _KINDS = (nn.Linear, nn.Conv2d)
 #: Linear modules whose weight is a subclass' own affair (lazy, quantised, attention's projection).
 _REFUSED = (nn.LazyLinear, nn.LazyConv2d, nn.modules.linear.NonDynamicallyQuantizableLinear)
+#: Weight of a layer -> whether its columns run (kernel height, kernel width, channel): decided when a layer is found.
+_CHANNELS_LAST: Any = WeakIdKeyDictionary()
+
+
+def channels_last(weight: Tensor) -> bool:
+    """Whether the columns of this convolution's matrix have the channel innermost, as its memory had at first.
+
+    Else they run (channel, kernel height, kernel width). K-FAC does not depend on it; copies do.
+    """
+    return bool(_CHANNELS_LAST.get(weight, False))
+
+
+def _note_order(weight: Tensor) -> None:
+    if weight not in _CHANNELS_LAST:
+        last = weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+        _CHANNELS_LAST[weight] = last and not weight.is_contiguous()
 
 
 @dataclass(eq=False)
@@ -62,10 +79,13 @@ class Layer:
 
     def matrix(self, tensors: Sequence[Tensor]) -> Tensor:
         """[weight-like, bias-like] as a matrix (groups, d_out, d_in) in the factors' dtype."""
-        first = tensors[0].reshape(self.groups, self.d_out, -1).to(self.dtype)
-        if self.bias is None:
-            return first
-        return torch.cat([first, tensors[1].reshape(self.groups, self.d_out, 1).to(self.dtype)], dim=2)
+        parts = [part.to(self.dtype) for part in self.parts(tensors)]
+        return parts[0] if self.bias is None else torch.cat(parts, dim=2)
+
+    def parts(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """[weight-like, bias-like] as (groups, d_out, columns), views where possible."""
+        first = tensors[0].permute(0, 2, 3, 1) if channels_last(self.weight) else tensors[0]
+        return [one.reshape(self.groups, self.d_out, -1) for one in (first, *tensors[1:])]
 
     def gradient(self) -> Tensor | None:
         """Gradient (groups, d_out, d_in), None without one."""
@@ -78,7 +98,11 @@ class Layer:
     def views(self, matrix: Tensor) -> list[Tensor]:
         """The parts of a matrix (groups, d_out, d_in) in the parameters' shapes and dtype."""
         weight = matrix if self.bias is None else matrix[:, :, :-1]
-        parts = [weight.reshape(self.weight.shape)]
+        if channels_last(self.weight):
+            out, channels, *kernel = self.weight.shape
+            parts = [weight.reshape(out, *kernel, channels).permute(0, 3, 1, 2)]
+        else:
+            parts = [weight.reshape(self.weight.shape)]
         if self.bias is not None:
             parts.append(matrix[:, :, -1].reshape(self.bias.shape))
         return [part.to(self.weight.dtype) for part in parts]
@@ -123,6 +147,7 @@ def find(
             bias: Any = module.bias if module.bias is not None and module.bias.requires_grad else None
             groups = module.groups if isinstance(module, nn.Conv2d) else 1
             kept = [user for _, user in users if isinstance(user, _KINDS)]
+            _note_order(weight)
             layers.append(Layer(users[0][0] or "(model)", kept, weight, bias, groups))
         else:
             why |= dict.fromkeys(users[0][1].parameters(recurse=False), reason)
@@ -205,8 +230,9 @@ def input_rows(module: nn.Linear | nn.Conv2d, inputs: Tensor) -> Tensor:
         return flat.reshape(1, flat.shape[0], flat[0].numel() // flat.shape[-1], flat.shape[-1])
     found = patches(module, inputs if inputs.ndim == 4 else inputs[None])
     n, height, width, channels, *kernel = found.shape
-    grouped = found.reshape(n, height, width, module.groups, channels // module.groups, *kernel)
-    return grouped.permute(3, 0, 1, 2, 4, 5, 6).reshape(module.groups, n, height * width, -1)
+    split = found.reshape(n, height, width, module.groups, channels // module.groups, *kernel)
+    order = (3, 0, 1, 2, 5, 6, 4) if channels_last(module.weight) else (3, 0, 1, 2, 4, 5, 6)
+    return split.permute(order).reshape(module.groups, n, height * width, -1)
 
 
 def averaged_rows(module: nn.Linear | nn.Conv2d, inputs: Tensor) -> Tensor:
@@ -214,7 +240,10 @@ def averaged_rows(module: nn.Linear | nn.Conv2d, inputs: Tensor) -> Tensor:
     if isinstance(module, nn.Linear):
         return input_rows(module, inputs).mean(dim=2, keepdim=True)
     found = patches(module, inputs if inputs.ndim == 4 else inputs[None]).mean(dim=(1, 2))
-    return found.reshape(found.shape[0], module.groups, 1, -1).transpose(0, 1)
+    split = found.reshape(len(found), module.groups, -1, *found.shape[2:])
+    if channels_last(module.weight):
+        split = split.permute(0, 1, 3, 4, 2)
+    return split.reshape(found.shape[0], module.groups, 1, -1).transpose(0, 1)
 
 
 def output_rows(module: nn.Linear | nn.Conv2d, gradients: Tensor) -> Tensor:

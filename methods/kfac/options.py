@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from harness.errors import UserError
-from methods.kfac import clipping, damping, statistics
+from methods.kfac import clipping, damping, products, statistics
 from methods.kfac.inverse import INVERSES
 from methods.kfac.policy import Schedule, value_at
 
@@ -16,6 +16,8 @@ FISHERS = ("empirical", "monte-carlo", "type-2")
 LOSSES = ("cross-entropy", "mse")
 DECAYS = ("coupled", "decoupled", "gradient")
 FALLBACKS = ("adamw", "sgd")
+#: Dtype of stored inverses: that of the factors, or half of it.
+INVERSE_DTYPES = ("wide", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,11 @@ class Options:
         clip: ``kl``, ``rms`` or ``none``.
         clip_value: kappa of ``kl``, the rms of ``rms``.
         inverse: name of the back-end.
+        product_dtype: products of the statistics and with the inverses: ``as-set`` in torch, ``float32`` (IEEE),
+            ``tf32``, or ``bfloat16`` (operands rounded to 8 bits, sums in float32; for products with inverses this
+            needs ``inverse_dtype="bfloat16"``, else they are as set).
+        inverse_dtype: how inverses of float32 factors are kept: ``wide``, or ``bfloat16``, which also rounds the
+            gradient in their products.
         exclude: patterns of module names that are left to the fallback.
         fallback: optimizer of every other parameter.
         fallback_lr: its learning rate.
@@ -78,6 +85,8 @@ class Options:
     clip: str = "kl"
     clip_value: float = 1e-3
     inverse: str = "cholesky"
+    product_dtype: str = "as-set"
+    inverse_dtype: str = "wide"
     exclude: Sequence[str] = ()
     fallback: str = "adamw"
     fallback_lr: float = 1e-3
@@ -99,6 +108,8 @@ class Options:
             "reduction": statistics.REDUCTIONS,
             "clip": clipping.MODES,
             "inverse": tuple(INVERSES),
+            "product_dtype": products.PRODUCTS,
+            "inverse_dtype": INVERSE_DTYPES,
             "fallback": FALLBACKS,
         }
         for name, known in names.items():

@@ -7,7 +7,7 @@ robust way), ``damping`` (ten and a hundred times the damping), ``float64``, ``k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from methods.kfac.inverse.base import Inverse, State
+from methods.kfac.products import HALVES
 
 #: Matrices up to this size are stacked in one call: below it a call is bound by latency, above it stacking only costs
 #: memory (own measurement is left to the suite ``preconditioning``; cuSOLVER's batched kernels stop near it).
@@ -26,9 +27,15 @@ RUNGS = ("direct", "damping", "float64", "kept")
 
 @dataclass
 class Slot:
-    """Where one side of one layer keeps its inverse: ``state`` is None before the first refresh."""
+    """Where one side of one layer keeps its inverse.
+
+    Attributes:
+        state: None before the first refresh.
+        place: gives a first state its place in memory; None leaves it where it is.
+    """
 
     state: State | None = None
+    place: Callable[[State], State] | None = None
 
 
 @dataclass
@@ -86,8 +93,8 @@ class Refresher:
         matrices = _joined([job.matrix for job in jobs])
         damping = _joined([job.damping for job in jobs])
         held = [job.slot.state for job in jobs]
-        states = [state for state in held if state is not None]
-        old = {key: _joined([state[key] for state in states]) for key in states[0]} if states else None
+        states = [state for state in held if state is not None and self.backend.uses_state]
+        old = {key: self._old([state[key] for state in states], matrices) for key in states[0]} if states else None
         new, good = self.backend.refresh(matrices, damping, old)
         goods, start = [], 0
         for job in jobs:
@@ -97,10 +104,16 @@ class Refresher:
             start += len(job.matrix)
         return goods
 
+    def _old(self, tensors: list[Tensor], matrices: Tensor) -> Tensor:
+        """States before, in the matrices' dtype also where they are kept half-width."""
+        joined = _joined(tensors)
+        return joined.to(matrices.dtype) if joined.dtype in HALVES else joined
+
     def _store(self, job: Job, new: State, good: Tensor) -> None:
         """Write where good; keep the old inverse (the identity at first) elsewhere."""
         if job.slot.state is None:
-            job.slot.state = self.backend.allocate(job.matrix)
+            start = self.backend.allocate(job.matrix)
+            job.slot.state = start if job.slot.place is None else job.slot.place(start)
         held_state = job.slot.state
         for key, value in new.items():
             held = held_state[key]

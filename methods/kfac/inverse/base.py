@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,11 @@ class Inverse(abc.ABC):
 
     #: The state holds ``vectors`` (k, d, d) and ``values`` (k, d) of M itself, as joint damping needs.
     spectral: bool = False
+    #: The large tensors of the state -> their dimensions of length d. These may be padded with zeros and kept
+    #: half-width for products, so ``apply`` uses :func:`methods.kfac.products.multiply` and takes padded columns.
+    wide: Mapping[str, tuple[int, ...]] = {}
+    #: Whether ``refresh`` looks at the state before.
+    uses_state: bool = True
     #: ``refresh_all`` takes matrices of any sizes and ranks at once.
     takes_all: bool = False
 
@@ -48,6 +53,10 @@ class Inverse(abc.ABC):
     @abc.abstractmethod
     def apply(self, state: State, columns: Tensor) -> Tensor:
         """(M + damping I)^-1 X for X (k, d, n)."""
+
+    def apply_right(self, state: State, rows: Tensor) -> Tensor:
+        """X (M + damping I)^-1 for X (k, n, d)."""
+        return self.apply(state, rows.mT).mT
 
     def direct(self, matrices: Tensor, damping: Tensor) -> tuple[State, Tensor]:
         """As ``refresh`` by the most robust way there is, for the failure ladder: here ``refresh`` without a past."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from methods.kfac.inverse.base import Inverse, State, damped, eye_like
+from methods.kfac.products import multiply
 
 
 class Cholesky(Inverse):
@@ -14,6 +17,9 @@ class Cholesky(Inverse):
     d^3 / 3 multiply-adds in all would do; the triangular solve and the full product spend more of them in kernels that
     are faster, and, unlike ``torch.cholesky_inverse``, check nothing on the host.
     """
+
+    wide: Mapping[str, tuple[int, ...]] = {"inverse": (1, 2)}
+    uses_state = False
 
     def allocate(self, matrices: Tensor) -> State:
         """The identity."""
@@ -28,4 +34,8 @@ class Cholesky(Inverse):
 
     def apply(self, state: State, columns: Tensor) -> Tensor:
         """One product of (k, d, d) with (k, d, n)."""
-        return state["inverse"] @ columns
+        return multiply(state["inverse"], columns)
+
+    def apply_right(self, state: State, rows: Tensor) -> Tensor:
+        """One product of (k, n, d) with (k, d, d); the inverse is symmetric."""
+        return multiply(rows, state["inverse"])

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from methods.kfac.inverse.base import Inverse, LinAlgError, State, eye_like
+from methods.kfac.products import multiply
 
 
 class Eigh(Inverse):
     """M = Q diag(d) Q^T; eigenvalues below 0 are rounding and become 0. ``torch.linalg.eigh`` synchronises on a GPU."""
 
     spectral = True
+    wide: Mapping[str, tuple[int, ...]] = {"vectors": (1,)}
+    uses_state = False
 
     def allocate(self, matrices: Tensor) -> State:
         """The identity without damping."""
@@ -35,4 +40,11 @@ class Eigh(Inverse):
     def apply(self, state: State, columns: Tensor) -> Tensor:
         """Q ((Q^T X) / (d + lam))."""
         vectors = state["vectors"]
-        return vectors @ ((vectors.mT @ columns) / (state["values"] + state["damping"][:, None])[:, :, None])
+        inner = multiply(vectors.mT, columns) / (state["values"] + state["damping"][:, None])[:, :, None]
+        return multiply(vectors, inner)
+
+    def apply_right(self, state: State, rows: Tensor) -> Tensor:
+        """((X Q) / (d + lam)) Q^T."""
+        vectors = state["vectors"]
+        inner = multiply(rows, vectors) / (state["values"] + state["damping"][:, None])[:, None, :]
+        return multiply(inner, vectors.mT)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from methods.kfac.inverse.base import Inverse, State, damped, eye_like
 from methods.kfac.inverse.cholesky import Cholesky
+from methods.kfac.products import multiply
 
 #: Smallest norm that is divided by.
 _FLOOR = 1e-30
@@ -30,6 +33,8 @@ class NewtonSchulz(Inverse):
         self.iterations, self.tolerance, self.half = iterations, tolerance, half
         self._cholesky = Cholesky()
 
+    wide: Mapping[str, tuple[int, ...]] = {"inverse": (1, 2)}
+
     def allocate(self, matrices: Tensor) -> State:
         """The identity."""
         return {"inverse": eye_like(matrices)}
@@ -49,7 +54,11 @@ class NewtonSchulz(Inverse):
 
     def apply(self, state: State, columns: Tensor) -> Tensor:
         """One product."""
-        return state["inverse"] @ columns
+        return multiply(state["inverse"], columns)
+
+    def apply_right(self, state: State, rows: Tensor) -> Tensor:
+        """One product; the inverse is symmetric."""
+        return multiply(rows, state["inverse"])
 
     def direct(self, matrices: Tensor, damping: Tensor) -> tuple[State, Tensor]:
         """Cholesky's inverse."""

@@ -1,0 +1,336 @@
+"""The update: layers of one shape in one padded stack, so that a step is a few large kernels.
+
+A stack holds L layers as (L groups, height, width), height and width being d_out and d_in rounded up to full vectors
+of a GPU's memory access; the padding is zero and stays zero, so every product and sum is that of the layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from methods.kfac import clipping
+from methods.kfac.inverse.base import State
+from methods.kfac.layers import Layer
+
+if TYPE_CHECKING:
+    from methods.kfac.kfac import KFAC
+    from methods.kfac.refresh import Slot
+
+#: Row lengths are multiples of it: 8 numbers of 16 bits are the 16 bytes that a tensor core's operand needs to be
+#: aligned to (NVIDIA, cuBLAS, "Tensor Core Usage").
+ALIGN = 8
+
+
+def padded(size: int, align: int = ALIGN) -> int:
+    """``size`` rounded up."""
+    return -(-size // align) * align
+
+
+class Stack:
+    """Layers of one shape, and where their gradients, directions, momenta and inverses lie together.
+
+    Attributes:
+        layers: of one shape, dtype and device.
+        inverses: for A and for G, the back-end's state of all layers; None before it is known to be stackable.
+    """
+
+    def __init__(self, layers: Sequence[Layer], align: int = ALIGN) -> None:
+        first = layers[0]
+        self.layers = list(layers)
+        self.groups, self.d_out, self.d_in = first.groups, first.d_out, first.d_in
+        self.height, self.width = padded(first.d_out, align), padded(first.d_in, align)
+        self.inverses: list[State | None] = [None, None]
+        self._views: list[list[State]] = [[], []]
+        self._momentum: Tensor | None = None
+        self._momenta: list[Tensor] = []
+
+    def zeros(self, count: int | None = None) -> Tensor:
+        """A new stack in the factors' dtype, of ``count`` layers."""
+        first = self.layers[0]
+        shape = ((count or len(self.layers)) * self.groups, self.height, self.width)
+        return torch.zeros(shape, dtype=first.dtype, device=first.weight.device)
+
+    def one(self, stack: Tensor, index: int) -> Tensor:
+        """Layer ``index``, padding and all."""
+        return stack[index * self.groups : (index + 1) * self.groups]
+
+    def view(self, stack: Tensor, index: int) -> Tensor:
+        """(groups, d_out, d_in) of layer ``index``."""
+        return self.one(stack, index)[:, : self.d_out, : self.d_in]
+
+    # -- inverses ------------------------------------------------------------------------------------------------------
+
+    def allocate(
+        self, side: int, index: int, start: State, wide: Mapping[str, tuple[int, ...]], half: torch.dtype | None
+    ) -> State:
+        """Room for one layer's inverse, filled with ``start``: in the stack, or alone if its shape is not the stack's.
+
+        Args:
+            side: 0 for A, 1 for G.
+            index: of the layer.
+            start: the state to put there; the stack's shape follows the first one.
+            wide: see :class:`methods.kfac.inverse.base.Inverse`.
+            half: dtype of the wide tensors, None for their own.
+        """
+        held = self.inverses[side]
+        if held is not None and not self._fits(held, start, wide):
+            return {
+                key: value.to(half if key in wide and half else value.dtype, copy=True) for key, value in start.items()
+            }
+        if held is None:
+            held = self.inverses[side] = {}
+            for key, value in start.items():
+                shape = (len(self.layers) * self.groups, *_room(value, wide.get(key, ())))
+                held[key] = value.new_zeros(shape, dtype=half if key in wide and half else None)
+            self._views[side] = [{}] * len(self.layers)
+        made: State = {}
+        for key, value in start.items():
+            room = self.one(held[key], index)
+            for dim, size in enumerate(value.shape):
+                room = room.narrow(dim, 0, size)
+            made[key] = room.copy_(value)
+        self._views[side][index] = made
+        return made
+
+    def _fits(self, held: State, start: State, wide: Mapping[str, tuple[int, ...]]) -> bool:
+        return set(held) == set(start) and all(
+            held[key].shape[1:] == _room(value, wide.get(key, ())) for key, value in start.items()
+        )
+
+    def whole(self, side: int, slots: Sequence[Slot]) -> State | None:
+        """The stacked state of one side, if every slot still lies in it."""
+        views = self._views[side]
+        if len(views) != len(slots):
+            return None
+        for view, slot in zip(views, slots, strict=True):
+            state = slot.state
+            if not view or state is None or any(state.get(key) is not value for key, value in view.items()):
+                return None
+        return self.inverses[side]
+
+    # -- momentum ------------------------------------------------------------------------------------------------------
+
+    def momentum(self, momenta: dict[Layer, Tensor], layers: Sequence[Layer]) -> Tensor:
+        """The stacked momentum; entries of ``momenta`` become views of it, new ones start at 0."""
+        if self._momentum is None:
+            self._momentum = self.zeros()
+            self._momenta = [self.view(self._momentum, index) for index in range(len(self.layers))]
+        for layer, mine in zip(self.layers, self._momenta, strict=True):
+            held = momenta.get(layer)
+            if held is mine or layer not in layers:
+                continue
+            if held is None:
+                mine.zero_()
+            else:
+                mine.copy_(held)
+            momenta[layer] = mine
+        return self._momentum
+
+
+@dataclass
+class Unit:
+    """A whole stack, or one layer of it: contiguous, padding and all.
+
+    Attributes:
+        layers: in it.
+        v: direction.
+        x: gradient.
+        stack: where it lies.
+        first: index of the first layer.
+    """
+
+    layers: list[Layer]
+    v: Tensor
+    x: Tensor
+    stack: Stack
+    first: int
+
+    def views(self) -> list[Tensor]:
+        """(groups, d_out, d_in) of every layer's direction."""
+        return [self.stack.view(self.v, index) for index in range(len(self.layers))]
+
+
+class Update:
+    """Gradients to directions to weights, for one optimizer."""
+
+    def __init__(self, optimizer: KFAC) -> None:
+        self.optimizer = optimizer
+        self.build()
+
+    def build(self) -> None:
+        """Sort the layers into stacks; again after the model has been moved or cast."""
+        buckets: dict[Any, list[Layer]] = {}
+        for layer in self.optimizer.layers:
+            key = (layer.groups, layer.d_out, layer.d_in, layer.dtype, layer.weight.device)
+            buckets.setdefault(key, []).append(layer)
+        align = ALIGN if self.optimizer.backend.wide else 1
+        self.stacks = [Stack(layers, align) for layers in buckets.values()]
+        self.place = {layer: (stack, i) for stack in self.stacks for i, layer in enumerate(stack.layers)}
+
+    def allocate(self, layer: Layer, side: int, start: State) -> State:
+        """A place for the inverse of a layer's A (side 0) or G (1), filled with ``start``."""
+        stack, index = self.place[layer]
+        half = self.optimizer.half if layer.dtype == torch.float32 else None
+        return stack.allocate(side, index, start, self.optimizer.backend.wide, half)
+
+    def adopt(self, layer: Layer) -> None:
+        """Move a layer's states (loaded, or cast) into their stack."""
+        for side, slot in enumerate(self.optimizer.slots[layer]):
+            if slot.state is not None:
+                slot.state = self.allocate(layer, side, slot.state)
+
+    # -- directions ----------------------------------------------------------------------------------------------------
+
+    def directions(self, layers: Sequence[Layer], gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Preconditioned gradients: a stack at once where all of its layers are asked for and have inverses."""
+        wanted = dict(zip(layers, gradients, strict=True))
+        found: dict[Layer, Tensor] = {}
+        for stack in self.stacks:
+            if len(wanted) != len(layers) or not all(layer in wanted for layer in stack.layers):
+                continue
+            slots = [self.optimizer.slots[layer] for layer in stack.layers]
+            a, g = stack.whole(0, [pair[0] for pair in slots]), stack.whole(1, [pair[1] for pair in slots])
+            if a is not None and g is not None:
+                columns = gathered(stack, [wanted[layer] for layer in stack.layers])
+                out = self.optimizer.precondition(a, g, columns).contiguous()
+                found |= {layer: stack.view(out, index) for index, layer in enumerate(stack.layers)}
+        pairs = zip(layers, gradients, strict=True)
+        return [found[one] if one in found else self.optimizer.direction(one, x) for one, x in pairs]
+
+    # -- a step --------------------------------------------------------------------------------------------------------
+
+    def gradients(self) -> tuple[list[Layer], list[Tensor]]:
+        """Layers with a gradient, and their gradients as views of stacks."""
+        active = [one for one in self.optimizer.layers if any(p.grad is not None for p in one.parameters)]
+        chosen = set(active)
+        views: dict[Layer, Tensor] = {}
+        targets: list[Tensor] = []
+        sources: list[Tensor] = []
+        for stack in self.stacks:
+            mine = [(index, layer) for index, layer in enumerate(stack.layers) if layer in chosen]
+            room = stack.zeros() if mine else None
+            for index, layer in mine:
+                assert room is not None
+                views[layer] = stack.view(room, index)
+                grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in layer.parameters]
+                sources += layer.parts(grads)
+                targets += _split(layer, views[layer])
+        if targets:
+            torch._foreach_copy_(targets, sources)
+        return active, [views[layer] for layer in active]
+
+    def step(self, lr: float, decays: float, finite: Tensor | None) -> None:
+        """Move the weights; nothing moves when the batch was not finite."""
+        opt = self.optimizer.options
+        active, gradients = self.gradients()
+        if not active:
+            return
+        if decays and opt.weight_decay_mode == "gradient":
+            _add_weights(active, gradients, decays)
+        units = self._units(active, gradients, self.optimizer._combine(active, gradients))
+        _clip(units, opt.clip, opt.clip_value, lr)
+        if decays and opt.weight_decay_mode == "coupled":
+            _add_weights([one for u in units for one in u.layers], [view for u in units for view in u.views()], decays)
+        self._move(units, lr, 1 - lr * decays if opt.weight_decay_mode == "decoupled" else 1.0, finite)
+
+    def _units(self, active: Sequence[Layer], gradients: Sequence[Tensor], found: Sequence[Tensor]) -> list[Unit]:
+        x, v = dict(zip(active, gradients, strict=True)), dict(zip(active, found, strict=True))
+        units: list[Unit] = []
+        for stack in self.stacks:
+            if all(layer in v for layer in stack.layers):
+                whole = [gathered(stack, [one[layer] for layer in stack.layers]) for one in (v, x)]
+                units.append(Unit(stack.layers, whole[0], whole[1], stack, 0))
+                continue
+            for index, layer in enumerate(stack.layers):
+                if layer in v:
+                    units.append(Unit([layer], gathered(stack, [v[layer]]), gathered(stack, [x[layer]]), stack, index))
+        return units
+
+    def _move(self, units: Sequence[Unit], lr: float, shrink: float, finite: Tensor | None) -> None:
+        moving = [unit.v for unit in units]
+        if mu := self.optimizer.options.momentum:
+            held = []
+            for unit in units:
+                whole = unit.stack.momentum(self.optimizer.momenta, unit.layers)
+                held.append(whole[unit.first * unit.stack.groups :][: len(unit.v)])
+            if finite is None:
+                torch._foreach_mul_(held, mu)
+                torch._foreach_add_(held, moving)
+            else:
+                for old, new in zip(held, moving, strict=True):
+                    old.copy_(torch.where(finite.to(old.device), old * mu + new, old))
+            moving = held
+        if finite is not None:
+            moving = [torch.where(finite.to(v.device), v, 0.0) for v in moving]
+        self._weights(units, moving, lr, shrink, finite)
+
+    def _weights(
+        self, units: Sequence[Unit], moving: Sequence[Tensor], lr: float, shrink: float, finite: Tensor | None
+    ) -> None:
+        weights: list[Tensor] = []
+        parts: list[Tensor] = []
+        for unit, v in zip(units, moving, strict=True):
+            for index, layer in enumerate(unit.layers):
+                for parameter, part in zip(layer.parameters, layer.views(unit.stack.view(v, index)), strict=True):
+                    if parameter.grad is not None:
+                        weights.append(parameter)
+                        parts.append(part)
+        if shrink != 1.0 and finite is None:
+            torch._foreach_mul_(weights, shrink)
+        elif shrink != 1.0 and finite is not None:
+            for weight in weights:
+                weight.mul_(1.0 + finite.to(weight.device, weight.dtype) * (shrink - 1.0))
+        torch._foreach_add_(weights, parts, alpha=-lr)
+
+
+# -- stacks and lists --------------------------------------------------------------------------------------------------
+
+
+def _room(value: Tensor, dims: Sequence[int]) -> torch.Size:
+    return torch.Size(padded(n) if i in dims else n for i, n in enumerate(value.shape) if i > 0)
+
+
+def gathered(stack: Stack, matrices: Sequence[Tensor]) -> Tensor:
+    """Matrices (groups, d_out, d_in) in a stack: the memory that they already lie in together, or a copy."""
+    first = matrices[0]
+    area, size = stack.height * stack.width, first.element_size()
+    lies = first.stride() == (area, stack.width, 1) if stack.groups > 1 else first.stride()[1:] == (stack.width, 1)
+    step = stack.groups * area * size
+    room = first.untyped_storage().nbytes() - first.storage_offset() * size >= len(matrices) * step
+    if lies and room and first.dtype == stack.layers[0].dtype:
+        begin = first.data_ptr()
+        if all(one.data_ptr() == begin + i * step and one.stride() == first.stride() for i, one in enumerate(matrices)):
+            shape = (len(matrices) * stack.groups, stack.height, stack.width)
+            return first.as_strided(shape, (area, stack.width, 1))
+    made = stack.zeros(len(matrices))
+    for index, matrix in enumerate(matrices):
+        stack.view(made, index).copy_(matrix)
+    return made
+
+
+def _split(layer: Layer, matrix: Tensor) -> list[Tensor]:
+    """Views of the weight's and the bias' columns."""
+    return [matrix] if layer.bias is None else [matrix[:, :, :-1], matrix[:, :, -1:]]
+
+
+def _add_weights(layers: Sequence[Layer], matrices: Sequence[Tensor], decays: float) -> None:
+    targets = [part for layer, matrix in zip(layers, matrices, strict=True) for part in _split(layer, matrix)]
+    sources = [part for layer in layers for part in layer.parts(layer.parameters)]
+    sources = [source.to(target.dtype) for source, target in zip(sources, targets, strict=True)]
+    torch._foreach_add_(targets, sources, alpha=decays)
+
+
+def _clip(units: Sequence[Unit], mode: str, clip: float, lr: float) -> None:
+    if mode == "rms":
+        views = [view for unit in units for view in unit.views()]
+        for view, factor in zip(views, clipping.factors(mode, clip, lr, views, views), strict=True):
+            view.mul_(factor)
+        return
+    factors = clipping.factors(mode, clip, lr, [unit.v for unit in units], [unit.x for unit in units])
+    if factors:
+        torch._foreach_mul_([unit.v for unit in units], factors[0])

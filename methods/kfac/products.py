@@ -1,0 +1,44 @@
+"""Products of the K-FAC family in a chosen precision, always with a wide result.
+
+``float32`` is IEEE, ``tf32`` lets a GPU's tensor cores round both operands to 11 bits, ``bfloat16`` rounds both to 8
+bits; sums are float32 in each. ``as-set`` leaves torch's own setting alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+PRODUCTS = ("as-set", "float32", "tf32", "bfloat16")
+HALVES = (torch.bfloat16, torch.float16)
+
+
+@contextlib.contextmanager
+def scope(name: str) -> Iterator[None]:
+    """Float32 products inside are of this precision; ``bfloat16`` is the caller's affair and leaves the rest as set."""
+    if name not in ("float32", "tf32"):
+        yield
+        return
+    backend = torch.backends.cuda.matmul
+    before = backend.allow_tf32
+    backend.allow_tf32 = name == "tf32"
+    try:
+        yield
+    finally:
+        backend.allow_tf32 = before
+
+
+def multiply(left: Tensor, right: Tensor) -> Tensor:
+    """Batched product; if one side is half-width, so becomes the other, and the result is the wide side's dtype."""
+    if left.dtype == right.dtype:
+        return left @ right
+    half, wide = (left.dtype, right.dtype) if left.dtype in HALVES else (right.dtype, left.dtype)
+    if half not in HALVES:
+        return left.to(wide) @ right.to(wide)
+    if left.is_cuda and wide == torch.float32 and left.ndim == right.ndim == 3:
+        found: Tensor = torch.bmm(left.to(half), right.to(half), out_dtype=wide)  # type: ignore[call-overload]
+        return found
+    return left.to(half).to(wide) @ right.to(half).to(wide)
