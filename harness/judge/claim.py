@@ -105,6 +105,8 @@ class Claim(BaseModel):
         baseline: method it is compared with; None = ``ratio`` is absolute.
         problems: problem ids or shell patterns.
         workload: training workload, instead of problems.
+        workloads: several, for ``often``: each judged by itself, then counted; the metric ``final`` is the final value
+            of each workload's own target metric.
         ratio: claimed ratio, larger is better (baseline ÷ candidate); for ``at-most`` the largest candidate ÷
             baseline; for ``growth`` the exponent; None for a mere direction.
         larger_is_better: whether a larger metric is a better one.
@@ -147,6 +149,7 @@ class Claim(BaseModel):
     baseline: str | None = None
     problems: tuple[str, ...] = ()
     workload: str | None = None
+    workloads: tuple[str, ...] = ()
     ratio: float | None = Field(default=None, gt=0)
     larger_is_better: bool = False
     tolerance: float = Field(default=0.2, ge=0, lt=1)
@@ -184,11 +187,13 @@ class Claim(BaseModel):
             raise ValueError("kind 'exists' needs dated evidence")
         if self.kind == "only-reaches" and self.workload is None:
             raise ValueError("kind 'only-reaches' needs a workload")
-        if self.kind != "exists" and not self.problems and self.workload is None:
+        if self.kind != "exists" and not self.problems and not self.on_training:
             raise ValueError("a claim needs problems or a workload")
+        if self.workloads and (self.kind != "often" or self.baseline is None or self.workload or self.problems):
+            raise ValueError("workloads belong to kind 'often' with a baseline, without workload or problems")
         if self.kind == "growth" and self.workload is not None:
             raise ValueError("kind 'growth' compares problems of several sizes, not a workload")
-        if self.workload is None and (self.guard or self.hyper or self.baseline_hyper):
+        if not self.on_training and (self.guard or self.hyper or self.baseline_hyper):
             raise ValueError("guard, hyper and baseline_hyper belong to claims about a training workload")
         if self.kind == "at-most" and self.baseline is None and self.baseline_hyper:
             raise ValueError("baseline_hyper needs a baseline")
@@ -199,6 +204,11 @@ class Claim(BaseModel):
         if self.guarded and self.error_metric is None:
             raise ValueError(f"a claim on {self.metric!r} needs an error_metric, so that a faster wrong answer shows")
         return self
+
+    @property
+    def on_training(self) -> bool:
+        """Whether the claim is about training workloads."""
+        return self.workload is not None or bool(self.workloads)
 
     @property
     def timed(self) -> bool:
@@ -218,7 +228,7 @@ class Claim(BaseModel):
     @property
     def guarded(self) -> bool:
         """Whether an error margin must stand beside the ratio: a timing of one problem against a baseline."""
-        return self.timed and self.workload is None and self.baseline is not None and self.kind != "exists"
+        return self.timed and not self.on_training and self.baseline is not None and self.kind != "exists"
 
     @property
     def claimed(self) -> float | None:
@@ -243,21 +253,22 @@ class Claim(BaseModel):
         if self.command is not None:
             return re.sub(r"^speedclaim\b", lambda _: program, self.command)
         methods = [self.candidate] + ([self.baseline] if self.baseline else [])
-        if self.workload is not None:
-            return " && ".join(self._train(program))
+        if self.on_training:
+            names = [self.workload] if self.workload is not None else self.workloads
+            return " && ".join(command for name in names for command in self._train(program, name))
         chosen = " ".join(f"--method {name}" for name in methods)
         return f"{program} run --suite {self.suite or self.task} --tier {self.tier} {chosen}"
 
-    def _train(self, program: str) -> list[str]:
+    def _train(self, program: str, workload: str) -> list[str]:
         """One command, or one for each arm's settings; ten seeds, so that a verdict is possible."""
-        full = " --full" if self.metric.startswith(("final_", "best_")) else ""
+        full = " --full" if self.metric.startswith(("final", "best_")) else ""
         if not self.across:
             names = " ".join(name for name in (self.candidate, self.baseline) if name)
-            return [f"{program} train {self.workload} {names} --seeds {TRAIN_SEEDS}{full}"]
+            return [f"{program} train {workload} {names} --seeds {TRAIN_SEEDS}{full}"]
         commands = []
         for name, hyper in ((self.candidate, self.hyper), (self.baseline, self.baseline_hyper)):
             given = "".join(f" --hyper {key}={value}" for key, value in hyper.items())
-            commands.append(f"{program} train {self.workload} {name} --seeds {TRAIN_SEEDS}{full}{given}")
+            commands.append(f"{program} train {workload} {name} --seeds {TRAIN_SEEDS}{full}{given}")
         return commands
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from harness.judge import evidence, findings, stats, trained
+from harness.judge import counted, evidence, findings, stats, trained
 from harness.judge.claim import Claim
 from harness.judge.evidence import Group
 from harness.judge.findings import Finding
@@ -99,6 +99,12 @@ def _judge(
 ) -> list[Verdict]:
     if claim.kind == "exists":
         return [_verdict(claim, _exists(claim), None, "any", program)]
+    if claim.workloads:
+        judged = counted.on_workloads(claim, evidence.complete(runs), headers)
+        if judged:
+            return [_verdict(claim, one.finding, one.group, one.device, program) for one in judged]
+        here = devices[0] if len(devices) == 1 else ""
+        return [_verdict(claim, counted.without_runs(claim), None, here, program)]
     by_device: dict[str, list[Group]] = {}
     for group in evidence.groups(claim, runs, list(headers)):
         by_device.setdefault(group.device, []).append(group)
@@ -120,11 +126,7 @@ def judge_all(
     runs = evidence.complete(runs)
     trained = runs["workload"].notna()
     parts = {True: runs[trained], False: runs[~trained]}
-    return [
-        verdict
-        for claim in claims
-        for verdict in _judge(claim, parts[claim.workload is not None], kept, program, devices)
-    ]
+    return [verdict for claim in claims for verdict in _judge(claim, parts[claim.on_training], kept, program, devices)]
 
 
 def _find(claim: Claim, group: Group) -> Finding:
