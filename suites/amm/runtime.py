@@ -19,6 +19,7 @@ from suites.amm.contents import Rows
 from suites.amm.edges import edge_cases
 from suites.amm.fitted import Operation
 from suites.amm.oracle import Answer
+from suites.amm.parts import Parts
 
 #: Gate of a method with a plain twin, on ||Y - Y_twin||_F / || |A| |B| ||_F by the dtype of its arithmetic. Rounding of
 #: the operands to bfloat16 is 2^-9 each and of an output 2^-9 more; one-byte codes may round the other way where the
@@ -195,8 +196,11 @@ class ProductRuntime:
         return oracle_errors(output, oracle)
 
     def parts(self, op: Any) -> Mapping[str, Callable[[Rows], Any]]:
-        """Encoding alone, where the operator can."""
+        """Encoding alone and scanning alone, where the operator has both; see :class:`Parts`."""
         inner = op.op
+        if hasattr(inner, "codes") and hasattr(inner, "scan"):
+            divided = Parts(inner)
+            return {"encode_s": divided.encode, "scan_s": divided.scan}
         return {"encode_s": lambda rows: inner.encode(rows.a)} if hasattr(inner, "encode") else {}
 
     def facts(self, op: Any, content: Rows, problem: Problem) -> tuple[Mapping[str, Fact], dict[str, Any]]:

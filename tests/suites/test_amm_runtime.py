@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import types
 
 import numpy as np
 import pytest
 import torch
 
+from harness.catalogue import registry
 from harness.catalogue.method import Method
 from harness.catalogue.suite import Problem
 from harness.catalogue.task import Described, Divided
@@ -291,3 +294,50 @@ def test_the_theorems_bound():
     assert theorem.bound(codebooks=16, columns=512, rows=10**9, sigma=100.0, norm_b=2.0) < got
     with pytest.raises(ValueError, match="positive"):
         theorem.bound(codebooks=0, columns=512, rows=10, sigma=1.0, norm_b=1.0)
+
+
+class Divisible:
+    """An operator that tells what it was asked for."""
+
+    def __init__(self):
+        self.scanned = []
+
+    def encode(self, a):
+        raise AssertionError("plain codes cost more than encoding")
+
+    def codes(self, a):
+        return float(a[0, 0])
+
+    def scan(self, codes):
+        self.scanned.append(codes)
+        return codes
+
+
+def test_parts_time_the_back_ends_own_codes_and_scan_what_was_encoded():
+    inner = Divisible()
+    parts = RUNTIME.parts(types.SimpleNamespace(op=inner))
+    assert set(parts) == {"encode_s", "scan_s"}
+    rows = [Rows(a=torch.full((2, 2), float(i)), index=np.arange(2)) for i in range(6)]
+    parts["scan_s"](rows[5])
+    assert inner.scanned == [5.0]
+    for row in rows[:3]:
+        parts["encode_s"](row)
+    inner.scanned.clear()
+    for _ in range(8):
+        parts["scan_s"](rows[0])
+    assert sorted(inner.scanned[:4]) == [0.0, 1.0, 2.0, 5.0]
+    assert all(left != right for left, right in itertools.pairwise(inner.scanned))
+
+
+def test_parts_of_a_look_up_product_add_up_to_its_answer():
+    train = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
+    op = registry.load("approximate_matmul.maddness")(codebooks=4).fit(train, torch.randn(16, 3))
+    parts = RUNTIME.parts(types.SimpleNamespace(op=op))
+    rows = Rows(a=train[:50], index=np.arange(50))
+    parts["encode_s"](rows)
+    assert torch.equal(parts["scan_s"](rows), op(rows.a))
+
+
+def test_methods_without_codes_have_no_parts():
+    op = registry.load("approximate_matmul.exact")().fit(torch.randn(20, 4), torch.randn(4, 2))
+    assert RUNTIME.parts(types.SimpleNamespace(op=op)) == {}

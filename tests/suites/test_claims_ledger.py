@@ -19,6 +19,7 @@ NUMBERS = {
     "op_graph_s",
     "peak_device_bytes",
     "encode_s",
+    "scan_s",
     "bytes_read",
     "multiplies",
     "gap_over_bound",
