@@ -34,6 +34,8 @@ def test_the_registered_workloads_are_these():
         *("descriptions-gpt", "cifar10-vgg16bn", "cifar10-airbench", "cifar10lt-resnet32", "cifar10lt-resnet32-f50"),
         *("imagenet1k-resnet50", "imagenet100-t2t-vit", "cifar10-resnet18"),
         *(f"cifar10-resnet18-b{batch}" for batch in BATCHES[1:]),
+        *(f"imagenet1k-resnet50-b{batch}" for batch in (2048, 4096, 8192)),
+        *(f"imagenet100-t2t-vit-b{batch}" for batch in (1024, 2048, 4096)),
         *("digits-cnn-maddness", "cifar10-resnet9", "cifar10-resnet9-maddness"),
         *(f"digits-linear-{precision}" for precision in ("fp32", "bf16", "fp16")),
         *("digits-vit", "digits-convmixer", "cifar10-vit", "cifar10-convmixer"),
