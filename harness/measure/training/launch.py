@@ -120,7 +120,7 @@ def _fork(
         os.close(read)
         for stream in (1, 2):
             os.dup2(output.fileno(), stream)
-        _surroundings(world, rank, local)
+        surroundings(world, rank, local)
         from harness.measure.training import worker
 
         if rank != 0 and listening is not None:
@@ -137,7 +137,7 @@ def _fork(
         os._exit(code)
 
 
-def _surroundings(world: World, rank: int, local: int) -> None:
+def surroundings(world: World, rank: int, local: int) -> None:
     """What torch.distributed, a method or a library below may read."""
     from harness.record import environment
 

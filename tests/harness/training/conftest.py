@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 HERE = Path(__file__).parent
 NAMES = (
     *("sgd", "adam", "nan", "blows-up", "oom", "raises", "hangs", "dies", "slow", "impure", "hidden", "hooks"),
-    *("refuses", "halves", "deaf", "cuda-only"),
+    *("refuses", "halves", "deaf", "cuda-only", "lonely-exit", "lonely-kill", "lonely-error"),
 )
 WORKLOADS = {
     "blobs": "BLOBS",

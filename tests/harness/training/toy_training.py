@@ -1,6 +1,7 @@
 """A toy workload (four Gaussian blobs, a small net with batch norm and dropout) and optimizers, honest and not."""
 
 import os
+import signal
 import time
 
 import torch
@@ -162,6 +163,29 @@ class Dies(_SGD):
             os.abort()
 
 
+class _Lonely(_SGD):
+    """Something goes wrong on rank 1 alone."""
+
+    def before(self):
+        if self.steps > 40 and os.environ.get("RANK") == "1":
+            self.alone()
+
+
+class LonelyExit(_Lonely):
+    def alone(self):
+        os._exit(7)
+
+
+class LonelyKill(_Lonely):
+    def alone(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class LonelyError(_Lonely):
+    def alone(self):
+        raise ValueError("only I am unlucky")
+
+
 class Slow(_SGD):
     def before(self):
         time.sleep(0.004)
@@ -237,6 +261,9 @@ NAMES = {
     "raises": "Raises",
     "hangs": "Hangs",
     "dies": "Dies",
+    "lonely-exit": "LonelyExit",
+    "lonely-kill": "LonelyKill",
+    "lonely-error": "LonelyError",
     "slow": "Slow",
     "impure": "Impure",
     "hidden": "HiddenState",

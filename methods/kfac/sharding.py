@@ -1,0 +1,190 @@
+"""K-FAC over several processes: sums of statistics go to who needs them, and each layer may have one owner.
+
+``none``: every rank receives every layer's statistics and keeps the whole state (an all-reduce each).
+``owner``: a layer's statistics are reduced to its owner alone, which holds its running means, inverses and momentum,
+computes its step and sends the new weights to the others. Layers go to the least loaded rank, largest first, by the
+cost d^3 of both factorisations (the partition of Pauloski et al., arXiv 2107.01739, "MEM-OPT", and of Osawa et al.,
+arXiv 2305.04684; a broadcast of weights instead of directions also leaves the momentum with the owner).
+
+A rank's loss is the mean over its own samples times (its samples x ranks / all samples), and gradients are averaged:
+what data-parallel training does. So a row b of a rank is ``ranks`` times that of the mean loss over all samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, distributed
+
+from harness.errors import UserError
+
+if TYPE_CHECKING:
+    from methods.kfac.layers import Layer
+    from methods.kfac.timing import Parts
+
+MODES = ("none", "owner")
+#: Bytes of one broadcast of weights.
+BUCKET_BYTES = 64 * 2**20
+
+
+def world() -> int:
+    """Processes of the default group, 1 without one."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def average(tensors: Sequence[Tensor]) -> None:
+    """Mean over the ranks, in place: for what a method takes from its own backward besides ``.grad``."""
+    if (size := world()) == 1:
+        return
+    works = [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]
+    for work, tensor in zip(works, tensors, strict=True):
+        work.wait()
+        tensor /= size
+
+
+def assign(costs: Sequence[float], ranks: int) -> list[int]:
+    """The owner of each layer: largest first, to the rank with the least so far (Graham's rule)."""
+    load, owners = [0.0] * ranks, [0] * len(costs)
+    for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        owners[index] = min(range(ranks), key=lambda rank: (load[rank], rank))
+        load[owners[index]] += costs[index]
+    return owners
+
+
+class Sharing:
+    """Who keeps which layer, and what the ranks tell each other in a step.
+
+    Args:
+        layers: of the optimizer, in an order that is the same on every rank.
+        costs: work of each layer's refresh.
+        mode: ``none`` or ``owner``.
+        parts: where the seconds of communication go.
+
+    Raises:
+        UserError: another mode.
+    """
+
+    def __init__(self, layers: Sequence[Layer], costs: Sequence[float], mode: str, parts: Parts | None = None) -> None:
+        if mode not in MODES:
+            raise UserError(f"sharding is one of {', '.join(MODES)}; got {mode!r}.")
+        self.mode, self.size, self._parts = mode, world(), parts
+        self.rank = distributed.get_rank() if self.size > 1 else 0
+        self.sharded = mode == "owner" and self.size > 1
+        owners = assign(costs, self.size) if self.sharded else [0] * len(costs)
+        self.owner: dict[Layer, int] = dict(zip(layers, owners, strict=True))
+        self._layers = list(layers)
+
+    def mine(self, layer: Layer) -> bool:
+        """Whether this rank keeps the layer's state."""
+        return not self.sharded or self.owner[layer] == self.rank
+
+    # -- statistics ----------------------------------------------------------------------------------------------------
+
+    def collect(self, sums: Mapping[Layer, Any], per_rank: bool) -> dict[Layer, tuple[Tensor, Tensor, Any, Any]]:
+        """Sums over all ranks as (a, g, rows, terms) of every layer that this rank keeps; the tensors are used up.
+
+        Args:
+            sums: :class:`methods.kfac.statistics.Sums` of the layers that this rank's backward has seen; the same
+                layers everywhere.
+            per_rank: rows b belong to the mean over this rank's samples (see the module), not to a sum.
+        """
+        size = world()
+        if size == 1:
+            return {layer: (one.a, one.g, one.rows, one.terms.count) for layer, one in sums.items()}
+        layers = [layer for layer in self.owner if layer in sums]
+        home = sums[layers[0]].a.device
+        counts = torch.tensor([[sums[one].rows, sums[one].terms.count] for one in layers], dtype=torch.float64).to(home)
+        works = [distributed.all_reduce(counts, async_op=True)]
+        for layer in layers:
+            works += [self._reduce(tensor, layer) for tensor in (sums[layer].a, sums[layer].g)]
+        for work in works:
+            work.wait()
+        found: dict[Layer, tuple[Tensor, Tensor, Any, Any]] = {}
+        for layer, (rows, terms) in zip(layers, counts.unbind(), strict=True):
+            if self.mine(layer):
+                a, g = sums[layer].a, sums[layer].g
+                if per_rank:
+                    g /= size**2
+                found[layer] = (a, g, rows.to(a), terms.to(g))
+        return found
+
+    def _reduce(self, tensor: Tensor, layer: Layer) -> Any:
+        """Start to sum one tensor over the ranks, to its owner or to all."""
+        if self.sharded:
+            return distributed.reduce(tensor, self.owner[layer], async_op=True)
+        return distributed.all_reduce(tensor, async_op=True)
+
+    def agree(self, finite: Tensor | None, device: torch.device) -> Tensor:
+        """Whether every rank's statistics were finite (``None``: this rank keeps no layer of the batch)."""
+        flag = torch.ones((), device=device) if finite is None else finite.float()
+        if self.sharded:
+            distributed.all_reduce(flag, op=distributed.ReduceOp.MIN)
+        return flag > 0.5
+
+    # -- the step ------------------------------------------------------------------------------------------------------
+
+    def total(self, value: Tensor) -> Tensor:
+        """Sum over the ranks of a sum over their own layers."""
+        if self.sharded:
+            distributed.all_reduce(value)
+        return value
+
+    @torch.no_grad()
+    def spread(self, layers: Sequence[Layer]) -> None:
+        """Send the owners' new weights of these layers to all, one flat broadcast an owner and dtype or more."""
+        if not self.sharded:
+            return
+        pieces: dict[tuple[int, torch.dtype, torch.device], list[Tensor]] = {}
+        for layer in layers:
+            for parameter in layer.parameters:
+                pieces.setdefault((self.owner[layer], parameter.dtype, parameter.device), []).append(parameter.detach())
+        under_way = []
+        for (owner, _, _), tensors in pieces.items():
+            for bucket in _buckets(tensors):
+                flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+                work: Any = distributed.broadcast(flat, owner, async_op=True)
+                under_way.append((owner, work, flat, bucket))
+        for owner, work, flat, bucket in under_way:
+            work.wait()
+            if owner != self.rank:
+                parts = torch.split(flat, [tensor.numel() for tensor in bucket])
+                torch._foreach_copy_(bucket, [part.view(t.shape) for part, t in zip(parts, bucket, strict=True)])
+
+    # -- the outside ---------------------------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """Mode, ranks and the layers' owners."""
+        owners = {layer.name: owner for layer, owner in self.owner.items()} if self.sharded else {}
+        return {"mode": self.mode, "ranks": self.size, "owners": owners}
+
+    def mark(self) -> list[int]:
+        """What a saved state must agree with: this rank and how many there are; empty when nothing is sharded."""
+        return [self.rank, self.size] if self.sharded else []
+
+    def check(self, mark: Sequence[int]) -> None:
+        """Refuse a state that belongs to another rank or to another number of ranks.
+
+        Raises:
+            UserError: with what to do.
+        """
+        if list(mark) != self.mark():
+            was = f"rank {mark[0]} of {mark[1]}" if mark else "a process that kept all layers"
+            now = f"rank {self.rank} of {self.size}" if self.sharded else "a process that keeps all layers"
+            raise UserError(
+                f"the saved optimizer is the share of {was}, this one is {now}: load each rank's own file with as many "
+                f"ranks as it was saved with."
+            )
+
+
+def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    found: list[list[Tensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if size >= BUCKET_BYTES:
+            found.append([])
+            size = 0
+        found[-1].append(tensor)
+        size += tensor.numel() * tensor.element_size()
+    return found
