@@ -89,9 +89,9 @@ CUDA = [
     *_problems("cuda", QUICK, "apply", [(OUTPUTS, 2305)]),
     *_problems("cuda", QUICK, "update", [(16_384, 577)]),
     *_problems("cuda", STANDARD, "apply", [(OUTPUTS, d) for d in (64, 256, 577, 1153, 4609)]),
-    *_problems("cuda", STANDARD, "update", [(16_384, d) for d in (64, 256, 1153, 2305, 4609)]),
+    *_problems("cuda", STANDARD, "update", [(16_384, d) for d in (64, 1153, 2305, 4609)]),
     *_problems("cuda", STANDARD, "refresh_flat", [(ROWS, 1153)]),
-    *_problems("cuda", STANDARD, "update", [(rows, 1153) for rows in (256, 1024, 4096)]),
+    *_problems("cuda", STANDARD, "update", [(rows, 1153) for rows in (256, 1024)]),
     *_problems("cuda", FULL, "refresh", [(ROWS, 8193), (ROWS, WIDEST)]),
     *_problems("cuda", FULL, "apply", [(OUTPUTS, WIDEST)]),
     *_problems("cuda", FULL, "update", [(1024, WIDEST)]),
@@ -104,6 +104,7 @@ SUITE = Suite(
     task=TASK,
     problems=(*CPU, *CUDA),
     baseline="preconditioning.cholesky",
-    protocol=Protocol(max_inner=25),
+    # A refresh replaces tensors of its state, which a replayed graph would go on reading: no graphs.
+    protocol=Protocol(max_inner=25, graph_below_s=0.0),
     weight=0.2,
 )

@@ -73,7 +73,7 @@ class Operation:
             for side, size in sides.items():
                 ready.place(side, inputs.prior(problem, size))
             ready.refresh()
-        if self.online:
+        elif self.online:
             batch = sample(problem, inputs.ROWS_OF_STATE, PRIOR_SEED, outputs)
             ready.update(batch["rows"], batch["outputs"])
             ready.refresh()
@@ -261,7 +261,7 @@ class PreconditioningRuntime:
 def _solved(factor: Tensor, damping: float, right: Tensor) -> Tensor:
     whole = factor.double()
     whole.diagonal().add_(damping)
-    found: Tensor = torch.cholesky_solve(right, torch.linalg.cholesky(whole))
+    found: Tensor = torch.cholesky_solve(right, torch.linalg.cholesky(whole))  # type: ignore[no-untyped-call]
     return found
 
 
@@ -278,7 +278,7 @@ def _same(left: Tensor, right: Tensor) -> bool:
     if left.shape != right.shape or left.dtype != right.dtype or left.device != right.device:
         return False
     bits = _BITS[left.element_size()]
-    return torch.equal(left.contiguous().view(bits), right.contiguous().view(bits))
+    return bool(torch.equal(left.contiguous().view(bits), right.contiguous().view(bits)))
 
 
 def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:

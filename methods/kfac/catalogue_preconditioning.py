@@ -21,6 +21,7 @@ def _method(
     formula: str,
     reference: str | None = None,
     origin: Origin = "published design",
+    without: tuple[str, ...] = (),
     **hyper: Any,
 ) -> Method:
     return Method(
@@ -31,7 +32,7 @@ def _method(
         formula=formula,
         needs=("torch",),
         reference=None if reference is None else f"{_HERE}:{reference}",
-        hyper={**_HYPER, **hyper},
+        hyper={key: value for key, value in {**_HYPER, **hyper}.items() if key not in without},
         dtypes=("float32", "float64"),
         origin=origin,
     )
@@ -94,4 +95,24 @@ SRE = _method(
     "as RSVD, from the eigenpairs of Q^T M Q",
     reference="best_low_rank",
     **_SKETCH,
+)
+BRAND = _method(
+    "brand",
+    "brand",
+    "Brand's online update of 220 modes with the newest rows; the modes' start is a randomized decomposition",
+    "Puiu, arXiv 2210.08494; Brand, Linear Algebra and its Applications, 2006; defaults: code of the former",
+    "U diag(D) U^T <- rho U diag(D) U^T + (1 - rho) B B^T exactly, cut to r modes before",
+    reference="brand_twin",
+    rank=220,
+    oversampling=10,
+    power=3,
+)
+SENG = _method(
+    "seng",
+    "seng",
+    "The empirical Fisher of the newest rows by Sherman, Morrison and Woodbury, unsampled",
+    "Yang et al., SENG, arXiv 2006.05924",
+    "v -> (v - U^T (lam I + U U^T)^-1 U v) / lam, U U^T = (a a^T) * (g g^T) / n",
+    reference="seng_twin",
+    without=("decay",),
 )

@@ -11,6 +11,7 @@ from methods.kfac.inverse.newton_schulz import NewtonSchulz
 from methods.kfac.inverse_plain import CholeskySolve, ExactLowRank, TorchInverse
 from methods.kfac.options import in_range
 from methods.kfac.preconditioner import Preconditioner
+from methods.kfac.preconditioner_rows import Brand, BrandTwin, EmpiricalFisher, FisherTwin
 
 
 def cholesky(d_out: int, d_in: int, *, damping: float = 1e-2, decay: float = 0.95) -> Preconditioner:
@@ -102,6 +103,26 @@ def _sketch(
     )
 
 
+def brand(
+    d_out: int,
+    d_in: int,
+    *,
+    damping: float = 1e-2,
+    decay: float = 0.95,
+    rank: int = 220,
+    oversampling: int = 10,
+    power: int = 3,
+) -> Brand:
+    """Brand's online update on the sides that are wide enough."""
+    in_range("rank", rank, 1, whole=True)
+    return Brand(d_out, d_in, damping, decay, int(rank), int(oversampling), int(power))
+
+
+def seng(d_out: int, d_in: int, *, damping: float = 1e-2) -> EmpiricalFisher:
+    """The empirical Fisher of the newest rows, inverted through its Gram matrix."""
+    return EmpiricalFisher(damping)
+
+
 # -- plain twins: float64 throughout -----------------------------------------------------------------------------------
 
 
@@ -133,3 +154,22 @@ def best_low_rank(
 ) -> InFloat64:
     """The leading eigenpairs exactly, in float64; options of the sketch are taken and not used."""
     return InFloat64(d_out, d_in, ExactLowRank(rank, continuation), damping, decay)
+
+
+def brand_twin(
+    d_out: int,
+    d_in: int,
+    *,
+    damping: float = 1e-2,
+    decay: float = 0.95,
+    rank: int = 220,
+    oversampling: int = 10,
+    power: int = 3,
+) -> BrandTwin:
+    """Brand's recursion from exact decompositions."""
+    return BrandTwin(d_out, d_in, damping, decay, rank, oversampling, power)
+
+
+def seng_twin(d_out: int, d_in: int, *, damping: float = 1e-2) -> FisherTwin:
+    """The empirical Fisher with its rows written out."""
+    return FisherTwin(damping)
