@@ -20,8 +20,8 @@ from torch.nn import functional
 from harness.catalogue import data, dataset
 from harness.catalogue.data import arrays as hashing
 from harness.catalogue.data import cache, cards
-from harness.errors import MissingDependency, UnknownName, UserError
-from suites.amm import nets
+from harness.errors import UnknownName, UserError
+from suites.amm import efficientnet, nets
 
 Arrays = dict[str, NDArray[Any]]
 #: Training of the digits network: 15 passes of AdamW reach 99 % in about two seconds.
@@ -77,17 +77,10 @@ def cifar10_net(card: cards.DataCard) -> tuple[Arrays, dict[str, Any]]:
 
 def cifar10_enet(card: cards.DataCard) -> tuple[Arrays, dict[str, Any]]:
     """1280 features of the first CIFAR-10 pictures from EfficientNet-Lite0."""
-    try:
-        from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise MissingDependency(
-            "the network's architecture is in another package: pip install efficientnet-lite-pytorch"
-        ) from error
     raw = data.load("efficientnet-lite0").arrays["weights"].tobytes()
-    net = EfficientNet.from_name("efficientnet-lite0")
-    net.load_state_dict(torch.load(io.BytesIO(raw), weights_only=True))
+    net = efficientnet.from_weights(torch.load(io.BytesIO(raw), weights_only=True))
     device = _device()
-    net.eval().to(device)
+    net = net.to(device).to(memory_format=torch.channels_last)
     found = data.load("cifar10")
     out = {}
     for split in ("train", "test"):
@@ -98,7 +91,8 @@ def cifar10_enet(card: cards.DataCard) -> tuple[Arrays, dict[str, Any]]:
             with torch.no_grad():
                 inputs = (pictures.permute(0, 3, 1, 2).float() - ENET_SHIFT) / ENET_SCALE
                 inputs = functional.interpolate(inputs, size=(ENET_SIDE, ENET_SIDE), mode="bicubic")
-                parts.append(net.extract_features(inputs).mean((2, 3)).float().cpu().numpy())
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+                parts.append(net.features(inputs).float().cpu().numpy())
             _tell(split, at + 100, count)
         out[split] = np.concatenate(parts)
     labels = {f"{s}_y": found.arrays[f"{s}_y"][: len(out[s])] for s in out}
