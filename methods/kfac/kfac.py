@@ -86,7 +86,13 @@ class KFAC(torch.optim.Optimizer):
         if others:
             self.coverage[opt.fallback] = scalars(parameter for _, parameter in others)
         self.statistics = Statistics(
-            opt.sharing, opt.factor_decay, opt.factor_init, opt.loss_terms, opt.reduction, opt.subsample
+            opt.sharing,
+            opt.factor_decay,
+            opt.factor_init,
+            opt.loss_terms,
+            opt.reduction,
+            opt.subsample,
+            opt.product_dtype,
         )
         costs = [float(layer.groups * (layer.d_in**3 + layer.d_out**3)) for layer in self.layers]
         self.policy = Policy(opt.update_period, opt.refresh_period, opt.stagger, costs)

@@ -235,6 +235,17 @@ def input_rows(module: nn.Linear | nn.Conv2d, inputs: Tensor) -> Tensor:
     return split.permute(order).reshape(module.groups, n, height * width, -1)
 
 
+def input_positions(module: nn.Linear | nn.Conv2d, inputs: Tensor) -> tuple[int, int]:
+    """Samples and shared positions of the rows that :func:`input_rows` gives."""
+    if isinstance(module, nn.Linear):
+        return (1, 1) if inputs.ndim == 1 else (inputs.shape[0], inputs[0].numel() // inputs.shape[-1])
+    kernel, step, gap = _pair(module.kernel_size), _pair(module.stride), _pair(module.dilation)
+    left, right, top, bottom = _padding(module)
+    sizes = inputs.shape[-2] + top + bottom, inputs.shape[-1] + left + right
+    out = [(sizes[i] - gap[i] * (kernel[i] - 1) - 1) // step[i] + 1 for i in (0, 1)]
+    return inputs.shape[0] if inputs.ndim == 4 else 1, out[0] * out[1]
+
+
 def averaged_rows(module: nn.Linear | nn.Conv2d, inputs: Tensor) -> Tensor:
     """Rows averaged over the shared positions: (groups, N, 1, d); a convolution's patches are never copied out."""
     if isinstance(module, nn.Linear):

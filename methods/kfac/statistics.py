@@ -13,6 +13,7 @@ so that A x G is the Fisher of the mean loss, whatever the batch, the accumulati
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,9 @@ import torch
 from torch import Tensor, distributed
 
 from harness.errors import Unsupported
-from methods.kfac.layers import Layer, averaged_rows, input_rows, output_rows
+from methods.kfac import products
+from methods.kfac.layers import Layer, averaged_rows, input_positions, input_rows, output_rows
+from methods.kfac.moments import gram, input_moment, output_moment
 
 INITIAL = ("identity", "first-batch", "bias-corrected")
 SHARING = ("expand", "reduce")
@@ -64,9 +67,9 @@ class Sums:
     terms: Terms = field(default_factory=Terms)
 
 
-def moment(rows: Tensor, bias: bool) -> Tensor:
+def moment(rows: Tensor, bias: bool, half: torch.dtype | None = None) -> Tensor:
     """sum_n r r^T of rows (groups, n, d), r with a 1 appended if ``bias``: (groups, d (+ 1), d (+ 1))."""
-    product = rows.mT @ rows
+    product = gram(rows, half)
     if not bias:
         return product
     groups, count, width = rows.shape
@@ -75,6 +78,17 @@ def moment(rows: Tensor, bias: bool) -> Tensor:
     whole[:, width, :width] = whole[:, :width, width] = rows.sum(1)
     whole[:, width, width] = float(count)
     return whole
+
+
+def reduce_(tensors: Sequence[Tensor]) -> None:
+    """Average the tensors over the ranks of the default process group, in place, in one message for each dtype."""
+    for dtype in {tensor.dtype for tensor in tensors}:
+        chosen = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = torch.cat([tensor.reshape(-1) for tensor in chosen])
+        distributed.all_reduce(flat)
+        flat /= distributed.get_world_size()
+        for tensor, part in zip(chosen, flat.split([tensor.numel() for tensor in chosen]), strict=True):  # type: ignore[no-untyped-call]
+            tensor.copy_(part.view(tensor.shape))
 
 
 @dataclass
@@ -97,11 +111,20 @@ class Statistics:
         loss_terms: what the mean of the loss is taken over.
         reduction: the loss is the ``mean`` or the ``sum`` of its terms.
         subsample: share of the rows that is used, in (0, 1]; evenly strided.
+        product: precision of the moments, see :mod:`methods.kfac.products`.
     """
 
     def __init__(
-        self, sharing: str, decay: float, initial: str, loss_terms: str, reduction: str, subsample: float
+        self,
+        sharing: str,
+        decay: float,
+        initial: str,
+        loss_terms: str,
+        reduction: str,
+        subsample: float,
+        product: str = "as-set",
     ) -> None:
+        self.product = product
         self.sharing, self.decay, self.initial = sharing, decay, initial
         self.loss_terms, self.reduction, self.subsample = loss_terms, reduction, subsample
         self.sums: dict[Layer, Sums] = {}
@@ -118,26 +141,44 @@ class Statistics:
 
     def take(self, layer: Layer, module: Any, inputs: Tensor, gradients: Tensor, backward: int) -> None:
         """Add one call of a module; a batch of several backward passes (accumulation) adds up."""
-        a, b = self.rows(layer, module, inputs, gradients)
-        groups, samples, shared, _ = b.shape
-        if a.shape[1:3] != b.shape[1:3]:
-            raise Unsupported(f"{layer.name}: input rows {tuple(a.shape)} do not match output rows {tuple(b.shape)}.")
-        a, b = a.reshape(groups, samples * shared, -1), b.reshape(groups, samples * shared, -1)
-        full = a.shape[1]
-        if self.subsample < 1.0 and full > 1:
-            chosen = self._chosen(full, a.device)
-            a, b = a[:, chosen], b[:, chosen]
-        first, second = moment(a, layer.bias is not None), moment(b, False)
-        if a.shape[1] != full:
-            second *= full / a.shape[1]
+        half = torch.bfloat16 if self.product == "bfloat16" and layer.dtype == torch.float32 else None
+        with products.scope(self.product):
+            first, second, count = self._moments(layer, module, inputs, gradients, half)
         sums = self.sums.get(layer)
         if sums is None:
             sums = self.sums[layer] = Sums(first, second)
         else:
             sums.a += first
             sums.g += second
-        sums.rows += a.shape[1]
+        sums.rows += count
         sums.terms.add(self.terms(module, gradients), backward)
+
+    def _moments(
+        self, layer: Layer, module: Any, inputs: Tensor, gradients: Tensor, half: torch.dtype | None
+    ) -> tuple[Tensor, Tensor, int]:
+        """Sums of A and G over the rows of one call, and how many rows those of A are."""
+        if self.sharing == "expand" and self.subsample == 1.0:
+            outputs = output_rows(module, gradients)
+            positions = outputs.shape[1] * outputs.shape[2]
+            self._matching(layer, input_positions(module, inputs), outputs.shape[1:3])
+            first = input_moment(module, inputs, layer.bias is not None, layer.dtype, half)
+            return first, output_moment(module, gradients, layer.dtype, half), positions
+        a, b = self.rows(layer, module, inputs, gradients)
+        groups, samples, shared, _ = b.shape
+        self._matching(layer, a.shape[1:3], b.shape[1:3])
+        a, b = a.reshape(groups, samples * shared, -1), b.reshape(groups, samples * shared, -1)
+        full = a.shape[1]
+        if self.subsample < 1.0 and full > 1:
+            chosen = self._chosen(full, a.device)
+            a, b = a[:, chosen], b[:, chosen]
+        first, second = moment(a, layer.bias is not None, half), moment(b, False, half)
+        if a.shape[1] != full:
+            second *= full / a.shape[1]
+        return first, second, a.shape[1]
+
+    def _matching(self, layer: Layer, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        if tuple(inputs) != tuple(outputs):
+            raise Unsupported(f"{layer.name}: input rows {tuple(inputs)} do not match output rows {tuple(outputs)}.")
 
     def terms(self, module: Any, gradients: Tensor) -> int:
         """Loss terms that one call of a module has seen."""
@@ -170,30 +211,37 @@ class Statistics:
         """
         if not self.sums:
             return None
-        batch = {layer: self._batch(sums, scale, passes, columns) for layer, sums in self.sums.items()}
-        traces = [m.diagonal(dim1=1, dim2=2).sum() for pair in batch.values() for m in pair]
+        batch = self._batch(scale, passes, columns)
+        traces = [m.diagonal(dim1=1, dim2=2).sum() for entry in batch.values() for m in entry[:2]]
         home = traces[0].device
         # A second moment that is not finite anywhere has a diagonal that is not (Cauchy and Schwarz).
         finite = torch.stack([trace.to(home) for trace in traces]).isfinite().all()
-        for layer, (a, g) in batch.items():
+        for layer, (a, g, for_a, for_g) in batch.items():
             held = self.held(layer)
-            old = held.count
-            keep = (old > 0).to(old.dtype) * self.decay if self.initial == "first-batch" else self.decay
-            good = finite.to(a.device)
-            for running, new in ((held.a, a), (held.g, g)):
-                running.copy_(torch.where(good, keep * running + (1 - keep) * new, running))
-            held.count = old + good.to(old.dtype)
+            old, good = held.count, finite.to(a.device, held.count.dtype)
+            share = 1 - ((old > 0).to(old.dtype) * self.decay if self.initial == "first-batch" else self.decay)
+            share = good * share
+            for running, new, weight in ((held.a, a, for_a), (held.g, g, for_g)):
+                running.mul_(1 - share).addcmul_(new.nan_to_num_(0.0, 0.0, 0.0), share * weight)
+            held.count = old + good
         self.forget()
         return finite
 
-    def _batch(self, sums: Sums, scale: Tensor | float, passes: int, columns: bool) -> tuple[Tensor, Tensor]:
-        a = sums.a / sums.rows
-        g = sums.g * self.weight(sums.terms.count, passes, columns) / scale**2
+    def _batch(
+        self, scale: Tensor | float, passes: int, columns: bool
+    ) -> dict[Layer, tuple[Tensor, Tensor, Tensor | float, Tensor | float]]:
+        """Each layer's sums and what they are to be multiplied with; averaged over the ranks in place."""
+        found: dict[Layer, tuple[Tensor, Tensor, Tensor | float, Tensor | float]] = {}
+        for layer, sums in self.sums.items():
+            for_g = self.weight(sums.terms.count, passes, columns) / scale**2
+            found[layer] = (sums.a, sums.g, 1.0 / sums.rows, for_g)
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-            for tensor in (a, g):
-                distributed.all_reduce(tensor)
-                tensor /= distributed.get_world_size()
-        return a, g
+            for a, g, for_a, for_g in found.values():
+                a.mul_(for_a)
+                g.mul_(for_g)
+            reduce_([tensor for entry in found.values() for tensor in entry[:2]])
+            return {layer: (entry[0], entry[1], 1.0, 1.0) for layer, entry in found.items()}
+        return found
 
     def weight(self, terms: int, passes: int, columns: bool) -> float:
         """What turns sum b b^T over all passes into G; ``terms`` counts the loss terms of all passes."""
