@@ -41,7 +41,40 @@ _HYPER: dict[str, Any] = {
     "fallback_eps": 1e-8,
     "fallback_weight_decay": 0.0,
 }
-_SKETCH: dict[str, Any] = {"rank": 220, "oversampling": 10, "power": 4, "continuation": False, "warm": False, "seed": 0}
+#: Puiu's code (arXiv 2206.15397); the rule of the adaptive rank from his code of distributed K-FACs.
+_RANK: dict[str, Any] = {
+    "rank": 220,
+    "adaptive_rank": False,
+    "rank_target": 0.033,
+    "rank_floor": 10,
+    "rank_cap": 700,
+    "oversampling": 10,
+    "continuation": False,
+    "seed": 0,
+}
+_SKETCH: dict[str, Any] = {**_RANK, "power": 4, "warm": False}
+#: Puiu's code of arXiv 2210.08494 (CIFAR-10); what it schedules (lr, damping, rank) stays at its first value.
+BRAND: dict[str, Any] = {
+    **_SKETCH,
+    "momentum": 0.0,
+    "damping": 0.1,
+    "damping_mode": "adaptive",
+    "weight_decay": 7e-4,
+    "weight_decay_start": 400,
+    "clip": "rms",
+    "clip_value": 0.07,
+    "update_period": 20,
+    "refresh_period": 100,
+    "power": 3,
+    "continuation": True,
+    "brand_rank": None,
+    "brand_period": 1,
+    "truncate": False,
+    "adaptive_brand_rank": False,
+    "overwrite_period": 0,
+    "correction_period": 0,
+    "correction_share": 0.2,
+}
 _KFAC = "Martens and Grosse, arXiv 1503.05671; convolutions: Grosse and Martens, arXiv 1602.01407"
 _SHARING = "weight sharing: Eschenhagen et al., arXiv 2311.00636"
 _FORMULA = "v <- mu v + clip((G + ..)^-1 dW (A + ..)^-1); w <- w - lr v"
@@ -129,4 +162,48 @@ SRE_KFAC = _method(
     f"(M + lam I)^-1 ~ U ((D + lam)^-1 - 1 / lam) U^T + 1 / lam; {_FORMULA}",
     damping_mode="adaptive",
     **_SKETCH,
+)
+RS_KFAC_WARM = _method(
+    "rs-kfac-warm",
+    "rs_warm",
+    "low_rank",
+    "RS-KFAC on a subspace carried along: one product moves it, Cholesky alone inverts it; AdamW for the rest",
+    "the low-rank inverse of Puiu, arXiv 2206.15397, by orthogonal iteration and Cholesky QR: ours; other defaults: "
+    "his code and Wang et al., arXiv 1905.05934, code",
+    f"Q <- qr((M + delta) Q); (M + lam I)^-1 ~ Q ((Q^T M Q + lam)^-1 - 1 / lam) Q^T + 1 / lam; {_FORMULA}",
+    damping_mode="adaptive",
+    **{**_RANK, "oversampling": 12},  # 232 modes: rows of full vectors for a GPU's tensor cores
+    power=1,
+    dense=True,
+)
+_BRAND = "U D U^T + B B^T = [U Q] core [U Q]^T, core = H S H^T, U' = [U Q] H"
+B_KFAC = _method(
+    "b-kfac",
+    "b",
+    "brand",
+    "B-KFAC: wide linear layers' factors as eigenpairs that Brand's update carries along, RS-KFAC elsewhere",
+    "Puiu, arXiv 2210.08494; defaults: its code",
+    f"{_BRAND}; {_FORMULA}",
+    without=("subsample",),
+    **BRAND,
+)
+B_R_KFAC = _method(
+    "b-r-kfac",
+    "b_r",
+    "brand",
+    "B-R-KFAC: B-KFAC, its eigenpairs overwritten by a randomized decomposition every few refreshes",
+    "Puiu, arXiv 2210.08494; defaults: its code",
+    f"{_BRAND}; {_FORMULA}",
+    without=("subsample",),
+    **{**BRAND, "overwrite_period": 5},
+)
+B_KFAC_C = _method(
+    "b-kfac-c",
+    "b_c",
+    "brand",
+    "B-KFAC-C: B-KFAC, a random share of its eigenpairs corrected by the dense running mean",
+    "Puiu, arXiv 2210.08494; defaults: its code",
+    f"{_BRAND}; T = U_s^T M U_s = H S H^T, U_s <- U_s H; {_FORMULA}",
+    without=("subsample",),
+    **{**BRAND, "correction_period": 5},
 )

@@ -6,9 +6,12 @@ from typing import Any
 
 from torch import nn
 
+from methods.kfac.brand import BrandKFAC
+from methods.kfac.catalogue import BRAND
 from methods.kfac.ekfac import EKFAC
 from methods.kfac.kfac import KFAC
 from methods.kfac.options import in_range
+from methods.kfac.randomized import RandomizedKFAC
 
 
 def cholesky(model: nn.Module, *, lr: float = 1e-3, **options: Any) -> KFAC:
@@ -49,22 +52,52 @@ def ekfac(
     return EKFAC(model, lr, scaling=scaling, scale_decay=scale_decay, **options)
 
 
-def rs(model: nn.Module, *, lr: float = 1e-3, damping_mode: str = "adaptive", **options: Any) -> KFAC:
+def rs(model: nn.Module, *, lr: float = 1e-3, damping_mode: str = "adaptive", **options: Any) -> RandomizedKFAC:
     """RS-KFAC: randomized singular value decompositions of both factors."""
-    return _low_rank(model, "rsvd", lr, damping_mode, options)
+    return RandomizedKFAC(model, lr, inverse="rsvd", **_split(_SKETCH, damping_mode=damping_mode, **options))
 
 
-def sre(model: nn.Module, *, lr: float = 1e-3, damping_mode: str = "adaptive", **options: Any) -> KFAC:
+def sre(model: nn.Module, *, lr: float = 1e-3, damping_mode: str = "adaptive", **options: Any) -> RandomizedKFAC:
     """SRE-KFAC: symmetric randomized eigendecompositions of both factors."""
-    return _low_rank(model, "sre", lr, damping_mode, options)
+    return RandomizedKFAC(model, lr, inverse="sre", **_split(_SKETCH, damping_mode=damping_mode, **options))
 
 
-def _low_rank(model: nn.Module, name: str, lr: float, damping_mode: str, options: dict[str, Any]) -> KFAC:
-    chosen = {key: options.pop(key) for key in _SKETCH if key in options}
-    for key, low in {"rank": 1, "oversampling": 0, "power": 0, "seed": 0}.items():
-        if key in chosen:
-            in_range(key, chosen[key], low, whole=True)
-    return KFAC(model, lr, inverse=name, inverse_options=chosen, damping_mode=damping_mode, **options)
+def rs_warm(
+    model: nn.Module, *, lr: float = 1e-3, damping_mode: str = "adaptive", oversampling: int = 12, **options: Any
+) -> RandomizedKFAC:
+    """RS-KFAC on a subspace that is carried along, without a decomposition."""
+    chosen = _split(_SUBSPACE, damping_mode=damping_mode, oversampling=oversampling, **options)
+    return RandomizedKFAC(model, lr, inverse="subspace", **chosen)
 
 
-_SKETCH = ("rank", "oversampling", "power", "continuation", "warm", "seed")
+def b(model: nn.Module, *, lr: float = 1e-3, **options: Any) -> BrandKFAC:
+    """B-KFAC: Brand's online update on wide linear layers, RS-KFAC elsewhere."""
+    return _brand(model, lr, {}, options)
+
+
+def b_r(model: nn.Module, *, lr: float = 1e-3, **options: Any) -> BrandKFAC:
+    """B-R-KFAC: B-KFAC whose pairs are overwritten by a randomized decomposition now and then."""
+    return _brand(model, lr, {"overwrite_period": 5}, options)
+
+
+def b_c(model: nn.Module, *, lr: float = 1e-3, **options: Any) -> BrandKFAC:
+    """B-KFAC-C: B-KFAC with corrections of some of the modes."""
+    return _brand(model, lr, {"correction_period": 5}, options)
+
+
+def _brand(model: nn.Module, lr: float, own: dict[str, Any], options: dict[str, Any]) -> BrandKFAC:
+    chosen = {**BRAND, **own, **options}
+    inverse = chosen.pop("inverse", "rsvd")
+    return BrandKFAC(model, lr, inverse=inverse, **_split(_SKETCH, **chosen))
+
+
+def _split(names: tuple[str, ...], **options: Any) -> dict[str, Any]:
+    """Options with those of the back-end put under ``sketch``."""
+    return {
+        **{key: value for key, value in options.items() if key not in names},
+        "sketch": {key: options[key] for key in names if key in options},
+    }
+
+
+_SKETCH = ("oversampling", "power", "continuation", "warm", "seed")
+_SUBSPACE = ("oversampling", "power", "continuation", "dense", "seed")

@@ -10,12 +10,14 @@ from methods.kfac.inverse.cholesky import Cholesky
 from methods.kfac.inverse.eigh import Eigh
 from methods.kfac.inverse.low_rank import LowRank
 from methods.kfac.inverse.newton_schulz import NewtonSchulz
+from methods.kfac.inverse.subspace import Subspace
 
 INVERSES: dict[str, Callable[..., Inverse]] = {
     "cholesky": Cholesky,
     "eigh": Eigh,
     "newton-schulz": NewtonSchulz,
     "rsvd": lambda **options: LowRank(method="rsvd", **options),
+    "subspace": Subspace,
     "sre": lambda **options: LowRank(method="sre", **options),
 }
 
