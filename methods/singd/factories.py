@@ -21,9 +21,7 @@ def ikfac(model: nn.Module, *, lr: float = 1e-3, alpha1: float = 0.0, kfac_like:
 
 
 def _of(name: str, **sizes: Any) -> Callable[..., SINGD]:
-    def make(
-        model: nn.Module, *, lr: float = 1e-3, structures: Sequence[str] = (name, name), **options: Any
-    ) -> SINGD:
+    def make(model: nn.Module, *, lr: float = 1e-3, structures: Sequence[str] = (name, name), **options: Any) -> SINGD:
         return SINGD(model, lr, structures=structures, **{**sizes, **options})
 
     make.__doc__ = f"SINGD with both factors of the structure {name}."

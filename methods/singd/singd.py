@@ -75,8 +75,8 @@ class SINGD(torch.optim.Optimizer):
         self.steps = 0
         self.grad_scale_estimate: Tensor | float = float(opt.init_grad_scale)
         self.seen: set[Layer] = set()
-        self._skipped = torch.zeros((), dtype=torch.int64)
-        self._overflowed = torch.zeros((), dtype=torch.int64)
+        self._skipped = torch.zeros((), dtype=torch.int64, device=self._device())
+        self._overflowed = torch.zeros((), dtype=torch.int64, device=self._device())
         self._parts = Parts(("statistics", "update", "apply"))
         self._homes = self._where()
         self.capture = Capture(self.layers, self._take)
@@ -229,11 +229,11 @@ class SINGD(torch.optim.Optimizer):
             held = side.pick(side.value, chosen)
             inner.append(side.kind.inner(held, parts[0] if len(parts) == 1 else torch.cat(parts)))
             gram.append(side.kind.gram(held))
-        means = [
-            [side.kind.trace(m[i])[:, None] / side.kind.d for m in (inner, gram)] for i, side in enumerate(sides)
-        ]
+        means = [[side.kind.trace(m[i])[:, None] / side.kind.d for m in (inner, gram)] for i, side in enumerate(sides)]
         for i, side in enumerate(sides):
-            of_inner, of_gram = (half, half * lam) if opt.kfac_like else (half * means[1 - i][0], half * lam * means[1 - i][1])
+            of_inner, of_gram = (
+                (half, half * lam) if opt.kfac_like else (half * means[1 - i][0], half * lam * means[1 - i][1])
+            )
             new = side.kind.add_identity(inner[i] * of_inner + gram[i] * of_gram, -half)
             if side.momentum is not None:
                 new = new.add(side.pick(side.momentum, chosen), alpha=opt.alpha1)
@@ -263,7 +263,7 @@ class SINGD(torch.optim.Optimizer):
                 torch.add(v, stack.momentum, alpha=opt.momentum, out=stack.momentum)
                 v = stack.momentum
             else:
-                held = stack.momentum if chosen is None else stack.momentum[chosen]
+                held = stack.momentum if chosen is None else stacks.cut(stack.momentum, chosen)
                 v = torch.add(v, held, alpha=opt.momentum)
                 stacks.write(stack.momentum, v, good, chosen)
         views = _views(v, active, groups)
@@ -275,7 +275,7 @@ class SINGD(torch.optim.Optimizer):
             moved = torch.add(parameter, part, alpha=-lr)
             parameter.copy_(torch.where(good.to(moved.device), moved, parameter))
 
-    def directions(self, stack: Stack, active: Sequence[Layer], chosen: list[int] | None) -> Tensor:
+    def directions(self, stack: Stack, active: Sequence[Layer], chosen: list[slice] | None) -> Tensor:
         """C C^T dW K K^T for members of a stack: (B, d_out, d_in)."""
         first, second = stack.a.value.dtype, stack.g.value.dtype
         if stack.g.kind.by_rows:

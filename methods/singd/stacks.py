@@ -33,11 +33,11 @@ class Side:
     momentum: Tensor | None
     square: Tensor | None
 
-    def pick(self, tensor: Tensor, chosen: list[int] | None) -> Tensor:
+    def pick(self, tensor: Tensor, chosen: list[slice] | None) -> Tensor:
         """The chosen members of one of the tensors, all of them without a copy."""
-        return tensor if chosen is None else tensor[chosen]
+        return tensor if chosen is None else cut(tensor, chosen)
 
-    def apply(self, m: Tensor, chosen: list[int] | None) -> Tensor:
+    def apply(self, m: Tensor, chosen: list[slice] | None) -> Tensor:
         """K K^T M for all members or the chosen ones."""
         held = self.pick(self.value if self.square is None else self.square, chosen)
         return self.kind.apply(held, m) if self.square is None else self.kind.matmul(held, m)
@@ -70,11 +70,9 @@ class Stack:
         first = self.layers[0]
         return first.groups * len(self.layers), first.d_out, first.d_in
 
-    def chosen(self, layers: Sequence[Layer]) -> list[int] | None:
-        """Numbers of the matrices of some members; None for all."""
-        if len(layers) == len(self.layers):
-            return None
-        return [i for layer in layers for i in range(self.places[layer].start, self.places[layer].stop)]
+    def chosen(self, layers: Sequence[Layer]) -> list[slice] | None:
+        """Places of some members, in order; None for all."""
+        return None if len(layers) == len(self.layers) else [self.places[layer] for layer in layers]
 
 
 def build(layers: Sequence[Layer], options: Options) -> list[Stack]:
@@ -130,7 +128,7 @@ def formula(layers: Sequence[Layer], options: Options) -> dict[str, int]:
     return found
 
 
-def update(side: Side, new: Tensor, beta: Tensor | float, good: Tensor | None, chosen: list[int] | None) -> None:
+def update(side: Side, new: Tensor, beta: Tensor | float, good: Tensor | None, chosen: list[slice] | None) -> None:
     """K <- K - beta K m for the chosen members, unless the batch was not finite; m is kept where it is kept."""
     held = side.pick(side.value, chosen)
     product = side.kind.compose(held, new)
@@ -142,11 +140,15 @@ def update(side: Side, new: Tensor, beta: Tensor | float, good: Tensor | None, c
         write(side.square, side.kind.square(side.pick(side.value, chosen)), None, chosen)
 
 
-def write(target: Tensor, value: Tensor, good: Tensor | None, chosen: list[int] | None) -> None:
+def write(target: Tensor, value: Tensor, good: Tensor | None, chosen: list[slice] | None) -> None:
     """Put ``value`` where it belongs, unless ``good`` is false."""
-    held = target if chosen is None else target[chosen]
-    value = value if good is None else torch.where(good.to(value.device), value, held)
     if chosen is None:
-        target.copy_(value)
-    else:
-        target[chosen] = value
+        target.copy_(value if good is None else torch.where(good.to(value.device), value, target))
+        return
+    for place, part in zip(chosen, value.split([place.stop - place.start for place in chosen]), strict=True):
+        write(target[place], part, good, None)
+
+
+def cut(tensor: Tensor, chosen: Sequence[slice]) -> Tensor:
+    """The members at some places; slices, since an index would be copied to the device and waited for."""
+    return torch.cat([tensor[place] for place in chosen])
