@@ -207,7 +207,7 @@ class PreconditioningRuntime:
         kind, damping = inputs.operation(problem), problem.params["damping"]
         width = problem.shape[1]
         if kind == "update":
-            rows, decay = content["rows"].double(), problem.params["decay"]
+            rows, decay = content["rows"].double(), float(problem.params["decay"])
             old = inputs.prior(problem, width)[:, :COLUMNS].double()
             return decay * old + (1 - decay) / len(rows) * (rows.mT @ rows[:, :COLUMNS])
         right = content["gradient"].double()

@@ -197,7 +197,11 @@ class FisherTwin(EmpiricalFisher):
         v, eye = gradient.double(), self.damping * torch.eye(len(a), dtype=a.dtype, device=a.device)
         if len(a) * v.numel() > self.LARGEST:
             weight = torch.linalg.solve(eye + (a @ a.mT) * (g @ g.mT), ((g @ v) * a).sum(1))
-            return (v - (g * weight[:, None]).mT @ a).div(self.damping)
+            return _over(v - (g * weight[:, None]).mT @ a, self.damping)
         whole = torch.einsum("no,ni->noi", g, a).reshape(len(a), -1)
         weight = torch.linalg.solve(eye + whole @ whole.mT, whole @ v.reshape(-1))
-        return (v - (weight @ whole).reshape(v.shape)).div(self.damping)
+        return _over(v - (weight @ whole).reshape(v.shape), self.damping)
+
+
+def _over(tensor: Tensor, amount: float) -> Tensor:
+    return torch.div(tensor, amount)
