@@ -93,7 +93,7 @@ class Operation:
 
     def _key(self, digest: str) -> str:
         target = f"{self._impl.__module__}:{getattr(self._impl, '__qualname__', repr(self._impl))}"
-        facts: list[Any] = [target, self.hyper, digest, self.problem.id, _code(self._impl.__module__)]
+        facts: list[Any] = [target, self.hyper, digest, self.problem.id, code(self._impl.__module__)]
         facts += [torch.__version__, np.__version__, torch.get_num_threads(), os.environ.get("SPEEDCLAIM_SIMD", "")]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
@@ -109,7 +109,7 @@ def options(impl: Callable[..., Any], problem: Problem, hyper: Mapping[str, Any]
 
 
 @functools.cache
-def _code(module: str) -> str:
+def code(module: str) -> str:
     """Hash of every source file of the package that holds the method."""
     package = ".".join(module.split(".")[:2])
     origin = getattr(importlib.import_module(package), "__file__", None)
