@@ -14,10 +14,10 @@ _NAME = re.compile(r"^[a-z0-9][a-z0-9-]*$")
 
 #: Hyper-parameters that the trainer itself takes, in every arm alike; all others go to the method's factory.
 TRAINER_HYPER = (
-    *("epochs", "schedule", "warmup", "final_lr", "milestones", "gamma"),
+    *("epochs", "schedule", "warmup", "final_lr", "milestones", "gamma", "pieces"),
     *("clip_norm", "precision", "accumulate"),
 )
-SCHEDULES = ("constant", "linear", "cosine", "triangle", "step")
+SCHEDULES = ("constant", "linear", "cosine", "triangle", "step", "steps")
 
 
 @dataclass(frozen=True, kw_only=True)

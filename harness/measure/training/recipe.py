@@ -28,6 +28,7 @@ DEFAULTS: Mapping[str, Any] = {
     "final_lr": 0.0,
     "milestones": None,
     "gamma": None,
+    "pieces": None,
     "clip_norm": None,
     "accumulate": 1,
 }
@@ -130,9 +131,9 @@ def resolve(workload: Workload, method: Method, given: Mapping[str, Any]) -> Hyp
     factory = {name: value for name, value in values.items() if name not in TRAINER_HYPER}
     _check_factory(method, factory, sources)
     trainer = {name: values[name] for name in TRAINER_HYPER}
-    if trainer["schedule"] != "step":
-        for name in ("milestones", "gamma"):  # a recipe's steps, when another schedule was asked for
-            if sources[name] == "recipe":
+    for schedule, owned in (("step", ("milestones", "gamma")), ("steps", ("pieces",))):
+        for name in owned if trainer["schedule"] != schedule else ():
+            if sources[name] == "recipe":  # a recipe's steps, when another schedule was asked for
                 trainer[name], sources[name] = None, "default"
     _check_trainer(trainer)
     return Hyper(
@@ -168,6 +169,15 @@ def _share(value: Any) -> bool:
     return _number(value) and 0 < value < 1
 
 
+def _pieces(value: Any) -> bool:
+    """[[0, factor], [epoch, factor], ...] with rising epochs."""
+    if not isinstance(value, list) or not all(isinstance(p, list) and len(p) == 2 for p in value):
+        return False
+    numbers = all(_number(part) and part >= 0 for piece in value for part in piece)
+    epochs = [piece[0] for piece in value]
+    return numbers and epochs[:1] == [0] and epochs == sorted(set(epochs))
+
+
 def _check_trainer(trainer: Mapping[str, Any]) -> None:
     steps, places, gamma = trainer["schedule"] == "step", trainer["milestones"], trainer["gamma"]
     checks = {
@@ -182,6 +192,10 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         "gamma": (
             gamma is None if not steps else _number(gamma) and 0 < gamma <= 1,
             "a factor from above 0 to 1 with schedule=step, else null",
+        ),
+        "pieces": (
+            _pieces(trainer["pieces"]) if trainer["schedule"] == "steps" else trainer["pieces"] is None,
+            "[[0, factor], [epoch, factor], ...] with rising epochs with schedule=steps, else null",
         ),
         "clip_norm": (
             trainer["clip_norm"] is None or (_number(trainer["clip_norm"]) and trainer["clip_norm"] > 0),

@@ -20,6 +20,7 @@ def of(trainer: Mapping[str, Any], update: int, updates: int) -> float:
         trainer["final_lr"],
         trainer.get("milestones") or (),
         trainer.get("gamma") or 1.0,
+        [(epoch / trainer["epochs"], value) for epoch, value in trainer.get("pieces") or ()],
     )
 
 
@@ -31,6 +32,7 @@ def factor(
     final: float = 0.0,
     milestones: Sequence[float] = (),
     gamma: float = 1.0,
+    pieces: Sequence[tuple[float, float]] = (),
 ) -> float:
     """Factor of update ``update`` (from 0) of ``updates``.
 
@@ -38,7 +40,8 @@ def factor(
     constant: 1; linear: 1 - p (1 - final); cosine: final + (1 - final) (1 + cos pi p) / 2;
     triangle: as linear, and the rise starts at ``final`` instead of at nothing (its peak is half-way when there is no
     warm-up);
-    step: gamma to the number of ``milestones`` (fractions of the updates) that are past, ``final`` is not used.
+    step: gamma to the number of ``milestones`` (fractions of the updates) that are past, ``final`` is not used;
+    steps: the factor of the last of ``pieces`` (fraction of the updates, factor) that has begun.
 
     Raises:
         UserError: a schedule that does not exist.
@@ -56,6 +59,8 @@ def factor(
     if name == "step":
         # A fraction such as 0.9 of 200 epochs must not miss its update by a rounding.
         return gamma ** sum(update + 1e-6 >= place * updates for place in milestones)
+    if name == "steps":
+        return [value for place, value in pieces if update + 1e-6 >= place * updates][-1]
     start = max(0, math.ceil(rise) - 1)
     progress = (update - start) / max(1, updates - start)
     if name == "cosine":

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from harness.errors import UserError
-from harness.measure.training import schedule
+from harness.measure.training import recipe, schedule
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,24 @@ def test_steps_need_their_places_and_only_they_have_them():
             trainer(**wrong)
     with pytest.raises(UserError, match="milestones"):
         trainer(schedule="linear", milestones=[0.5])
+
+
+def test_steps_take_the_last_piece_that_has_begun():
+    trainer = {"schedule": "steps", "warmup": 0.0, "final_lr": 0.0, "epochs": 4, "pieces": [[0, 1.0], [1, 0.5], [3, 2]]}
+    assert [schedule.of(trainer, update, 8) for update in range(8)] == [1, 1, 0.5, 0.5, 0.5, 0.5, 2, 2]
+    # A whole number of updates an epoch is hit in spite of rounding.
+    uneven = {**trainer, "epochs": 50, "pieces": [[epoch, epoch] for epoch in range(50)]}
+    assert [schedule.of(uneven, update, 50 * 7) for update in range(0, 350, 7)] == list(range(50))
+    # Epochs beyond a shortened schedule never begin.
+    assert schedule.of({**trainer, "epochs": 2}, 7, 8) == 0.5
+
+
+def test_pieces_are_checked_and_belong_to_steps_alone():
+    check = recipe._check_trainer
+    good = {**recipe.DEFAULTS, "epochs": 4, "precision": "ieee", "schedule": "steps", "pieces": [[0, 1], [2.5, 0.1]]}
+    check(good)
+    for wrong in (None, [], [[1, 0.5]], [[0, 1], [0, 2]], [[0, 1, 2]], [[0, -1]], [[0, 1], [3, 1], [2, 1]], "x"):
+        with pytest.raises(UserError, match="pieces"):
+            check({**good, "pieces": wrong})
+    with pytest.raises(UserError, match="pieces"):
+        check({**good, "schedule": "linear"})
