@@ -19,6 +19,7 @@ from harness.errors import UserError
 from methods.kfac.kfac import KFAC
 from methods.kfac.layers import Layer
 from methods.kfac.options import in_range, values
+from methods.kfac.products import multiply
 from methods.kfac.statistics import Terms
 
 SCALINGS = ("intra-batch", "running")
@@ -133,11 +134,11 @@ class EKFAC(KFAC):
         assert a is not None
         assert g is not None
         qa, qg = a["vectors"], g["vectors"]
-        projected = qg.mT @ gradient @ qa
+        projected = multiply(multiply(qg.mT, gradient), qa)
         if self.scaling == "running":
             new = self.statistics.weight(self._terms[layer], 1, False) * projected.square()
             self._enter(layer, new, new.sum().isfinite())
-        return qg @ (projected / (self.scales[layer] + self.damping())) @ qa.mT
+        return multiply(multiply(qg, projected / (self.scales[layer] + self.damping())), qa.mT)
 
     def forget(self) -> None:
         """Drop what backward passes have brought since the last step."""

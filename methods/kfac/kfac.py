@@ -27,6 +27,7 @@ from methods.kfac.options import in_range, parse
 from methods.kfac.policy import Policy, value_at
 from methods.kfac.products import multiply
 from methods.kfac.refresh import Job, Refresher, Slot
+from methods.kfac.sharding import Sharing
 from methods.kfac.statistics import Statistics
 from methods.kfac.timing import Parts
 
@@ -95,6 +96,7 @@ class KFAC(torch.optim.Optimizer):
             opt.product_dtype,
         )
         costs = [float(layer.groups * (layer.d_in**3 + layer.d_out**3)) for layer in self.layers]
+        self.ranks = self.statistics.ranks = Sharing(self.layers, costs, opt.sharding)
         self.policy = Policy(opt.update_period, opt.refresh_period, opt.stagger, costs)
         self.refresher = Refresher(self.backend)
         self.half = getattr(torch, opt.inverse_dtype) if opt.inverse_dtype != "wide" else None
@@ -262,7 +264,8 @@ class KFAC(torch.optim.Optimizer):
             if layer in known and (index in due or self.slots[layer][0].state is None)
         ]
         if chosen:
-            self.refresher.refresh([job for layer in chosen for job in self._jobs(layer)])
+            with products.scope(self.options.product_dtype):
+                self.refresher.refresh([job for layer in chosen for job in self._jobs(layer)])
             self._refreshed(chosen)
 
     def _jobs(self, layer: Layer) -> tuple[Job, Job]:
@@ -403,7 +406,7 @@ class KFAC(torch.optim.Optimizer):
 
     def parts(self) -> dict[str, float]:
         """Seconds of factor (statistics, also inside backward), refresh and apply since the last call."""
-        return self._parts.read()
+        return {**self._parts.read(), **self.ranks.seconds()}
 
     def describe(self) -> dict[str, Any]:
         """Layers, what is left over and why, and the counters, for the record."""
@@ -411,6 +414,7 @@ class KFAC(torch.optim.Optimizer):
             "layers": {layer.name: [layer.groups, layer.d_out, layer.d_in] for layer in self.layers},
             "left_over": dict(self.left_over),
             "counters": self.counters,
+            **({"sharding": self.ranks.describe()} if self.ranks.size > 1 else {}),
         }
 
     def memory_usage(self) -> dict[str, int]:

@@ -7,15 +7,20 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from methods.kfac.inverse import blocked
 from methods.kfac.inverse.base import Inverse, State, damped, eye_like
 from methods.kfac.products import multiply
+
+#: From this width on by blocks, and the blocks' width: below, latency decides and not the number of multiply-adds.
+BLOCKED_FROM = 1024
+LEAF = 512
 
 
 class Cholesky(Inverse):
     """M + lam I = L L^T, then the explicit inverse L^-T L^-1; the apply is one product.
 
-    d^3 / 3 multiply-adds in all would do; the triangular solve and the full product spend more of them in kernels that
-    are faster, and, unlike ``torch.cholesky_inverse``, check nothing on the host.
+    Narrow matrices: a triangular solve against the identity and a full product, which spend more multiply-adds than
+    needed but, unlike ``torch.cholesky_inverse``, check nothing on the host. Wide ones: by blocks.
     """
 
     wide: Mapping[str, tuple[int, ...]] = {"inverse": (1, 2)}
@@ -27,6 +32,9 @@ class Cholesky(Inverse):
 
     def refresh(self, matrices: Tensor, damping: Tensor, state: State | None) -> tuple[State, Tensor]:
         """Good: the factorisation went through and the result is finite."""
+        if matrices.shape[1] >= BLOCKED_FROM:
+            inverse, good = blocked.inverse(matrices, damping, LEAF, library=True)
+            return {"inverse": inverse[:, : matrices.shape[1], : matrices.shape[1]]}, good
         factor, info = torch.linalg.cholesky_ex(damped(matrices, damping), check_errors=False)
         root = torch.linalg.solve_triangular(factor, eye_like(matrices), upper=False)
         inverse = root.mT @ root
