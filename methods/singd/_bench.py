@@ -134,10 +134,10 @@ class Both:
 def upstream(arm: str, model: nn.Module) -> Both:
     """The package singd with the same hyper-parameters."""
     package: Any = importlib.import_module("singd.optim.optimizer")
-    name, _, sharing = arm.partition("-reduce")
-    kind = UPSTREAM[name]
+    kind = UPSTREAM[arm.removesuffix("-reduce")]
+    sharing = "reduce" if arm.endswith("-reduce") else "expand"
     options = {"lr": 1e-4, "damping": 1e-3, "T": PERIOD, "lr_cov": 1e-2, "structures": (kind, kind)}
-    chosen = package.SINGD(model, kfac_approx="expand" if _ == "" else "reduce", **options)
+    chosen = package.SINGD(model, kfac_approx=sharing, **options)
     mine = {p for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d) for p in m.parameters()}
     rest = [p for p in model.parameters() if p not in mine]
     return Both(chosen, torch.optim.AdamW(rest, lr=1e-3, fused=True))
@@ -229,7 +229,7 @@ def measure(
     kind = torch.channels_last if args.channels_last else torch.contiguous_format
     model = net(args.width).to(device).to(memory_format=kind)  # type: ignore[call-overload]
     data = [(x.to(memory_format=kind), y) for x, y in batches(4, args.batch, device)]
-    optimizer = None if arm == "forward+backward" else made(arm, model, **(options if arm in ARMS else {}))
+    optimizer: Any = None if arm == "forward+backward" else made(arm, model, **(options if arm in ARMS else {}))
 
     def run(count: int) -> Iterator[None]:
         for k in range(count):
@@ -251,8 +251,7 @@ def measure(
         print(seen.key_averages().table(sort_by=key, row_limit=30, max_name_column_width=70), flush=True)
         return found
     marks, begin = [_mark(cuda)], time.perf_counter()
-    for _ in run(steps):
-        marks.append(_mark(cuda))
+    marks.extend(_mark(cuda) for _ in run(steps))
     found["host"] = (time.perf_counter() - begin) / steps * 1e3
     if cuda:
         torch.cuda.synchronize()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from harness.errors import UserError
 from methods.kfac.layers import Layer
+from methods.singd.products import precision
 
 if TYPE_CHECKING:
     from methods.singd.singd import SINGD
@@ -40,8 +41,9 @@ def restore_layer(optimizer: SINGD, layer: Layer, stored: Mapping[str, Tensor]) 
         side.value[place] = stored[name].to(side.value)
         if side.momentum is not None:
             side.momentum[place] = stored[f"m_{name}"].to(side.value)
-        if side.square is not None:
-            side.square[place] = side.kind.square(side.value[place])
+        if side.kept is not None:
+            with precision(optimizer.options.products):
+                side.kept[place] = side.kind.keep(side.value[place])
     if "momentum" in stored:
         if stack.momentum is None:
             weight = layer.weight
@@ -115,7 +117,7 @@ def memory(optimizer: SINGD) -> dict[str, int]:
     return {
         "factors": _bytes(side.value for side in sides),
         "riemannian_momentum": _bytes(side.momentum for side in sides),
-        "cache": _bytes(side.square for side in sides),
+        "cache": _bytes(side.kept for side in sides),
         "momentum": _bytes(stack.momentum for stack in optimizer.stacks),
         "pending": _bytes(t for sums in optimizer.gather.sums.values() for t in (sums.a, sums.g)),
         "fallback": _bytes(t for held in fallback.values() for t in held.values()),

@@ -10,6 +10,12 @@ from torch import Tensor
 
 PRODUCTS = ("default", "tf32", "bf16")
 _state = {"mode": "default"}
+#: Tensor cores want every extent to be a multiple of 16 bytes: 8 numbers of the smallest dtype.
+_MULTIPLE = 8
+#: Smaller matrices are not worth a padded copy.
+_LEAST = 128
+#: Devices whose matrix units want it.
+_PADDED_ON = {"cuda"}
 
 
 @contextlib.contextmanager
@@ -31,11 +37,52 @@ def precision(mode: str) -> Iterator[None]:
             torch.backends.cuda.matmul.allow_tf32 = held
 
 
+def size(d: int) -> int:
+    """The extent that a kept matrix of size ``d`` is padded to."""
+    return d if d < _LEAST else -(-d // _MULTIPLE) * _MULTIPLE
+
+
+def operand(dtype: torch.dtype, mode: str | None = None) -> torch.dtype:
+    """The dtype that products of matrices of ``dtype`` take their operands in."""
+    chosen = _state["mode"] if mode is None else mode
+    return torch.bfloat16 if chosen == "bf16" and dtype == torch.float32 else dtype
+
+
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """A @ B (B, m, k) x (B, k, n) -> (B, m, n) in the operands' dtype, with the precision in force."""
-    if _state["mode"] != "bf16" or a.dtype != torch.float32:
+    """A @ B (B, m, k) x (B, k, n) -> (B, m, n) in A's dtype, with the precision in force."""
+    kind = operand(a.dtype)
+    return multiplied(prepared(a, kind), prepared(b, kind), a.dtype)[:, : a.shape[1], : b.shape[2]]
+
+
+def moment(rows: Tensor) -> Tensor:
+    """R^T R for rows (B, n, d): (B, d, d) in their dtype, with the precision in force."""
+    ready = prepared(rows, operand(rows.dtype))
+    return multiplied(ready.mT, ready, rows.dtype)[:, : rows.shape[2], : rows.shape[2]]
+
+
+def prepared(a: Tensor, dtype: torch.dtype) -> Tensor:
+    """``a`` (B, m, n) in ``dtype``, padded with zeros where the device's matrix units want it."""
+    if a.device.type not in _PADDED_ON or min(a.shape[1:]) < _LEAST or dtype == torch.float64:
+        return a.to(dtype)
+    if a.stride(2) != 1 and a.stride(1) == 1:
+        return prepared(a.mT, dtype).mT
+    m, n = size(a.shape[1]), size(a.shape[2])
+    row = a.stride(1) * a.element_size()
+    if (m, n) == a.shape[1:] and a.stride(2) == 1 and row % 16 == 0 and a.data_ptr() % 16 == 0:
+        return a.to(dtype)
+    whole = torch.zeros(a.shape[0], m, n, dtype=dtype, device=a.device)
+    whole[:, : a.shape[1], : a.shape[2]] = a
+    return whole
+
+
+def multiplied(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """A @ B of prepared operands, in ``dtype``; an extent that only one of them has padded is padded here."""
+    if a.shape[2] < b.shape[1]:
+        a = torch.nn.functional.pad(a, (0, b.shape[1] - a.shape[2]))
+    elif b.shape[1] < a.shape[2]:
+        b = torch.nn.functional.pad(b, (0, 0, 0, a.shape[2] - b.shape[1]))
+    if a.dtype == dtype:
         return a @ b
-    first, second = a.bfloat16(), b.bfloat16()
-    if a.is_cuda and a.ndim == 3:
-        return torch.bmm(first, second, out_dtype=torch.float32)  # type: ignore[call-overload, no-any-return]
-    return first.float() @ second.float()
+    if a.is_cuda:
+        return torch.bmm(a, b, out_dtype=dtype)  # type: ignore[call-overload, no-any-return]
+    return a.to(dtype) @ b.to(dtype)

@@ -126,9 +126,12 @@ class PatchRows(Rows):
         for start in range(0, self.inputs.shape[0], count):
             part = scaled(self.inputs[start : start + count], self.scale, self.dtype)
             found = patches(self.module, part)
-            n, height, width, channels, *kernel = found.shape
-            grouped = found.reshape(n, height, width, self.batch, channels // self.batch, *kernel)
-            yield self._with_ones(grouped.permute(3, 0, 1, 2, 4, 5, 6).reshape(self.batch, n * height * width, -1))
+            split = found.unflatten(3, (self.batch, -1)).permute(3, 0, 1, 2, 4, 5, 6)
+            whole = torch.empty(*split.shape[:4], self.d, dtype=self.dtype, device=part.device)
+            whole[..., : self.d - self.bias].unflatten(4, split.shape[4:]).copy_(split)
+            if self.bias:
+                whole[..., -1] = self.scale
+            yield whole.flatten(1, 3)
 
     def squares(self) -> Tensor:
         """See :class:`Rows`."""

@@ -123,7 +123,8 @@ class SINGD(torch.optim.Optimizer):
         return self.policy.statistics_due(self.steps)
 
     def _take(self, layer: Layer, module: Any, inputs: Tensor, gradients: Tensor, backward: int) -> None:
-        self._follow()
+        if self._stack_of[layer].home != (layer.weight.dtype, layer.weight.device):
+            self._follow()
         with (
             self._parts.span("statistics", gradients.is_cuda),
             precision(self.options.products),

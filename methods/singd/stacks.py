@@ -10,6 +10,7 @@ from torch import Tensor
 
 from methods.kfac.layers import Layer
 from methods.singd.options import Options, pair
+from methods.singd.products import precision
 from methods.singd.rows import wide
 from methods.singd.structures import Structure, structure
 
@@ -25,13 +26,13 @@ class Side:
         kind: its structure.
         value: the factors (B, count).
         momentum: Riemannian momentum (B, count), None if it is 0 or before the first update.
-        square: K K^T (B, count), where kept.
+        kept: K K^T in its structure's form, where kept.
     """
 
     kind: Structure
     value: Tensor
     momentum: Tensor | None
-    square: Tensor | None
+    kept: Tensor | None
 
     def pick(self, tensor: Tensor, chosen: list[slice] | None) -> Tensor:
         """The chosen members of one of the tensors, all of them without a copy."""
@@ -39,8 +40,9 @@ class Side:
 
     def apply(self, m: Tensor, chosen: list[slice] | None) -> Tensor:
         """K K^T M for all members or the chosen ones."""
-        held = self.pick(self.value if self.square is None else self.square, chosen)
-        return self.kind.apply(held, m) if self.square is None else self.kind.matmul(held, m)
+        if self.kept is None:
+            return self.kind.apply(self.pick(self.value, chosen), m)
+        return self.kind.apply_kept(self.pick(self.kept, chosen), m)
 
 
 @dataclass(eq=False)
@@ -62,7 +64,13 @@ class Stack:
 
     def __post_init__(self) -> None:
         groups = self.layers[0].groups
+        self.weight_dtype = self.layers[0].weight.dtype
         self.places = {layer: slice(i * groups, (i + 1) * groups) for i, layer in enumerate(self.layers)}
+
+    @property
+    def home(self) -> tuple[torch.dtype, torch.device]:
+        """Of the weights when the stack was built."""
+        return self.weight_dtype, self.a.value.device
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -109,7 +117,9 @@ def _stack(layers: list[Layer], options: Options) -> Stack:
     for kind, dtype in zip(_kinds(first, options), options.dtypes(first.weight.dtype), strict=True):
         value = kind.identity(batch, dtype, device)
         momentum = torch.zeros_like(value) if options.alpha1 else None
-        sides.append(Side(kind, value, momentum, value.clone() if options.cache and kind.squares else None))
+        with precision(options.products):
+            kept = kind.keep(value) if options.cache and kind.squares else None
+        sides.append(Side(kind, value, momentum, kept))
     return Stack(layers, sides[0], sides[1])
 
 
@@ -122,7 +132,7 @@ def formula(layers: Sequence[Layer], options: Options) -> dict[str, int]:
             size = layer.groups * kind.nbytes(dtype)
             found["factors"] += size
             found["riemannian_momentum"] += size if options.alpha1 else 0
-            found["cache"] += size if options.cache and kind.squares else 0
+            found["cache"] += layer.groups * kind.kept_bytes(dtype, options.products) if options.cache else 0
         numbers = layer.groups * layer.d_in * layer.d_out
         found["momentum"] += numbers * layer.weight.dtype.itemsize if options.momentum else 0
     return found
@@ -136,8 +146,8 @@ def update(side: Side, new: Tensor, beta: Tensor | float, good: Tensor | None, c
     write(side.value, moved, good, chosen)
     if side.momentum is not None:
         write(side.momentum, new, good, chosen)
-    if side.square is not None:
-        write(side.square, side.kind.square(side.pick(side.value, chosen)), None, chosen)
+    if side.kept is not None:
+        write(side.kept, side.kind.keep(side.pick(side.value, chosen)), None, chosen)
 
 
 def write(target: Tensor, value: Tensor, good: Tensor | None, chosen: list[slice] | None) -> None:

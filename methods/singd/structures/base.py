@@ -44,7 +44,7 @@ class Structure(ABC):
 
     Attributes:
         name: in the registry.
-        squares: K K^T is in the class too, so it can be kept instead of being applied as two products.
+        squares: K K^T is in the class too, so it can be kept and applied as one product instead of two.
         by_rows: products with M work on the rows of M^T, so the last one should have contiguous rows.
         count: stored numbers of one matrix.
     """
@@ -93,9 +93,17 @@ class Structure(ABC):
     def to_dense(self, k: Tensor) -> Tensor:
         """(B, d, d)."""
 
-    def square(self, k: Tensor) -> Tensor:
-        """K K^T as a member, for a class with ``squares``."""
+    def keep(self, k: Tensor) -> Tensor:
+        """K K^T in the form that :meth:`apply_kept` wants, for a class with ``squares``."""
         raise NotImplementedError(f"K K^T of {self.name} is not {self.name}.")
+
+    def apply_kept(self, kept: Tensor, m: Tensor) -> Tensor:
+        """K K^T M from what was kept: (B, d, n) in M's dtype."""
+        return self.matmul(kept, m)
+
+    def kept_bytes(self, dtype: torch.dtype, products: str) -> int:
+        """Bytes of one kept K K^T under a precision of products; 0 for a class without ``squares``."""
+        return self.nbytes(dtype) if self.squares else 0
 
     def add_identity(self, k: Tensor, amount: float) -> Tensor:
         """K + amount I in place."""

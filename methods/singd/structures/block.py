@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.singd.products import product
 from methods.singd.rows import Rows, wide
 from methods.singd.structures.base import Sizes, Structure
 
@@ -67,7 +66,7 @@ class Block(Structure):
         """See :class:`Structure`."""
         return self._join(*(a @ b for a, b in zip(self._views(k), self._views(other), strict=True)))
 
-    def square(self, k: Tensor) -> Tensor:
+    def keep(self, k: Tensor) -> Tensor:
         """See :class:`Structure`."""
         return self._join(*(a @ a.mT for a in self._views(k)))
 
@@ -86,7 +85,7 @@ class Block(Structure):
             if even < n:
                 first = first + self._blocks(piece[:, even:, :cut], 1)
             tail = piece[:, :, cut:]
-            part = self._join(first, product(tail.mT, tail).to(first.dtype))
+            part = self._join(first, (tail.mT @ tail).to(first.dtype))
             total = part if total is None else total.add_(part)
         assert total is not None
         return total

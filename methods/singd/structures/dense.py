@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.singd.products import product
+from methods.singd.products import moment as moment_of
+from methods.singd.products import multiplied, operand, prepared, product, size
 from methods.singd.rows import Rows, wide
 from methods.singd.structures.base import Sizes, Structure
 
@@ -14,7 +15,7 @@ def moment(rows: Rows) -> Tensor:
     """X X^T (B, d, d) in the dtype of sums."""
     total: Tensor | None = None
     for piece in rows.pieces():
-        part = product(piece.mT, piece).to(wide(piece.dtype))
+        part = moment_of(piece).to(wide(piece.dtype))
         total = part if total is None else total.add_(part)
     assert total is not None
     return total
@@ -55,10 +56,21 @@ class Dense(Structure):
         self.to_dense(k).diagonal(dim1=1, dim2=2).add_(amount)
         return k
 
-    def square(self, k: Tensor) -> Tensor:
+    def keep(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`: (B, d, d), padded, in the dtype of operands."""
+        dense, d = self.to_dense(k), size(self.d)
+        whole = torch.zeros(k.shape[0], d, d, dtype=operand(k.dtype), device=k.device)
+        whole[:, : self.d, : self.d] = product(dense, dense.mT)
+        return whole
+
+    def apply_kept(self, kept: Tensor, m: Tensor) -> Tensor:
         """See :class:`Structure`."""
-        dense = self.to_dense(k)
-        return product(dense, dense.mT).flatten(1)
+        found = multiplied(kept, prepared(m, kept.dtype), m.dtype)
+        return found[:, : self.d, : m.shape[2]]
+
+    def kept_bytes(self, dtype: torch.dtype, products: str) -> int:
+        """See :class:`Structure`."""
+        return size(self.d) ** 2 * operand(dtype, products).itemsize
 
     def gather(self, k: Tensor, rows: Rows) -> Tensor:
         """See :class:`Structure`."""

@@ -39,7 +39,7 @@ class Diagonal(Structure):
         """See :class:`Structure`."""
         return k * other
 
-    def square(self, k: Tensor) -> Tensor:
+    def keep(self, k: Tensor) -> Tensor:
         """See :class:`Structure`."""
         return k * k
 

@@ -60,7 +60,7 @@ class Hierarchical(Structure):
     def matmul(self, k: Tensor, m: Tensor) -> Tensor:
         """See :class:`Structure`."""
         a, b1, b2, c, d, e = self._views(k)
-        x, y, z = self._parts(m)
+        y = self._parts(m)[1]
         upper = torch.cat([a, b1, b2], dim=2) @ m
         return torch.cat([upper, c[:, :, None] * y, torch.cat([d, e], dim=2) @ m[:, self.top :]], dim=1)
 
