@@ -11,13 +11,14 @@ the matrix. The start's share of the identity, rho^k I, never enters the pairs; 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
 from harness.errors import Unsupported, UserError
+from methods.kfac import products
+from methods.kfac.brand_state import Held, Rows, empty, widened
 from methods.kfac.damping import mean_diagonal
 from methods.kfac.inverse import brand
 from methods.kfac.inverse.base import LinAlgError, State
@@ -27,35 +28,9 @@ from methods.kfac.policy import Schedule, value_at
 from methods.kfac.randomized import SIDES, Loose, RandomizedKFAC
 from methods.kfac.rank import Ranks, Rule
 from methods.kfac.refresh import Job
-from methods.kfac.statistics import Terms, moment
+from methods.kfac.statistics import moment
 
 _TINY = 1e-30
-
-
-@dataclass
-class Rows:
-    """Rows of one layer since the last step, (n, d) each, and its loss terms."""
-
-    a: list[Tensor] = field(default_factory=list)
-    g: list[Tensor] = field(default_factory=list)
-    terms: Terms = field(default_factory=Terms)
-
-
-@dataclass
-class Held:
-    """What Brand's updates keep of one layer; the eigenpairs themselves are the slots' states.
-
-    Attributes:
-        sides: whether (A, G) are followed by Brand's update.
-        count: batches that have entered, 0-d on the device.
-        ranks: modes kept before the next update.
-        dense: running mean of the other side where no dense statistics are kept.
-    """
-
-    sides: tuple[bool, bool]
-    count: Tensor
-    ranks: list[int]
-    dense: Tensor | None = None
 
 
 class BrandKFAC(RandomizedKFAC):
@@ -133,7 +108,7 @@ class BrandKFAC(RandomizedKFAC):
             if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
                 raise Unsupported("Brand's update does not gather the rows of several processes; use training.rs-kfac.")
             count = torch.zeros((), dtype=layer.dtype, device=layer.weight.device)
-            self.held[layer] = Held(found, count, [rank, rank])
+            self.held[layer] = Held(found, count, [rank, rank], self.options.factor_decay, self.options.factor_init)
         return found
 
     def _brand_due(self) -> bool:
@@ -192,14 +167,14 @@ class BrandKFAC(RandomizedKFAC):
             keep = (held.count > 0).to(keep.dtype) * keep
         inside, outside = torch.cat(rows.a), torch.cat(rows.g)
         scaled = (inside / len(inside) ** 0.5, outside * weight**0.5 / scale)
-        read = self._weight(held)
+        read = held.weight()
         held.count = held.count + good.to(held.count.dtype)
         for index, batch in enumerate(scaled):
             clean = torch.where(good, batch, 0.0)[None]
             if held.sides[index]:
                 self._follow_side(layer, index, clean, keep, good, read)
             elif not self.keeps_dense:
-                old = self._start(layer, index) if held.dense is None else held.dense
+                old = held.start(batch.shape[1]) if held.dense is None else held.dense
                 held.dense = torch.where(good, keep * old + (1 - keep) * moment(clean, False), old)
         if self.keeps_dense and self._correction_due():
             self._correct(layer, good)
@@ -211,28 +186,10 @@ class BrandKFAC(RandomizedKFAC):
             held.count = held.count.to(layer.weight.device)
         return held
 
-    def _start(self, layer: Layer, index: int) -> Tensor:
-        size = (layer.d_in, layer.d_out)[index]
-        scale = 0.0 if self.options.factor_init == "bias-corrected" else 1.0
-        return scale * torch.eye(size, dtype=layer.dtype, device=layer.weight.device)[None]
-
-    def _weight(self, held: Held) -> Tensor:
-        """What the sums are divided by when they are read: 1, or 1 - rho^k with ``bias-corrected``."""
-        if self.options.factor_init != "bias-corrected":
-            return torch.ones_like(held.count)
-        return torch.where(held.count > 0, 1 - self.options.factor_decay**held.count, 1.0)
-
-    def _remainder(self, held: Held) -> Tensor:
-        """The identity's share of the running mean, 0-d: rho^k from the identity, else 0; 1 before the first batch."""
-        share = torch.zeros_like(held.count)
-        if self.options.factor_init == "identity":
-            share = torch.full_like(held.count, self.options.factor_decay) ** held.count
-        return torch.where(held.count > 0, share, 1.0)
-
     def _follow_side(self, layer: Layer, index: int, batch: Tensor, keep: Tensor, good: Tensor, read: Tensor) -> None:
         """Brand's update of one side's pairs; nothing changes where the batch was not finite."""
         held, slot = self.held[layer], self.slots[layer][index]
-        state = slot.state if slot.state is not None else self._empty(batch)
+        state = slot.state if slot.state is not None else empty(batch)
         key, size = (layer.name, f"brand-{SIDES[index]}"), batch.shape[2]
         rank = held.ranks[index] = min(size - 1, self._next_rank(key, held.ranks[index], state))
         try:
@@ -243,18 +200,15 @@ class BrandKFAC(RandomizedKFAC):
             if slot.state is None:
                 slot.state = {"vectors": batch[:, :1].mT * 0, "values": batch[:, :1, 0] * 0, "damping": keep[None]}
             return
-        values = values / self._weight(held)
+        values = values / held.weight()
         if self.truncate:
             vectors, values = vectors[:, :, :rank], values[:, :rank]
         width = max(vectors.shape[2], state["vectors"].shape[2])
         pairs = ((vectors, state["vectors"]), (values, state["values"]))
-        new_vectors, new_values = (torch.where(good, _widened(new, width), _widened(old, width)) for new, old in pairs)
+        new_vectors, new_values = (torch.where(good, widened(new, width), widened(old, width)) for new, old in pairs)
         slot.state = {"vectors": new_vectors, "values": new_values, "damping": torch.ones_like(new_values[:, 0])}
         ratios: dict[Hashable, Tensor] = {key: self._tail(slot.state, rank)}
         self.brand_ranks.watch(ratios, self._stamp())
-
-    def _empty(self, batch: Tensor) -> State:
-        return {"vectors": batch.new_zeros(1, batch.shape[2], 0), "values": batch.new_zeros(1, 0)}
 
     def _next_rank(self, key: tuple[str, str], rank: int, state: State) -> int:
         if "damping" not in state:
@@ -278,7 +232,7 @@ class BrandKFAC(RandomizedKFAC):
             chosen = brand.choice(values.shape[1], self.correction_share, self.sketched.seed + self.steps)
             matrix = self.statistics.read(layer)[index]
             try:
-                found = brand.correct(vectors, values, matrix, self._remainder(held), chosen.to(vectors.device))
+                found = brand.correct(vectors, values, matrix, held.remainder(), chosen.to(vectors.device))
             except LinAlgError:
                 self._events["brand_failures"] += 1
                 continue
@@ -290,7 +244,7 @@ class BrandKFAC(RandomizedKFAC):
     def _lams(self, layer: Layer, dense: Sequence[Tensor | None]) -> list[Tensor]:
         """Damping (1,) of each side before the remainder; relative for a dense side if the back-end multiplies."""
         held, lam, mode = self.held[layer], self.damping(), self.options.damping_mode
-        shift = self._remainder(held)
+        shift = held.remainder()
         sides = zip(held.sides, self.slots[layer], dense, strict=True)
         states = [slot.state if is_brand else matrix for is_brand, slot, matrix in sides]
         if mode == "pi":
@@ -313,19 +267,14 @@ class BrandKFAC(RandomizedKFAC):
             return
         for side, slot, lam in zip(held.sides, self.slots[layer], self._lams(layer, self._dense(layer)), strict=True):
             if side and slot.state is not None:
-                slot.state["damping"] = (lam + self._remainder(held)).clamp_min(_TINY)
+                slot.state["damping"] = (lam + held.remainder()).clamp_min(_TINY)
 
     def _dense(self, layer: Layer) -> list[Tensor | None]:
         """Running means as they are read, where there are dense ones."""
         if self.keeps_dense:
             return list(self.statistics.read(layer)) if layer in self.statistics.factors else [None, None]
         held = self.held[layer]
-        weight = self._weight(held)
-        matrix = None
-        if held.dense is not None:
-            fresh = held.count > 0
-            eye = torch.eye(held.dense.shape[1], dtype=held.dense.dtype, device=held.dense.device)
-            matrix = torch.where(fresh, held.dense / weight, eye)
+        matrix = held.read()
         return [None if side else matrix for side in held.sides]
 
     # -- refreshes -----------------------------------------------------------------------------------------------------
@@ -340,7 +289,8 @@ class BrandKFAC(RandomizedKFAC):
             if layer in self.held and any(states) and (index in due or not all(states)):
                 chosen.append(layer)
         if chosen:
-            self.refresher.refresh([job for layer in chosen for job in self._jobs(layer)])
+            with products.scope(self.options.product_dtype):
+                self.refresher.refresh([job for layer in chosen for job in self._jobs(layer)])
             self._refreshed(chosen)
 
     def _overwrites(self) -> bool:
@@ -351,7 +301,7 @@ class BrandKFAC(RandomizedKFAC):
         held = self.held.get(layer)
         if held is None:
             return super()._jobs(layer)
-        self.sketched.rank = self.ranks.start(self.steps)
+        self.sketched.rank = self.kept_ranks.start(self.steps)
         dense = self._dense(layer)
         jobs = []
         for index, (slot, lam) in enumerate(zip(self.slots[layer], self._lams(layer, dense), strict=True)):
@@ -365,7 +315,7 @@ class BrandKFAC(RandomizedKFAC):
                 rank = min(held.ranks[index], layer.d_in if index == 0 else layer.d_out)
                 slot.state = None if slot.state is None else self.sketched.resized(slot.state, rank)
                 matrix = matrix.clone()
-                matrix.diagonal(dim1=1, dim2=2).sub_(self._remainder(held))
+                matrix.diagonal(dim1=1, dim2=2).sub_(held.remainder())
             jobs.append(Job(slot, matrix, lam))
         return tuple(jobs)
 
@@ -404,6 +354,8 @@ class BrandKFAC(RandomizedKFAC):
             (bool(a), bool(g)),
             stored["brand_count"].detach().to(home, copy=True),
             [int(rank) for rank in stored["brand_ranks"]],
+            self.options.factor_decay,
+            self.options.factor_init,
             None if dense is None else dense.detach().to(home, copy=True),
         )
 
@@ -431,8 +383,3 @@ class BrandKFAC(RandomizedKFAC):
         found["scales"] -= extra
         found["pending"] += sum(t.numel() * t.element_size() for t in pending)
         return found
-
-
-def _widened(tensor: Tensor, width: int) -> Tensor:
-    """The last dimension filled up with zeros."""
-    return nn.functional.pad(tensor, (0, width - tensor.shape[-1]))

@@ -83,7 +83,7 @@ _FORMULA = "v <- mu v + clip((G + ..)^-1 dW (A + ..)^-1); w <- w - lr v"
 def _method(
     name: str,
     factory: str,
-    reference: str,
+    reference: str | None,
     summary: str,
     source: str,
     formula: str,
@@ -97,7 +97,7 @@ def _method(
         source=source,
         formula=formula,
         needs=("torch",),
-        reference=f"{_HERE}.reference:{reference}",
+        reference=None if reference is None else f"{_HERE}.reference:{reference}",
         hyper={key: value for key, value in {**_HYPER, **hyper}.items() if key not in without},
         dtypes=_DTYPES,
         origin="published design",
@@ -180,7 +180,7 @@ _BRAND = "U D U^T + B B^T = [U Q] core [U Q]^T, core = H S H^T, U' = [U Q] H"
 B_KFAC = _method(
     "b-kfac",
     "b",
-    "brand",
+    None,
     "B-KFAC: wide linear layers' factors as eigenpairs that Brand's update carries along, RS-KFAC elsewhere",
     "Puiu, arXiv 2210.08494; defaults: its code",
     f"{_BRAND}; {_FORMULA}",
@@ -190,7 +190,7 @@ B_KFAC = _method(
 B_R_KFAC = _method(
     "b-r-kfac",
     "b_r",
-    "brand",
+    None,
     "B-R-KFAC: B-KFAC, its eigenpairs overwritten by a randomized decomposition every few refreshes",
     "Puiu, arXiv 2210.08494; defaults: its code",
     f"{_BRAND}; {_FORMULA}",
@@ -200,7 +200,7 @@ B_R_KFAC = _method(
 B_KFAC_C = _method(
     "b-kfac-c",
     "b_c",
-    "brand",
+    None,
     "B-KFAC-C: B-KFAC, a random share of its eigenpairs corrected by the dense running mean",
     "Puiu, arXiv 2210.08494; defaults: its code",
     f"{_BRAND}; T = U_s^T M U_s = H S H^T, U_s <- U_s H; {_FORMULA}",

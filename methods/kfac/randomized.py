@@ -64,14 +64,14 @@ class RandomizedKFAC(KFAC):
         **options: Any,
     ) -> None:
         rule = Rule(target=rank_target, floor=rank_floor, cap=rank_cap)
-        self.ranks = Ranks(rank, rule if adaptive_rank else None)
+        self.kept_ranks = Ranks(rank, rule if adaptive_rank else None)
         given = dict(sketch or {})
         for key, low in {"oversampling": 0, "power": 1 if inverse == "subspace" else 0, "seed": 0}.items():
             if key in given:
                 in_range(key, given[key], low, whole=True)
-        given |= {"rank": self.ranks.start(0), "relative": options.get("damping_mode") == "adaptive"}
+        given |= {"rank": self.kept_ranks.start(0), "relative": options.get("damping_mode") == "adaptive"}
         super().__init__(model, lr, inverse=inverse, inverse_options=given, **options)
-        if self.ranks.varies:
+        if self.kept_ranks.varies:
             self.update = Loose(self)
 
     @property
@@ -84,7 +84,7 @@ class RandomizedKFAC(KFAC):
 
     def _jobs(self, layer: Layer) -> tuple[Job, Job]:
         backend = self.sketched
-        backend.rank = self.ranks.start(self.steps)
+        backend.rank = self.kept_ranks.start(self.steps)
         for side, slot in zip(SIDES, self.slots[layer], strict=True):
             if slot.state is not None:
                 slot.state = self._resized((layer.name, side), slot.state)
@@ -98,7 +98,7 @@ class RandomizedKFAC(KFAC):
     def _resized(self, key: tuple[str, str], state: State) -> State:
         backend = self.sketched
         rank = backend.kept(state)
-        wanted = self.ranks.next(key, rank, self.steps, self._stamp(), lambda: backend.ratio(state))
+        wanted = self.kept_ranks.next(key, rank, self.steps, self._stamp(), lambda: backend.ratio(state))
         return state if min(wanted, backend.size(state)) == rank else backend.resized(state, wanted)
 
     def _stamp(self) -> int:
@@ -106,7 +106,7 @@ class RandomizedKFAC(KFAC):
         return sum(self.refresher.counters.values())
 
     def _refreshed(self, layers: Sequence[Layer]) -> None:
-        if self.ranks.rule is None:
+        if self.kept_ranks.rule is None:
             return
         ratios: dict[Hashable, Tensor] = {
             (layer.name, side): self.sketched.ratio(slot.state).float()
@@ -114,7 +114,7 @@ class RandomizedKFAC(KFAC):
             for side, slot in zip(SIDES, self.slots[layer], strict=True)
             if slot.state is not None and self._adapts(layer, side)
         }
-        self.ranks.watch(ratios, self._stamp())
+        self.kept_ranks.watch(ratios, self._stamp())
 
     def _adapts(self, layer: Layer, side: str) -> bool:
         """Whether the rank of this side's inverse is the rule's affair."""
@@ -123,12 +123,12 @@ class RandomizedKFAC(KFAC):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
         """Restore exactly what ``state_dict`` gave."""
         super().load_state_dict(state_dict)
-        self.ranks.forget()
+        self.kept_ranks.forget()
 
     def follow(self, layer: Layer) -> None:
         """Ratios of states before a cast are not those after it."""
         super().follow(layer)
-        self.ranks.forget()
+        self.kept_ranks.forget()
 
     def describe(self) -> dict[str, Any]:
         """Also the ranks."""
