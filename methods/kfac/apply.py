@@ -6,7 +6,7 @@ of a GPU's memory access; the padding is zero and stays zero, so every product a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +166,8 @@ class Update:
         """Sort the layers into stacks; again after the model has been moved or cast."""
         buckets: dict[Any, list[Layer]] = {}
         for layer in self.optimizer.layers:
-            key = (layer.groups, layer.d_out, layer.d_in, layer.dtype, layer.weight.device)
+            owner = self.optimizer.ranks.owner[layer]
+            key = (owner, layer.groups, layer.d_out, layer.d_in, layer.dtype, layer.weight.device)
             buckets.setdefault(key, []).append(layer)
         align = ALIGN if self.optimizer.backend.wide else 1
         self.stacks = [Stack(layers, align) for layers in buckets.values()]
@@ -204,9 +205,13 @@ class Update:
 
     # -- a step --------------------------------------------------------------------------------------------------------
 
+    def seen(self) -> list[Layer]:
+        """Layers with a gradient."""
+        return [one for one in self.optimizer.layers if any(p.grad is not None for p in one.parameters)]
+
     def gradients(self) -> tuple[list[Layer], list[Tensor]]:
-        """Layers with a gradient, and their gradients as views of stacks."""
-        active = [one for one in self.optimizer.layers if any(p.grad is not None for p in one.parameters)]
+        """Layers with a gradient that this rank updates, and their gradients as views of stacks."""
+        active = [layer for layer in self.seen() if self.optimizer.ranks.mine(layer)]
         chosen = set(active)
         views: dict[Layer, Tensor] = {}
         targets: list[Tensor] = []
@@ -226,17 +231,20 @@ class Update:
 
     def step(self, lr: float, decays: float, finite: Tensor | None) -> None:
         """Move the weights; nothing moves when the batch was not finite."""
-        opt = self.optimizer.options
-        active, gradients = self.gradients()
-        if not active:
+        opt, ranks = self.optimizer.options, self.optimizer.ranks
+        seen = self.seen()
+        if not seen:
             return
-        if decays and opt.weight_decay_mode == "gradient":
+        active, gradients = self.gradients()
+        if decays and active and opt.weight_decay_mode == "gradient":
             _add_weights(active, gradients, decays)
-        units = self._units(active, gradients, self.optimizer._combine(active, gradients))
-        _clip(units, opt.clip, opt.clip_value, lr)
-        if decays and opt.weight_decay_mode == "coupled":
+        units = self._units(active, gradients, self.optimizer._combine(active, gradients)) if active else []
+        _clip(units, opt.clip, opt.clip_value, lr, ranks.total, seen[0].weight.device)
+        if decays and units and opt.weight_decay_mode == "coupled":
             _add_weights([one for u in units for one in u.layers], [view for u in units for view in u.views()], decays)
-        self._move(units, lr, 1 - lr * decays if opt.weight_decay_mode == "decoupled" else 1.0, finite)
+        if units:
+            self._move(units, lr, 1 - lr * decays if opt.weight_decay_mode == "decoupled" else 1.0, finite)
+        ranks.spread(seen)
 
     def _units(self, active: Sequence[Layer], gradients: Sequence[Tensor], found: Sequence[Tensor]) -> list[Unit]:
         x, v = dict(zip(active, gradients, strict=True)), dict(zip(active, found, strict=True))
@@ -325,12 +333,22 @@ def _add_weights(layers: Sequence[Layer], matrices: Sequence[Tensor], decays: fl
     torch._foreach_add_(targets, sources, alpha=decays)
 
 
-def _clip(units: Sequence[Unit], mode: str, clip: float, lr: float) -> None:
+def _clip(
+    units: Sequence[Unit],
+    mode: str,
+    clip: float,
+    lr: float,
+    total: Callable[[Tensor], Tensor],
+    device: torch.device,
+) -> None:
     if mode == "rms":
         views = [view for unit in units for view in unit.views()]
         for view, factor in zip(views, clipping.factors(mode, clip, lr, views, views), strict=True):
             view.mul_(factor)
         return
-    factors = clipping.factors(mode, clip, lr, [unit.v for unit in units], [unit.x for unit in units])
+    if mode == "kl" and not units:  # the other ranks' layers wait for this one's share
+        total(torch.zeros((), device=device))
+        return
+    factors = clipping.factors(mode, clip, lr, [unit.v for unit in units], [unit.x for unit in units], total)
     if factors:
         torch._foreach_mul_([unit.v for unit in units], factors[0])

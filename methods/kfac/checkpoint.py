@@ -26,6 +26,7 @@ def save(optimizer: KFAC) -> dict[str, Any]:
     return {
         "version": _VERSION,
         "steps": optimizer.steps,
+        "sharding": optimizer.ranks.mark(),
         "layers": {layer.name: _layer(optimizer, layer) for layer in optimizer.layers},
         "groups": groups,
         "skipped": int(optimizer._skipped),
@@ -60,6 +61,7 @@ def load(optimizer: KFAC, stored: Mapping[str, Any]) -> None:
             f"the saved optimizer has the layers {list(stored.get('layers', {}))}, this one {names}; build it with the "
             f"same model and hyper-parameters."
         )
+    optimizer.ranks.check(stored.get("sharding", []))
     for layer in optimizer.layers:
         if stored["layers"][layer.name].get("channels_last", False) != channels_last(layer.weight):
             raise UserError(

@@ -6,7 +6,7 @@ v F v up to damping). ``rms``: each layer by min(1, clip / rms(v_l)) (Puiu, arXi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,15 +17,20 @@ _FLOOR = 1e-30
 
 
 def factors(
-    mode: str, clip: float, lr: float, directions: Sequence[Tensor], gradients: Sequence[Tensor]
+    mode: str,
+    clip: float,
+    lr: float,
+    directions: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    total: Callable[[Tensor], Tensor] = lambda own: own,
 ) -> list[Tensor]:
-    """A 0-d factor for each direction (empty list: nothing to multiply)."""
+    """A 0-d factor for each direction (empty list: nothing to multiply); ``total`` adds what other ranks have."""
     if mode == "none" or not directions:
         return []
     if mode == "kl":
         products = [_dot(v, g) for v, g in zip(directions, gradients, strict=True)]
-        total = torch.stack(products).sum() * lr**2
-        return [(clip / total.clamp_min(_FLOOR)).sqrt().clamp_max(1.0)] * len(directions)
+        whole = total(torch.stack(products).sum()) * lr**2
+        return [(clip / whole.clamp_min(_FLOOR)).sqrt().clamp_max(1.0)] * len(directions)
     return [(clip / v.square().mean().sqrt().clamp_min(_FLOOR)).clamp_max(1.0) for v in directions]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from harness.errors import UserError
-from methods.kfac import clipping, damping, products, statistics
+from methods.kfac import clipping, damping, products, sharding, statistics
 from methods.kfac.inverse import INVERSES
 from methods.kfac.policy import Schedule, value_at
 
@@ -55,6 +55,8 @@ class Options:
         inverse_dtype: how inverses of float32 factors are kept: ``wide``, or ``bfloat16``, which also rounds the
             gradient in their products.
         exclude: patterns of module names that are left to the fallback.
+        sharding: of several processes, ``none`` keeps every layer's state on each, ``owner`` on one alone
+            (:mod:`methods.kfac.sharding`).
         fallback: optimizer of every other parameter.
         fallback_lr: its learning rate.
         fallback_momentum: of ``sgd``.
@@ -88,6 +90,7 @@ class Options:
     product_dtype: str = "as-set"
     inverse_dtype: str = "wide"
     exclude: Sequence[str] = ()
+    sharding: str = "none"
     fallback: str = "adamw"
     fallback_lr: float = 1e-3
     fallback_momentum: float = 0.9
@@ -111,6 +114,7 @@ class Options:
             "product_dtype": products.PRODUCTS,
             "inverse_dtype": INVERSE_DTYPES,
             "fallback": FALLBACKS,
+            "sharding": sharding.MODES,
         }
         for name, known in names.items():
             if getattr(self, name) not in known:

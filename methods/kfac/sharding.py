@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, distributed
 
 from harness.errors import UserError
+from methods.kfac.timing import Parts
 
 if TYPE_CHECKING:
     from methods.kfac.layers import Layer
-    from methods.kfac.timing import Parts
 
 MODES = ("none", "owner")
 #: Bytes of one broadcast of weights.
@@ -60,16 +60,16 @@ class Sharing:
         layers: of the optimizer, in an order that is the same on every rank.
         costs: work of each layer's refresh.
         mode: ``none`` or ``owner``.
-        parts: where the seconds of communication go.
 
     Raises:
         UserError: another mode.
     """
 
-    def __init__(self, layers: Sequence[Layer], costs: Sequence[float], mode: str, parts: Parts | None = None) -> None:
+    def __init__(self, layers: Sequence[Layer], costs: Sequence[float], mode: str) -> None:
         if mode not in MODES:
             raise UserError(f"sharding is one of {', '.join(MODES)}; got {mode!r}.")
-        self.mode, self.size, self._parts = mode, world(), parts
+        self.mode, self.size = mode, world()
+        self._parts = Parts(("communication",))
         self.rank = distributed.get_rank() if self.size > 1 else 0
         self.sharded = mode == "owner" and self.size > 1
         owners = assign(costs, self.size) if self.sharded else [0] * len(costs)
@@ -93,18 +93,21 @@ class Sharing:
         size = world()
         if size == 1:
             return {layer: (one.a, one.g, one.rows, one.terms.count) for layer, one in sums.items()}
-        layers = [layer for layer in self.owner if layer in sums]
+        layers = [layer for layer in self.owner if layer in sums] or list(sums)
         home = sums[layers[0]].a.device
         counts = torch.tensor([[sums[one].rows, sums[one].terms.count] for one in layers], dtype=torch.float64).to(home)
-        works = [distributed.all_reduce(counts, async_op=True)]
-        for layer in layers:
-            works += [self._reduce(tensor, layer) for tensor in (sums[layer].a, sums[layer].g)]
-        for work in works:
-            work.wait()
+        with self._parts.span("communication", home.type == "cuda"):
+            works = [distributed.all_reduce(counts, async_op=True)]
+            # In one piece each: collectives do not write into a part of a larger matrix.
+            pairs = {layer: (sums[layer].a.contiguous(), sums[layer].g.contiguous()) for layer in layers}
+            for layer, pair in pairs.items():
+                works += [self._reduce(tensor, layer) for tensor in pair]
+            for work in works:
+                work.wait()
         found: dict[Layer, tuple[Tensor, Tensor, Any, Any]] = {}
         for layer, (rows, terms) in zip(layers, counts.unbind(), strict=True):
             if self.mine(layer):
-                a, g = sums[layer].a, sums[layer].g
+                a, g = pairs[layer]
                 if per_rank:
                     g /= size**2
                 found[layer] = (a, g, rows.to(a), terms.to(g))
@@ -126,16 +129,22 @@ class Sharing:
     # -- the step ------------------------------------------------------------------------------------------------------
 
     def total(self, value: Tensor) -> Tensor:
-        """Sum over the ranks of a sum over their own layers."""
-        if self.sharded:
-            distributed.all_reduce(value)
-        return value
+        """Sum over the ranks of a sum over their own layers (0-d)."""
+        if not self.sharded:
+            return value
+        whole = value.double()
+        distributed.all_reduce(whole)
+        return whole.to(value.dtype)
 
     @torch.no_grad()
     def spread(self, layers: Sequence[Layer]) -> None:
         """Send the owners' new weights of these layers to all, one flat broadcast an owner and dtype or more."""
-        if not self.sharded:
+        if not self.sharded or not layers:
             return
+        with self._parts.span("communication", layers[0].weight.is_cuda):
+            self._broadcast(layers)
+
+    def _broadcast(self, layers: Sequence[Layer]) -> None:
         pieces: dict[tuple[int, torch.dtype, torch.device], list[Tensor]] = {}
         for layer in layers:
             for parameter in layer.parameters:
@@ -153,6 +162,10 @@ class Sharing:
                 torch._foreach_copy_(bucket, [part.view(t.shape) for part, t in zip(parts, bucket, strict=True)])
 
     # -- the outside ---------------------------------------------------------------------------------------------------
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds in collectives since the last call, which other parts contain; empty on one process."""
+        return self._parts.read() if self.size > 1 else {}
 
     def describe(self) -> dict[str, Any]:
         """Mode, ranks and the layers' owners."""

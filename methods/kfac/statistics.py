@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from harness.errors import Unsupported
 from methods.kfac import products
 from methods.kfac.layers import Layer, averaged_rows, input_positions, input_rows, output_rows
 from methods.kfac.moments import gram, input_moment, output_moment
+from methods.kfac.sharding import Sharing
 
 INITIAL = ("identity", "first-batch", "bias-corrected")
 SHARING = ("expand", "reduce")
@@ -80,17 +81,6 @@ def moment(rows: Tensor, bias: bool, half: torch.dtype | None = None) -> Tensor:
     return whole
 
 
-def reduce_(tensors: Sequence[Tensor]) -> None:
-    """Average the tensors over the ranks of the default process group, in place, in one message for each dtype."""
-    for dtype in {tensor.dtype for tensor in tensors}:
-        chosen = [tensor for tensor in tensors if tensor.dtype == dtype]
-        flat = torch.cat([tensor.reshape(-1) for tensor in chosen])
-        distributed.all_reduce(flat)
-        flat /= distributed.get_world_size()
-        for tensor, part in zip(chosen, flat.split([tensor.numel() for tensor in chosen]), strict=True):  # type: ignore[no-untyped-call]
-            tensor.copy_(part.view(tensor.shape))
-
-
 @dataclass
 class Factors:
     """Running means of one layer; ``count`` batches have entered (a 0-d tensor on the device)."""
@@ -127,6 +117,7 @@ class Statistics:
         self.product = product
         self.sharing, self.decay, self.initial = sharing, decay, initial
         self.loss_terms, self.reduction, self.subsample = loss_terms, reduction, subsample
+        self.ranks = Sharing((), (), "none")
         self.sums: dict[Layer, Sums] = {}
         self.factors: dict[Layer, Factors] = {}
 
@@ -213,9 +204,10 @@ class Statistics:
             return None
         batch = self._batch(scale, passes, columns)
         traces = [m.diagonal(dim1=1, dim2=2).sum() for entry in batch.values() for m in entry[:2]]
-        home = traces[0].device
+        home = next(iter(self.sums)).weight.device
         # A second moment that is not finite anywhere has a diagonal that is not (Cauchy and Schwarz).
-        finite = torch.stack([trace.to(home) for trace in traces]).isfinite().all()
+        good_here = torch.stack([trace.to(home) for trace in traces]).isfinite().all() if traces else None
+        finite = self.ranks.agree(good_here, home)
         for layer, (a, g, for_a, for_g) in batch.items():
             held = self.held(layer)
             old, good = held.count, finite.to(a.device, held.count.dtype)
@@ -230,20 +222,14 @@ class Statistics:
     def _batch(
         self, scale: Tensor | float, passes: int, columns: bool
     ) -> dict[Layer, tuple[Tensor, Tensor, Tensor | float, Tensor | float]]:
-        """Each layer's sums and what they are to be multiplied with; averaged over the ranks in place."""
+        """Sums over the ranks of each layer that this one keeps, and what they are to be multiplied with."""
         found: dict[Layer, tuple[Tensor, Tensor, Tensor | float, Tensor | float]] = {}
-        for layer, sums in self.sums.items():
-            for_g = self.weight(sums.terms.count, passes, columns) / scale**2
-            found[layer] = (sums.a, sums.g, 1.0 / sums.rows, for_g)
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-            for a, g, for_a, for_g in found.values():
-                a.mul_(for_a)
-                g.mul_(for_g)
-            reduce_([tensor for entry in found.values() for tensor in entry[:2]])
-            return {layer: (entry[0], entry[1], 1.0, 1.0) for layer, entry in found.items()}
+        whole = self.ranks.collect(self.sums, per_rank=self.reduction == "mean" and not columns)
+        for layer, (a, g, rows, terms) in whole.items():
+            found[layer] = (a, g, 1.0 / rows, self.weight(terms, passes, columns) / scale**2)
         return found
 
-    def weight(self, terms: int, passes: int, columns: bool) -> float:
+    def weight(self, terms: Any, passes: int, columns: bool) -> Any:
         """What turns sum b b^T over all passes into G; ``terms`` counts the loss terms of all passes."""
         if columns:
             return passes / terms

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ def key(spec: RunSpec) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-def save(path: Path, spec: RunSpec, content: Mapping[str, Any]) -> None:
-    """Write to a neighbour, flush it to the disk, then take its place."""
+def save(path: Path, spec: RunSpec, content: Mapping[str, Any], ready: Callable[[], None] = lambda: None) -> None:
+    """Write to a neighbour, flush it to the disk, then take its place; ``ready`` waits for other ranks in between."""
     import torch
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,6 +33,7 @@ def save(path: Path, spec: RunSpec, content: Mapping[str, Any]) -> None:
             torch.save({"format": FORMAT, "key": key(spec), **content}, stream)
             stream.flush()
             os.fsync(stream.fileno())
+        ready()
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

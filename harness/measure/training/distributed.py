@@ -39,6 +39,10 @@ class Alone:
     def average(self, parameters: Sequence[nn.Parameter]) -> None:
         """Average the parameters' gradients over the ranks, in place."""
 
+    def average_parts(self, parameters: Sequence[nn.Parameter], own: int, parts: int) -> list[list[Tensor | None]]:
+        """Gradients of each part of a batch, where every rank holds those of its ``own`` part alone."""
+        return [[parameter.grad for parameter in parameters]]
+
     def mean(self, value: Tensor) -> Tensor:
         """Mean of a 0-d tensor over the ranks."""
         return value
@@ -117,6 +121,27 @@ class Ranks(Alone):
             flat /= self.size
             parts = torch.split(flat, [gradient.numel() for gradient in bucket])
             torch._foreach_copy_(bucket, [part.view(g.shape) for part, g in zip(parts, bucket, strict=True)])
+
+    @torch.no_grad()
+    def average_parts(self, parameters: Sequence[nn.Parameter], own: int, parts: int) -> list[list[Tensor | None]]:
+        """One all-reduce of all parts' gradients side by side, the others' places filled with zeros."""
+        found: list[list[Tensor | None]] = [[None] * len(parameters) for _ in range(parts)]
+        held = [(place, parameter.grad) for place, parameter in enumerate(parameters) if parameter.grad is not None]
+        places = {id(gradient): place for place, gradient in held}
+        under_way = []
+        for bucket in _buckets([gradient for _, gradient in reversed(held)]):
+            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+            side = flat.new_zeros(parts, flat.numel())
+            side[own] = flat
+            under_way.append((distributed.all_reduce(side, async_op=True), side, bucket))
+        for work, side, bucket in under_way:
+            work.wait()
+            side /= self.size
+            for part in range(parts):
+                pieces = torch.split(side[part], [gradient.numel() for gradient in bucket])
+                for gradient, piece in zip(bucket, pieces, strict=True):
+                    found[part][places[id(gradient)]] = torch.empty_like(gradient).copy_(piece.view(gradient.shape))
+        return found
 
     def mean(self, value: Tensor) -> Tensor:
         """In float64."""

@@ -450,7 +450,8 @@ class Run:
             "scaler": self.stepper.scaler.state_dict() if self.stepper.scaler is not None else None,
             "log": self.log.to_json(),
         }
-        checkpoint.save(checkpoint.of_rank(Path(spec.checkpoint), self.ranks.rank), spec, content)
+        path = checkpoint.of_rank(Path(spec.checkpoint), self.ranks.rank)
+        checkpoint.save(path, spec, content, self.ranks.meet)
         self._saved_at, self._saved_done = self._now(), self.log.done
         self.buckets.add("checkpoint", self._saved_at - start)
 

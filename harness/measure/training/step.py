@@ -77,6 +77,8 @@ class Stepper:
         self.scaler = device.scaler()
         self.parts = int(getattr(optimizer, "sub_batches", 1))
         self.needs = frozenset(getattr(optimizer, "step_needs", ()))
+        many = self.ranks.size > 1 and self.ranks.size % self.parts == 0
+        self.at_once = many and self.parts > 1 and bool(getattr(optimizer, "parts_at_once", False))
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if strange := self.needs - NEEDS:
             raise Unsupported(f"its step needs {sorted(strange)}; the trainer serves {sorted(NEEDS)}.")
@@ -146,6 +148,7 @@ class Stepper:
     def _with_closure(self, fetch: Fetch, first: int) -> torch.Tensor:
         whole: dict[tuple[int, int], Batch] = {}
         losses: list[torch.Tensor] = []
+        shared: dict[int, list[torch.Tensor | None]] = {}
 
         def closure(part: int | None = None, targets: str = "data") -> torch.Tensor:
             """Forward and backward on one part (None: all of it), gradients added to ``.grad``; returns its loss.
@@ -156,6 +159,8 @@ class Stepper:
                 raise Unsupported(f"closure(targets={targets!r}): expected 'data' or 'model'.")
             if part is not None and not 0 <= part < self.parts:
                 raise Unsupported(f"closure(part={part}): the method declared {self.parts} sub-batches.")
+            if self.at_once and part is not None and targets == "data":
+                return self._at_once(fetch, first, part, shared, losses)
             begin, size = (0, self.batch) if part is None else list(pieces(self.batch, self.parts))[part]
             mine, share = self.ranks.slice(begin, size)
             value: torch.Tensor | None = None
@@ -179,6 +184,54 @@ class Stepper:
         if not losses:
             raise Unsupported("its step never called the closure on the data's own targets: there is no loss to watch.")
         return torch.stack(losses).mean()
+
+    def _at_once(
+        self,
+        fetch: Fetch,
+        first: int,
+        part: int,
+        shared: dict[int, list[torch.Tensor | None]],
+        losses: list[torch.Tensor],
+    ) -> torch.Tensor:
+        """One part of several that groups of ranks work on at the same time: rank r belongs to part r mod parts.
+
+        The first call runs them all; each call adds its part's gradients. For methods whose ``parts_at_once`` says
+        that they do not move the weights between the parts.
+        """
+        if not losses:
+            own, place, many = (
+                self.ranks.rank % self.parts,
+                self.ranks.rank // self.parts,
+                self.ranks.size // self.parts,
+            )
+            begin, size = list(pieces(self.batch, self.parts))[own]
+            start, stop = place * size // many, (place + 1) * size // many
+            before = [parameter.grad for parameter in self.parameters]
+            for parameter in self.parameters:
+                parameter.grad = None
+            self.ranks.seed(self.stream, first, True)
+            total: torch.Tensor | None = None
+            with torch.enable_grad():
+                for offset, count in pieces(stop - start, self.accumulate):
+                    with self.buckets.span("data"):
+                        batch = fetch(first + begin + start + offset, count)
+                    value = self._backward(*batch, count * self.ranks.size / size)
+                    total = value if total is None else total + value
+            with self.buckets.span("communication"):
+                shared |= dict(enumerate(self.ranks.average_parts(self.parameters, own, self.parts)))
+            self.ranks.seed(self.stream, first, False)
+            for parameter, grad in zip(self.parameters, before, strict=True):
+                parameter.grad = grad
+            assert total is not None
+            losses.append(total / self.parts)
+        if part not in shared:
+            raise Unsupported(
+                f"closure(part={part}) was called twice in one step, but its parts are worked on at once."
+            )
+        for parameter, gradient in zip(self.parameters, shared.pop(part), strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return losses[0]
 
     def _slice(self, whole: dict[tuple[int, int], Batch], fetch: Fetch, first: int, offset: int, count: int) -> Batch:
         """A part of the update's samples; without accumulation they are fetched once and shared by all parts.

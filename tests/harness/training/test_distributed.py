@@ -57,14 +57,12 @@ def rows(path):
 
 def test_record_names_its_ranks_and_a_failure_everywhere_costs_one_run(toys, tmp_path):
     names = ("toy-sgd", "toy-halves", "toy-raises", "toy-refuses")
-    result = executor.execute(build(asked(methods=names)), tmp_path, "test")
+    result = executor.execute(build(asked(methods=names, hyper=("epochs=6",), full=True)), tmp_path, "test")
     found = rows(result.path)
-    assert found["status"].to_dict() == {
-        "training.toy-sgd": "budget_exhausted",
-        "training.toy-halves": "budget_exhausted",
-        "training.toy-raises": "error",
-        "training.toy-refuses": "unsupported",
-    } or set(found["status"]) <= {"budget_exhausted", "target_reached", "error", "unsupported"}
+    status = found["status"].to_dict()
+    assert status.pop("training.toy-raises") == "error"
+    assert status.pop("training.toy-refuses") == "unsupported"
+    assert set(status.values()) <= {"budget_exhausted", "target_reached"}
     assert "no luck today" in found.loc["training.toy-raises", "reason"]
     header = store.read_headers(result.path)[0]
     assert header["plan"]["ranks"] | {"devices": []} == header["plan"]["ranks"]
