@@ -20,12 +20,14 @@ class VGG16(nn.Module):
     Args:
         classes: number of logits.
         dropout: probability in the head.
+        wide: the network of the B-KFAC experiments (arXiv 2210.08494): the poolings halve height and width in turn, so
+            that 512 x 4 x 8 = 16,384 features enter the head, Linear 16,384-2048, ReLU, dropout, Linear 2048-classes.
     """
 
-    def __init__(self, classes: int = 10, dropout: float = 0.5) -> None:
+    def __init__(self, classes: int = 10, dropout: float = 0.5, wide: bool = False) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        inputs = 3
+        inputs, pools = 3, 0
         for width in LAYOUT:
             if width:
                 conv = nn.Conv2d(inputs, width, 3, padding=1)
@@ -33,9 +35,13 @@ class VGG16(nn.Module):
                 layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
                 inputs = width
             else:
-                layers.append(nn.MaxPool2d(2))
+                layers.append(nn.MaxPool2d(((2, 1), (1, 2))[pools % 2] if wide else 2))
+                pools += 1
         self.features = nn.Sequential(*layers)
-        self.head = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Dropout(dropout), nn.Linear(512, classes))
+        features, hidden = (512 * 4 * 8, 2048) if wide else (512, 512)
+        self.head = nn.Sequential(
+            nn.Linear(features, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, classes)
+        )
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.01)
