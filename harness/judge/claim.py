@@ -85,6 +85,26 @@ class Guard(BaseModel):
     reaches: float | None = None
 
 
+class Search(BaseModel):
+    """What must have been searched before a claim without a published recipe is "not reproduced".
+
+    Attributes:
+        workload: where the trials were made; None: the claim's own workload.
+        over: hyper-parameters whose trials must span ``decades`` each.
+        decades: width of that span, log10 of largest ÷ smallest.
+        readings: hyper-parameter -> every value that must have been tried.
+        trials: least number of trials.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    workload: str | None = None
+    over: tuple[str, ...] = ("lr", "damping")
+    decades: float = Field(default=3.0, gt=0)
+    readings: dict[str, tuple[Setting, ...]] = Field(default_factory=dict)
+    trials: int = Field(default=30, ge=1)
+
+
 class Claim(BaseModel):
     """A published number with its conditions.
 
@@ -119,6 +139,8 @@ class Claim(BaseModel):
         guard: final metric beside a claim about training.
         hyper: hyper-parameters (and ``precision``) that the candidate's runs must have; None of them: the newest.
         baseline_hyper: the same for the baseline, e.g. the same method in another precision.
+        search: what must have been searched before "not reproduced"; without it the verdict is "inconclusive (recipe
+            unpublished)".
         hardware: device that the source measured on ("A or B" for several); None = not stated.
         hardware_free: judged strictly on any device (errors, iterations, flops).
         needs: what a machine must have, e.g. ``cuda``.
@@ -161,6 +183,7 @@ class Claim(BaseModel):
     guard: Guard | None = None
     hyper: dict[str, Setting] = Field(default_factory=dict)
     baseline_hyper: dict[str, Setting] = Field(default_factory=dict)
+    search: Search | None = None
     hardware: str | None = None
     hardware_free: bool = False
     needs: tuple[str, ...] = ()
@@ -193,8 +216,8 @@ class Claim(BaseModel):
             raise ValueError("workloads belong to kind 'often' with a baseline, without workload or problems")
         if self.kind == "growth" and self.workload is not None:
             raise ValueError("kind 'growth' compares problems of several sizes, not a workload")
-        if not self.on_training and (self.guard or self.hyper or self.baseline_hyper):
-            raise ValueError("guard, hyper and baseline_hyper belong to claims about a training workload")
+        if not self.on_training and (self.guard or self.hyper or self.baseline_hyper or self.search):
+            raise ValueError("guard, search, hyper and baseline_hyper belong to claims about a training workload")
         if self.kind == "at-most" and self.baseline is None and self.baseline_hyper:
             raise ValueError("baseline_hyper needs a baseline")
         if self.across and self.timed:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from harness.judge import counted, evidence, findings, stats, trained
+from harness.judge import counted, evidence, findings, searched, stats, trained
 from harness.judge.claim import Claim
 from harness.judge.evidence import Group
 from harness.judge.findings import Finding
@@ -114,7 +114,8 @@ def _judge(
     verdicts = []
     for device, groups in sorted(by_device.items()):
         group = evidence.choose(claim, groups)
-        verdicts.append(_verdict(claim, _find(claim, group), group, device, program))
+        finding = searched.screened(claim, _find(claim, group), runs)
+        verdicts.append(_verdict(claim, finding, group, device, program))
     return verdicts
 
 
