@@ -109,12 +109,12 @@ class Options:
             in_range("ranks", value, 0, whole=True)
         if sum(self.ranks) == 0:
             raise UserError("ranks is [0, 0]: hierarchical without a dense block; use structure diagonal.")
-        for value in values(self.damping):
-            in_range("damping", value, 0.0)
-        for value in values(self.lr_cov):
-            in_range("lr_cov", value, 0.0)
-        for value in values(self.update_period):
-            in_range("update_period", value, 1, whole=True)
+        for number in values(self.damping):
+            in_range("damping", number, 0.0)
+        for number in values(self.lr_cov):
+            in_range("lr_cov", number, 0.0)
+        for number in values(self.update_period):
+            in_range("update_period", number, 1, whole=True)
         if self.kfac_like and self.alpha1:
             raise UserError(f"kfac_like has no Riemannian momentum: alpha1 must be 0; got {self.alpha1!r}.")
 

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_weight
 
 from methods.kfac.layers import _mode, _padding, _pair, patches
+from methods.singd.tensors import unflatten
 
 #: Bytes of rows that are copied out at once.
 _PIECE = 1 << 26
@@ -87,7 +89,7 @@ class PlainRows(Rows):
 
     def squares(self) -> Tensor:
         """See :class:`Rows`."""
-        found = torch.linalg.vector_norm(self.x, dim=(1, 2), dtype=wide(self.dtype)) * self.scale
+        found: Tensor = torch.linalg.vector_norm(self.x, dim=(1, 2), dtype=wide(self.dtype)) * self.scale
         if self.bias:
             one = torch.ones_like(found[:, :1]) * self.scale * (self.x.shape[1] * self.x.shape[2]) ** 0.5
             found = torch.cat([found, one], dim=1)
@@ -126,9 +128,9 @@ class PatchRows(Rows):
         for start in range(0, self.inputs.shape[0], count):
             part = scaled(self.inputs[start : start + count], self.scale, self.dtype)
             found = patches(self.module, part)
-            split = found.unflatten(3, (self.batch, -1)).permute(3, 0, 1, 2, 4, 5, 6)
-            whole = torch.empty(*split.shape[:4], self.d, dtype=self.dtype, device=part.device)
-            whole[..., : self.d - self.bias].unflatten(4, split.shape[4:]).copy_(split)
+            grouped = unflatten(found, 3, (self.batch, -1)).permute(3, 0, 1, 2, 4, 5, 6)
+            whole = torch.empty(*grouped.shape[:4], self.d, dtype=self.dtype, device=part.device)
+            unflatten(whole[..., : self.d - self.bias], 4, grouped.shape[4:]).copy_(grouped)
             if self.bias:
                 whole[..., -1] = self.scale
             yield whole.flatten(1, 3)
@@ -153,7 +155,7 @@ class PatchRows(Rows):
         if self.bias:
             z = z + (w[:, -1].reshape(-1) * self.scale).to(self.dtype)[:, None, None]
         shape = torch.Size((self.batch * k, *kernel))
-        found = nn.grad.conv2d_weight(x, shape, z, step, 0, gap, self.batch)
+        found: Tensor = conv2d_weight(x, shape, z, step, 0, gap, self.batch)  # type: ignore[no-untyped-call]
         whole = found.reshape(self.batch, k, -1).mT.to(wide(self.dtype))
         if self.bias:
             last = z.sum((0, 2, 3), dtype=wide(self.dtype)).reshape(self.batch, 1, k) * self.scale

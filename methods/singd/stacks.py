@@ -13,6 +13,7 @@ from methods.singd.options import Options, pair
 from methods.singd.products import precision
 from methods.singd.rows import wide
 from methods.singd.structures import Structure, structure
+from methods.singd.tensors import split
 
 #: Largest matrix of a stack in bytes: beyond, a layer keeps a GPU busy alone and a stack only costs copies.
 _LARGEST = 1 << 26
@@ -155,7 +156,7 @@ def write(target: Tensor, value: Tensor, good: Tensor | None, chosen: list[slice
     if chosen is None:
         target.copy_(value if good is None else torch.where(good.to(value.device), value, target))
         return
-    for place, part in zip(chosen, value.split([place.stop - place.start for place in chosen]), strict=True):
+    for place, part in zip(chosen, split(value, [place.stop - place.start for place in chosen]), strict=True):
         write(target[place], part, good, None)
 
 

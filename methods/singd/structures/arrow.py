@@ -7,6 +7,7 @@ from torch import Tensor
 
 from methods.singd.rows import Rows, wide
 from methods.singd.structures.base import Sizes, Structure
+from methods.singd.tensors import split, unflatten
 
 
 class TrilArrow(Structure):
@@ -27,15 +28,15 @@ class TrilArrow(Structure):
 
     def _views(self, k: Tensor) -> tuple[Tensor, Tensor]:
         """Dense columns W (B, d, k) and the diagonal (B, d - k)."""
-        first, last = k.split([self.rank * self.d, self.tail], dim=1)
-        return first.unflatten(1, (self.d, self.rank)), last
+        first, last = split(k, [self.rank * self.d, self.tail], dim=1)
+        return unflatten(first, 1, (self.d, self.rank)), last
 
     def _cut(self, m: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the corner, rows of the diagonal."""
         if self._first:
-            corner, diagonal = m.split([self.rank, self.tail], dim=1)
+            corner, diagonal = split(m, [self.rank, self.tail], dim=1)
         else:
-            diagonal, corner = m.split([self.tail, self.rank], dim=1)
+            diagonal, corner = split(m, [self.tail, self.rank], dim=1)
         return corner, diagonal
 
     def _pile(self, corner: Tensor, diagonal: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from methods.singd.rows import Rows, wide
 from methods.singd.structures.base import Sizes, Structure
+from methods.singd.tensors import split, unflatten
 
 #: Fewest sums that run side by side: fewer blocks are split along the rows (an H100 has 132 multiprocessors).
 _SPLIT = 256
@@ -29,8 +30,8 @@ class Block(Structure):
 
     def _views(self, k: Tensor) -> tuple[Tensor, Tensor]:
         """(B, blocks, b, b) and (B, rest, rest)."""
-        first, last = k.split([self.blocks * self.size**2, self.rest**2], dim=1)
-        return first.unflatten(1, (self.blocks, self.size, self.size)), last.unflatten(1, (self.rest, self.rest))
+        first, last = split(k, [self.blocks * self.size**2, self.rest**2], dim=1)
+        return unflatten(first, 1, (self.blocks, self.size, self.size)), unflatten(last, 1, (self.rest, self.rest))
 
     def _join(self, first: Tensor, last: Tensor) -> Tensor:
         return torch.cat([first.flatten(1), last.flatten(1)], dim=1) if self.rest else first.flatten(1)
@@ -38,7 +39,7 @@ class Block(Structure):
     def _each(self, k: tuple[Tensor, Tensor], m: Tensor) -> Tensor:
         """Blocks times the matching rows of M (B, d, n)."""
         cut = self.blocks * self.size
-        top = k[0] @ m[:, :cut].unflatten(1, (self.blocks, self.size))
+        top = k[0] @ unflatten(m[:, :cut], 1, (self.blocks, self.size))
         if not self.rest:
             return top.flatten(1, 2)
         return torch.cat([top.flatten(1, 2), k[1] @ m[:, cut:]], dim=1)
@@ -51,7 +52,8 @@ class Block(Structure):
     def to_dense(self, k: Tensor) -> Tensor:
         """See :class:`Structure`."""
         first, last = self._views(k)
-        return torch.stack([torch.block_diag(*one, rest) for one, rest in zip(first, last, strict=True)])
+        pairs = zip(first, last, strict=True)
+        return torch.stack([torch.block_diag(*one, rest) for one, rest in pairs])  # type: ignore[no-untyped-call]
 
     def matmul(self, k: Tensor, m: Tensor) -> Tensor:
         """See :class:`Structure`."""
@@ -79,9 +81,9 @@ class Block(Structure):
         cut, total = self.blocks * self.size, None
         for piece in rows.pieces():
             n = piece.shape[1]
-            split = max(1, min(n // 64, _SPLIT // self.blocks))
-            even = n // split * split
-            first = self._blocks(piece[:, :even, :cut], split)
+            slices = max(1, min(n // 64, _SPLIT // self.blocks))
+            even = n // slices * slices
+            first = self._blocks(piece[:, :even, :cut], slices)
             if even < n:
                 first = first + self._blocks(piece[:, even:, :cut], 1)
             tail = piece[:, :, cut:]
@@ -90,9 +92,9 @@ class Block(Structure):
         assert total is not None
         return total
 
-    def _blocks(self, piece: Tensor, split: int) -> Tensor:
-        """Blocks (B, blocks, b, b) of the moment of (B, n, blocks b), n a multiple of ``split``."""
-        parts = piece.unflatten(2, (self.blocks, self.size)).unflatten(1, (split, -1)).permute(0, 1, 3, 4, 2)
+    def _blocks(self, piece: Tensor, slices: int) -> Tensor:
+        """Blocks (B, blocks, b, b) of the moment of (B, n, blocks b), n a multiple of ``slices``."""
+        parts = unflatten(unflatten(piece, 2, (self.blocks, self.size)), 1, (slices, -1)).permute(0, 1, 3, 4, 2)
         return (parts @ parts.mT).sum(1, dtype=wide(piece.dtype))
 
     def inner(self, k: Tensor, sums: Tensor) -> Tensor:

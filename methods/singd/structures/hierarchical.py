@@ -7,6 +7,7 @@ from torch import Tensor
 
 from methods.singd.rows import Rows, wide
 from methods.singd.structures.base import Sizes, Structure
+from methods.singd.tensors import split, unflatten
 
 
 class Hierarchical(Structure):
@@ -30,14 +31,14 @@ class Hierarchical(Structure):
 
     def _views(self, k: Tensor) -> list[Tensor]:
         """A, B1, B2, C, D, E."""
-        parts = k.split([torch.Size(shape).numel() for shape in self._shapes], dim=1)
-        return [part.unflatten(1, shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        parts = split(k, [torch.Size(shape).numel() for shape in self._shapes], dim=1)
+        return [unflatten(part, 1, shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def _join(self, *parts: Tensor) -> Tensor:
         return torch.cat([part.flatten(1) for part in parts], dim=1)
 
     def _parts(self, m: Tensor) -> tuple[Tensor, ...]:
-        return m.split([self.top, self.middle, self.low], dim=1)
+        return split(m, [self.top, self.middle, self.low], dim=1)
 
     def identity(self, batch: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
         """See :class:`Structure`."""
@@ -88,9 +89,9 @@ class Hierarchical(Structure):
         thin[:, : self.top, : self.top].diagonal(dim1=1, dim2=2).fill_(1)
         thin[:, self.d - self.low :, self.top :].diagonal(dim1=1, dim2=2).fill_(1)
         found = rows.times(thin).mT
-        upper, lower = found.split([self.top, self.low], dim=1)
+        upper, lower = split(found, [self.top, self.low], dim=1)
         middle = slice(self.top, self.top + self.middle)
-        parts = upper.split([self.top, self.middle, self.low], dim=2)
+        parts = split(upper, [self.top, self.middle, self.low], dim=2)
         return self._join(*parts, rows.squares()[:, middle], lower[:, :, middle], lower[:, :, middle.stop :])
 
     def inner(self, k: Tensor, sums: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from methods.singd.products import product
 from methods.singd.rows import Rows, wide
 from methods.singd.structures.base import Sizes, Structure
+from methods.singd.tensors import unflatten
 
 #: Bytes of rows that one transform takes: about what stays in an H100's 50 MB of L2 with its spectrum.
 _PIECE = 1 << 24
@@ -64,10 +65,12 @@ class TrilToeplitz(Structure):
     # -- the frequency domain ------------------------------------------------------------------------------------------
 
     def _forth(self, rows: Tensor) -> Tensor:
-        return torch.fft.rfft(rows.to(wide(rows.dtype)), n=self.length, dim=-1)
+        found: Tensor = torch.fft.rfft(rows.to(wide(rows.dtype)), n=self.length, dim=-1)
+        return found
 
     def _back(self, spectrum: Tensor) -> Tensor:
-        return torch.fft.irfft(spectrum, n=self.length, dim=-1)[..., : self.d]
+        found: Tensor = torch.fft.irfft(spectrum, n=self.length, dim=-1)
+        return found[..., : self.d]
 
     def _spectrum(self, k: Tensor, transposed: bool) -> Tensor:
         """What multiplies spectra: that of the lower triangle, or its conjugate for the upper."""
@@ -119,7 +122,7 @@ class TrilToeplitz(Structure):
             found = product(piece, dense)
             total += product(found.mT, found)
         # Reading rows of d as rows of d + 1 shears the upper triangle: diagonal l becomes column l.
-        sheared = torch.nn.functional.pad(total.triu().flatten(1), (0, self.d)).unflatten(1, (self.d, self.d + 1))
+        sheared = unflatten(torch.nn.functional.pad(total.triu().flatten(1), (0, self.d)), 1, (self.d, self.d + 1))
         return self._averages(sheared[:, :, : self.d].sum(1))
 
     def inner(self, k: Tensor, sums: Tensor) -> Tensor:

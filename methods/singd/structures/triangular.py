@@ -9,6 +9,7 @@ from methods.singd.products import product
 from methods.singd.rows import Rows, wide
 from methods.singd.structures.base import Sizes, Structure
 from methods.singd.structures.dense import moment
+from methods.singd.tensors import unflatten
 
 
 class Tril(Structure):
@@ -30,7 +31,7 @@ class Tril(Structure):
 
     def _lower_of(self, k: Tensor) -> Tensor:
         """The packed lower triangle as (B, d, d)."""
-        packed = k.unflatten(1, (self.d + self.shift, self.stay))
+        packed = unflatten(k, 1, (self.d + self.shift, self.stay))
         whole = packed.new_zeros(k.shape[0], self.d, self.d)
         whole[:, :, : self.stay] = packed[:, self.shift :].tril()
         rest = self.d - self.stay
@@ -83,7 +84,7 @@ class Tril(Structure):
     def inner(self, k: Tensor, sums: Tensor) -> Tensor:
         """See :class:`Structure`."""
         dense = self.to_dense(k)
-        return self._projected(product(dense.mT, product(sums.to(k.dtype).unflatten(1, (self.d, self.d)), dense)))
+        return self._projected(product(dense.mT, product(unflatten(sums.to(k.dtype), 1, (self.d, self.d)), dense)))
 
     def gram(self, k: Tensor) -> Tensor:
         """See :class:`Structure`."""
@@ -92,7 +93,7 @@ class Tril(Structure):
 
     def trace(self, k: Tensor) -> Tensor:
         """See :class:`Structure`."""
-        packed, kind = k.unflatten(1, (self.d + self.shift, self.stay)), wide(k.dtype)
+        packed, kind = unflatten(k, 1, (self.d + self.shift, self.stay)), wide(k.dtype)
         ends = (packed.diagonal(offset, dim1=1, dim2=2) for offset in ((0, 1) if self.odd else (-1, 0)))
         first, last = (end.sum(1, dtype=kind) for end in ends)
         return first + last
