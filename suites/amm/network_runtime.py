@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import math
+import pickle
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -89,7 +90,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     """What was kept; None when there is nothing that can be read: then it is fitted again."""
     try:
         stored: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError):
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError):
         return None
     return stored
 
