@@ -57,9 +57,12 @@ ROWS = 96
 STEPS = 100
 #: An update further than this from its float64 twin, or larger by more than this factor, counts as failed.
 ERROR_LIMIT, EXCESS_LIMIT = 0.5, 10.0
+#: Above this growth the float64 twin itself is called unstable.
+RUNAWAY = 1e6
 
 #: Stream -> log10 of the condition number, of the factor on A (its inverse on G, so that the Fisher and the gradient
-#: stay as they are), of the jump of A half-way; share of the directions that carry anything; damping.
+#: stay as they are), of the jump of A half-way; share of the directions that carry anything; damping; whether SINGD
+#: normalizes the step of its factors.
 STREAMS: Mapping[str, Mapping[str, float]] = {
     **{f"cond1e{power}": {"condition": power} for power in CONDITIONS},
     "large1e4": {"condition": 2, "scale": 4},
@@ -70,10 +73,12 @@ STREAMS: Mapping[str, Mapping[str, float]] = {
     "jump_up": {"condition": 2, "jump": 4},
     "jump_down": {"condition": 2, "jump": -4},
     "cond1e8_damped": {"condition": 8, "damping": 1e-2},
+    "jump_up_normalized": {"condition": 2, "jump": 4, "normalized": 1},
+    "large1e8_normalized": {"condition": 2, "scale": 8, "normalized": 1},
 }
 #: lambda of SINGD's example runs (f-dangel/singd, version 0.0.5); small, because that is where precision matters.
 DAMPING = 1e-4
-QUICK = ("cond1e2", "cond1e8", "rank_deficient", "jump_up")
+QUICK = ("cond1e2", "cond1e8", "rank_deficient", "jump_up", "jump_up_normalized")
 
 #: Arithmetic of the layer's forward and backward pass, and what the preconditioner's state is kept in.
 SETTINGS: tuple[tuple[str, Literal["float32", "half"]], ...] = (

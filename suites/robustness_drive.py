@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from harness.catalogue.suite import Problem
 from harness.errors import Unsupported
 from harness.record.run import Status
-from suites.robustness import COMMON, ERROR_LIMIT, EXCESS_LIMIT, ROWS
+from suites.robustness import COMMON, ERROR_LIMIT, EXCESS_LIMIT, ROWS, RUNAWAY
 from suites.robustness_streams import Stream
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -165,6 +165,10 @@ def measure(
     params = problem.params
     stream = Stream(problem.shape, ROWS, steps, params, problem.seed)
     hyper = {**hyper, "damping": params["damping"]}
+    if params.get("normalized"):
+        if "refresh_period" in hyper:
+            return Finding(status="unsupported", reason="an option of SINGD alone", measured={}, detail={})
+        hyper["normalize_lr_cov"] = True
     held = problem.dtype if params["held"] == "half" else "float32"
     name = (key, params["stream"], problem.dtype)
     if name not in twins:
@@ -185,7 +189,7 @@ def judged(trace: Trace, twin: Trace, detail: Mapping[str, Any]) -> Finding:
     failed = {rung: int(trace.counters.get(rung, 0)) for rung in RUNGS}
     if trace.broke is not None:
         kept["broke_at"] = trace.broke
-        why = "not finite in float64 either" if twin.broke is not None else "finite in float64"
+        why = _of_twin(twin)
         return Finding(
             status="nonfinite", reason=f"update {trace.broke + 1} is not finite ({why})", measured=measured, detail=kept
         )
@@ -199,11 +203,20 @@ def judged(trace: Trace, twin: Trace, detail: Mapping[str, Any]) -> Finding:
         value = measured.get(metric, (0.0, ""))[0]
         if value > limit:
             reasons.append(f"{text} {value:.3g} (limit {limit:g})")
-    if twin.broke is not None:
-        reasons.append(f"update {twin.broke + 1} is not finite in float64")
+    if twin.broke is not None or twin.growth > RUNAWAY:
+        reasons.append(_of_twin(twin))
     if reasons:
         return Finding(status="inaccurate", reason="; ".join(reasons), measured=measured, detail=kept)
     return Finding(status="passed", reason=None, measured=measured, detail=kept)
+
+
+def _of_twin(twin: Trace) -> str:
+    """Whether float64 would have helped."""
+    if twin.broke is not None:
+        return "not finite in float64 either: the recursion's own instability"
+    if twin.growth > RUNAWAY:
+        return f"in float64 it grows {twin.growth:.1g} times: the recursion's own instability"
+    return "stable in float64: the precision's doing"
 
 
 def _numbers(trace: Trace, twin: Trace) -> dict[str, tuple[float, str]]:

@@ -21,7 +21,8 @@ from harness.errors import UnknownName
 
 ERRORS: Mapping[str, str] = {
     "optimizer_state_bytes": "bytes of the optimizer's state after two steps: every storage in its state_dict",
-    "formula_bytes": "the same by counting: entries of factors, structures and buffers times their size",
+    "held_bytes": "the same with caches that a checkpoint leaves out, as the optimizer's memory_usage() tells",
+    "formula_bytes": "the state's bytes by counting: entries of factors, structures and buffers times their size",
     "peak_device_bytes": "largest allocation over the two steps: weights, gradients, activations, state, work space",
     "parameter_bytes": "bytes of the weights in float32",
     "formula_ratio": "measured state ÷ formula; 1 means that nothing else is kept",

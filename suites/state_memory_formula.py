@@ -72,7 +72,8 @@ def kfac(sizes: list[Sizes]) -> int:
 def singd(sizes: list[Sizes], structure: str, itemsize: int, momentum: bool = True, rank: int = 1) -> int:
     """Bytes of K and C, with their momenta unless the method has none."""
     each = 2 if momentum else 1
-    return sum(each * itemsize * (entries(structure, s.d_in, rank) + entries(structure, s.d_out, rank)) for s in sizes)
+    pairs = ((s.groups, entries(structure, s.d_in, rank) + entries(structure, s.d_out, rank)) for s in sizes)
+    return sum(each * itemsize * groups * both for groups, both in pairs)
 
 
 def first_order(coverage: Mapping[str, int], tensors: int) -> int:
