@@ -244,6 +244,19 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def _counted(place: Place, arm: str) -> list[str]:
+    """What the arm's optimizers counted over all seeds (failed factorisations, skipped batches), if they count."""
+    totals: dict[str, int] = {}
+    runs = [run.detail["counters"] for run in place.arms[arm].values() if run.detail.get("counters")]
+    for counters in runs:
+        for name, value in counters.items():
+            totals[name] = totals.get(name, 0) + int(value)
+    if not runs:
+        return []
+    told = [f"{name.replace('_', ' ')} {value}" for name, value in totals.items() if value]
+    return [f"counted in {len(runs)} run{'' if len(runs) == 1 else 's'}: {', '.join(told) or 'no failure'}"]
+
+
 def hyper_rows(place: Place) -> list[tuple[str, str]]:
     """Arm and its hyper-parameters with where each came from."""
     found = []
@@ -260,7 +273,7 @@ def hyper_rows(place: Place) -> list[tuple[str, str]]:
         ]
         coverage = run.detail.get("coverage") or {}
         covered = [f"{part}: {int(n):,} parameters" for part, n in coverage.items() if plain.number(n) is not None]
-        found.append((row["arm"], "; ".join([", ".join(texts), *covered]) or plain.DASH))
+        found.append((row["arm"], "; ".join([", ".join(texts), *covered, *_counted(place, row["arm"])]) or plain.DASH))
     return found
 
 

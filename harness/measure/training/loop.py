@@ -21,7 +21,7 @@ from harness.measure.training.clock import Buckets, TrainClock
 from harness.measure.training.distributed import ALONE, DRIFT, Alone
 from harness.measure.training.outcome import Outcome, failure
 from harness.measure.training.spec import BLOW_UP, RunSpec
-from harness.measure.training.step import Loss, Stepper, told
+from harness.measure.training.step import Loss, Stepper, counted, told
 from harness.measure.training.warmup import warm_up
 from harness.measure.training_device import TrainingCPU
 
@@ -104,6 +104,7 @@ class Run:
             status, reason = self._run()
         except Diverged as error:
             status, reason = "diverged", str(error)
+            self.detail |= counted(self.optimizer)
         except Unsupported as error:
             status, reason = "unsupported", str(error)
         except Exception as error:
@@ -136,6 +137,7 @@ class Run:
             self._evaluate()
         self._train()
         self.detail["weights_sha256"] = state.digest(state.weights(self.model))
+        self.detail |= counted(self.optimizer)
         self._tell()
         if self.ranks.rank == 0 and callable(final := getattr(self.runtime, "final", None)):
             self.final = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -26,6 +27,20 @@ def pieces(count: int, parts: int) -> Iterator[tuple[int, int]]:
         start, stop = index * count // parts, (index + 1) * count // parts
         if stop > start:
             yield start, stop - start
+
+
+def counted(optimizer: Any) -> dict[str, Any]:
+    """What an optimizer counted (``counters``) and holds (``memory_usage()``, bytes by category), at the run's end.
+
+    Reading may wait for the device; what fails to answer is left out.
+    """
+    found: dict[str, Any] = {}
+    with contextlib.suppress(Exception):
+        if isinstance(counters := getattr(optimizer, "counters", None), Mapping):
+            found["counters"] = {str(name): int(value) for name, value in counters.items()}
+        if callable(usage := getattr(optimizer, "memory_usage", None)):
+            found["memory_usage"] = {str(name): int(value) for name, value in usage().items()}
+    return found
 
 
 def told(optimizer: Any) -> dict[str, Any]:
