@@ -48,6 +48,7 @@ class Stack:
         self._views: list[list[State]] = [[], []]
         self._momentum: Tensor | None = None
         self._momenta: list[Tensor] = []
+        self._pieces: list[list[Tensor] | None] = []
 
     def zeros(self, count: int | None = None) -> Tensor:
         """A new stack in the factors' dtype, of ``count`` layers."""
@@ -120,6 +121,7 @@ class Stack:
         if self._momentum is None:
             self._momentum = self.zeros()
             self._momenta = [self.view(self._momentum, index) for index in range(len(self.layers))]
+            self._pieces = [None] * len(self.layers)
         for layer, mine in zip(self.layers, self._momenta, strict=True):
             held = momenta.get(layer)
             if held is mine or layer not in layers:
@@ -130,6 +132,18 @@ class Stack:
                 mine.copy_(held)
             momenta[layer] = mine
         return self._momentum
+
+    def pieces(self, stack: Tensor, first: int, index: int) -> list[Tensor]:
+        """What goes to the parameters of layer ``first + index``, ``index`` counted in ``stack``; kept for momenta."""
+        layer = self.layers[first + index]
+        if self._momentum is None or not _same_memory(stack, self._momentum):
+            return layer.views(self.view(stack, index))
+        held = self._pieces[first + index]
+        if held is None:
+            held = layer.views(self._momenta[first + index])
+            if all(_same_memory(piece, self._momentum) for piece in held):
+                self._pieces[first + index] = held
+        return held
 
 
 @dataclass
@@ -284,7 +298,8 @@ class Update:
         parts: list[Tensor] = []
         for unit, v in zip(units, moving, strict=True):
             for index, layer in enumerate(unit.layers):
-                for parameter, part in zip(layer.parameters, layer.views(unit.stack.view(v, index)), strict=True):
+                pieces = unit.stack.pieces(v, unit.first, index)
+                for parameter, part in zip(layer.parameters, pieces, strict=True):
                     if parameter.grad is not None:
                         weights.append(parameter)
                         parts.append(part)
@@ -297,6 +312,10 @@ class Update:
 
 
 # -- stacks and lists --------------------------------------------------------------------------------------------------
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _room(value: Tensor, dims: Sequence[int]) -> torch.Size:

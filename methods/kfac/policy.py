@@ -30,7 +30,8 @@ class Policy:
     """Statistics every ``update_period`` steps, an inverse every ``refresh_period`` steps.
 
     With ``stagger`` each layer is refreshed at its own step of the period; the layers' costs are spread as evenly as
-    a greedy assignment (largest first, to the least loaded step) does. The first step refreshes all layers.
+    a greedy assignment (largest first, to the least loaded step) does; steps of the period that take statistics begin
+    with the load of the largest refresh, so that the longest step is not both. The first step refreshes all layers.
 
     Args:
         update_period: T_cov.
@@ -61,7 +62,9 @@ class Policy:
     def slots(self, period: int) -> list[int]:
         """The step of the period at which each layer is refreshed."""
         if period not in self._slots:
-            load = [0.0] * period
+            every = max(1, int(value_at(self.update_period, 0)))
+            busy = max(self._costs, default=0.0) if 1 < every <= period and period % every == 0 else 0.0
+            load = [busy if slot % every == 0 else 0.0 for slot in range(period)]
             slots = [0] * len(self._costs)
             for index in sorted(range(len(slots)), key=lambda i: (-self._costs[i], i)):
                 slots[index] = min(range(period), key=lambda slot: (load[slot], slot))

@@ -170,6 +170,15 @@ def test_stagger_refreshes_every_layer_once_a_period_with_even_loads():
     assert [bool(plain.due(step)) for step in range(6)] == [True, False, False, False, False, True]
 
 
+def test_stagger_avoids_the_steps_that_take_statistics():
+    policy = Policy(3, 6, True, [8.0, 8.0, 4.0, 1.0])
+    slots = policy.slots(6)
+    assert all(slot % 3 for slot in slots)
+    assert sorted(slots)[0] == 1
+    crowded = Policy(2, 2, True, [2.0, 2.0, 2.0]).slots(2)
+    assert sorted(crowded) == [0, 1, 1]
+
+
 def test_staggered_refreshes_happen(nets, train):
     model = nets["conv"][0]()
     optimizer = build("cholesky", model, stagger=True, update_period=1, refresh_period=3)
