@@ -32,6 +32,9 @@ _HYPER: dict[str, Any] = {
     "subsample": 1.0,
     "clip": "kl",
     "clip_value": 1e-3,
+    "product_dtype": "as-set",
+    "inverse_dtype": "wide",
+    "sharding": "none",
     "exclude": [],
     "fallback": "adamw",
     "fallback_lr": 1e-3,
@@ -184,7 +187,7 @@ B_KFAC = _method(
     "B-KFAC: wide linear layers' factors as eigenpairs that Brand's update carries along, RS-KFAC elsewhere",
     "Puiu, arXiv 2210.08494; defaults: its code",
     f"{_BRAND}; {_FORMULA}",
-    without=("subsample",),
+    without=("subsample", "sharding"),
     **BRAND,
 )
 B_R_KFAC = _method(
@@ -194,7 +197,7 @@ B_R_KFAC = _method(
     "B-R-KFAC: B-KFAC, its eigenpairs overwritten by a randomized decomposition every few refreshes",
     "Puiu, arXiv 2210.08494; defaults: its code",
     f"{_BRAND}; {_FORMULA}",
-    without=("subsample",),
+    without=("subsample", "sharding"),
     **{**BRAND, "overwrite_period": 5},
 )
 B_KFAC_C = _method(
@@ -204,6 +207,39 @@ B_KFAC_C = _method(
     "B-KFAC-C: B-KFAC, a random share of its eigenpairs corrected by the dense running mean",
     "Puiu, arXiv 2210.08494; defaults: its code",
     f"{_BRAND}; T = U_s^T M U_s = H S H^T, U_s <- U_s H; {_FORMULA}",
-    without=("subsample",),
+    without=("subsample", "sharding"),
     **{**BRAND, "correction_period": 5},
+)
+#: What SENG keeps of the options of K-FAC.
+_NOT_SENG = (
+    "inverse_dtype",
+    "sharding",
+    "damping_mode",
+    "factor_decay",
+    "factor_init",
+    "sharing",
+    "loss_terms",
+    "subsample",
+    "refresh_period",
+    "stagger",
+)
+SENG = _method(
+    "seng",
+    "seng",
+    None,
+    "SENG: the sketched empirical Fisher of single samples, inverted by Woodbury's identity; SGD for the rest",
+    "Yang, Xu, Wang, Wen and Xu, arXiv 2006.05924; defaults: its code",
+    "v <- mu v + (dW - U^T (lam I + U U^T)^-1 U dW) / lam + wd W; w <- w - lr v",
+    without=_NOT_SENG,
+    lr=0.05,
+    damping=0.05,
+    update_period=200,
+    clip="none",
+    fallback="sgd",
+    fallback_lr=None,
+    svd_rank=16,
+    col_sample=256,
+    explicit_threshold=1_000_000,
+    exact=False,
+    seed=0,
 )

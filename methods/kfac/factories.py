@@ -12,6 +12,7 @@ from methods.kfac.ekfac import EKFAC
 from methods.kfac.kfac import KFAC
 from methods.kfac.options import in_range
 from methods.kfac.randomized import RandomizedKFAC
+from methods.kfac.seng import SENG
 
 
 def cholesky(model: nn.Module, *, lr: float = 1e-3, **options: Any) -> KFAC:
@@ -83,6 +84,11 @@ def b_r(model: nn.Module, *, lr: float = 1e-3, **options: Any) -> BrandKFAC:
 def b_c(model: nn.Module, *, lr: float = 1e-3, **options: Any) -> BrandKFAC:
     """B-KFAC-C: B-KFAC with corrections of some of the modes."""
     return _brand(model, lr, {"correction_period": 5}, options)
+
+
+def seng(model: nn.Module, *, lr: float = 0.05, **options: Any) -> SENG:
+    """SENG: the sketched empirical Fisher of single samples, inverted by Woodbury's identity."""
+    return SENG(model, lr, **options)
 
 
 def _brand(model: nn.Module, lr: float, own: dict[str, Any], options: dict[str, Any]) -> BrandKFAC:
