@@ -233,7 +233,7 @@ class Run:
 
     def _warm_up(self) -> None:
         self.report(what="warm-up", done=0, updates=self.updates)
-        found = warm_up(self.stepper, self.data, self.spec.stream, stall=True)
+        found = warm_up(self.stepper, self.data, self.spec.stream, stall="scaling" not in self.spec.extra)
         if found.why is not None:
             raise RuntimeError(found.why)
         self.log.compile_s = self._charged("graph", found.graph_s) + self._charged(self.spec.method, found.seconds)

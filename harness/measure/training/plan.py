@@ -25,7 +25,10 @@ from harness.record import nvidia
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest:
-    """What the user asked for. Without workloads: all of ``tier``; without methods or seeds: the workload's."""
+    """What the user asked for. Without workloads: all of ``tier``; without methods or seeds: the workload's.
+
+    ``overrides`` changes fields of the workload, ``notes`` go into the record's detail.
+    """
 
     workloads: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
@@ -47,7 +50,8 @@ class TrainRequest:
     deadline_s: float = 600.0
     world: World = SOLO
     sync_batch_norm: bool = False
-    batch: int | None = None
+    overrides: tuple[tuple[str, Any], ...] = ()
+    notes: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +115,8 @@ class TrainPlan:
             block_updates=asked.block_updates,
             world=asked.world.size,
             sync_batch_norm=asked.sync_batch_norm,
-            batch=asked.batch,
-            extra={name: value for name, value in extra.items() if value is not None},
+            overrides=dict(asked.overrides),
+            extra={**{name: value for name, value in extra.items() if value is not None}, **dict(asked.notes)},
         )
 
     def describe(self, hash_: str) -> dict[str, Any]:
@@ -180,8 +184,6 @@ def build(request: TrainRequest) -> TrainPlan:
     request.world.check(device, nvidia.visible() if device == "cuda" else 0)
     if request.sync_batch_norm and request.world.size == 1:
         raise UserError("--sync-batch-norm: one process has nothing to synchronise; add --nproc.")
-    if request.batch is not None and request.batch < 1:
-        raise UserError(f"batch {request.batch}: expected at least 1.")
     plan = TrainPlan(request=request, device=device, parts=[])
     for workload in _chosen(request, device):
         if why := hindrance(workload, device, request.synthetic):

@@ -45,7 +45,7 @@ class RunSpec:
         block_updates: updates between two synchronisations.
         world: processes that share each batch.
         sync_batch_norm: batch norm over the global batch; otherwise each process normalises its own slice.
-        batch: samples of one update instead of the workload's.
+        overrides: fields of the workload that this run changes; ``params`` are added to the workload's.
         extra: copied into the record's detail (evidence and trials of the recipe, number of a tuning trial).
     """
 
@@ -70,7 +70,7 @@ class RunSpec:
     block_updates: int = BLOCK_UPDATES
     world: int = 1
     sync_batch_norm: bool = False
-    batch: int | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -78,10 +78,11 @@ class RunSpec:
         return asdict(self)
 
     def found_workload(self) -> Workload:
-        """The workload of the registry, with generated data or another batch if the spec says so."""
+        """The workload of the registry, with generated data or changed fields if the spec says so."""
         found = registry.workload(self.workload)
-        if self.batch is not None:
-            found = replace(found, batch=self.batch)
+        if self.overrides:
+            params = {**found.params, **self.overrides.get("params", {})}
+            found = replace(found, **{**self.overrides, "params": params})
         return replace(found, params={**found.params, "synthetic": True}) if self.synthetic else found
 
     @property
