@@ -23,10 +23,14 @@ from reports import (
     downloads,
     figures,
     ledger,
+    memory,
     plain,
     product_charts,
+    product_finetuning,
     products,
+    robustness,
     sentences,
+    suite_pages,
     tables,
     theme,
     training,
@@ -44,7 +48,9 @@ ROWS_ON_FRONT = 60
 ROWS_ON_AUDIT = 1500
 FILES_ON_FRONT = 4
 #: Pages that an earlier rendering may have left: of tasks and workloads that are in no record any more.
-EARLIER = ("task--*.html", "train--*.html")
+EARLIER = ("task--*.html", "train--*.html", "robustness--*.html", "memory--*.html")
+#: Suites that time nothing and have pages of their own.
+UNTIMED = (robustness, memory)
 FILES_ON_AUDIT = 60
 VIEWS = 40
 _ADDRESS = re.compile(r"""https://[^\s<>"'();,]+[^\s<>"'();,.]|arXiv[: ](?P<arxiv>\d{4}\.\d{4,5})""")
@@ -99,7 +105,8 @@ class _Site:
 
     def __init__(self, runs: pd.DataFrame, headers: list[Header], verdicts: list[Row]) -> None:
         self.runs, self.headers = runs, headers
-        self.cases = cases(runs, headers)
+        self.cases = cases(runs[~runs["task"].isin([module.TASK for module in UNTIMED])], headers)
+        self.suites = [page for module in UNTIMED for page in module.pages(runs, headers)]
         self.problems = tables.problem_index(headers)
         self.places = training.places(runs, headers)
         self.ledger = _drawn(ledger.rows(verdicts))
@@ -115,7 +122,10 @@ class _Site:
         self.drawn: dict[tuple[str, str], list[charts.Section]] = {}
         self.nav = {
             "before": [("index.html", "Overview"), ("claims.html", "Claims")],
-            "tasks": [(f"{slug}.html", f"{task} on {device}") for (device, task), (slug, _) in self.parts.items()],
+            "tasks": [
+                *((f"{slug}.html", f"{task} on {device}") for (device, task), (slug, _) in self.parts.items()),
+                *((f"{page.slug}.html", page.title) for page in self.suites),
+            ],
             "training": [(f"{place.slug}.html", f"{place.workload} on {place.device}") for place in self.places],
             "after": [("methods.html", "Methods"), ("audit.html", "Audit")],
         }
@@ -126,6 +136,7 @@ class _Site:
         for (device, task), (slug, own) in self.parts.items():
             found.update(self._task(device, task, slug, own))
         found.update({f"{place.slug}.html": self._training(place) for place in self.places})
+        found.update({f"{page.slug}.html": self._suite(page) for page in self.suites})
         found["audit.html"] = self._audit()
         return found
 
@@ -167,9 +178,20 @@ class _Site:
         return self._page(
             "training.j2", f"{place.slug}.html", f"{place.workload} on {place.device}", workload=place.workload,
             device=place.device, lead=training.lead(place), siblings=siblings, claims=claims,
-            metric=plain.spoken(place.metric), rows=training.table(place), sections=training_charts.sections(place),
+            metric=plain.spoken(place.metric), rows=training.table(place),
+            sections=[*training_charts.sections(place), *product_finetuning.sections(place)],
             facts=training.facts(place), hyper=training.hyper_rows(place), runs=training.run_rows(place),
             run_count=len(place.runs),
+        )  # fmt: skip
+
+    def _suite(self, told: suite_pages.Page) -> str:
+        siblings = [(f"{other.slug}.html", other.device) for other in self.suites
+                    if other.suite == told.suite and other.device != told.device]  # fmt: skip
+        command = f"python -m suites.{told.suite}"
+        claims = [row for row in self.ledger if row["command"].startswith(command) and row["device"] == told.device]
+        return self._page(
+            "suite.j2", f"{told.slug}.html", told.title, lead=told.lead, siblings=siblings, claims=claims,
+            tables=told.tables, sections=told.sections, after=told.after, command=command,
         )  # fmt: skip
 
     def _tasks(self, device: str, own: list[Case]) -> list[Row]:
