@@ -424,4 +424,4 @@ def export(
         print(path)
 
 
-from harness import cli_lint, cli_train, cli_tune  # noqa: E402, F401 (its commands hang themselves into app)
+from harness import cli_lint, cli_scale, cli_train, cli_tune  # noqa: E402, F401 (its commands hang themselves into app)
