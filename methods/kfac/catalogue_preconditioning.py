@@ -116,3 +116,17 @@ SENG = _method(
     reference="seng_twin",
     without=("decay",),
 )
+SUBSPACE = _method(
+    "subspace",
+    "subspace",
+    "Low-rank inverse on a subspace of 232 modes carried along: products and Cholesky alone",
+    "the low-rank inverse of Puiu, arXiv 2206.15397, by orthogonal iteration and Cholesky QR: ours",
+    "Q <- qr((M + delta) Q); (M + lam I)^-1 ~ Q ((Q^T M Q + lam)^-1 - 1 / lam) Q^T + 1 / lam",
+    reference="best_subspace",
+    origin="own design",
+    rank=220,
+    oversampling=12,
+    power=1,
+    continuation=False,
+    seed=0,
+)

@@ -8,6 +8,7 @@ from methods.kfac.inverse.cholesky import Cholesky
 from methods.kfac.inverse.eigh import Eigh
 from methods.kfac.inverse.low_rank import LowRank
 from methods.kfac.inverse.newton_schulz import NewtonSchulz
+from methods.kfac.inverse.subspace import Subspace
 from methods.kfac.inverse_plain import CholeskySolve, ExactLowRank, TorchInverse
 from methods.kfac.options import in_range
 from methods.kfac.preconditioner import Preconditioner
@@ -103,6 +104,30 @@ def _sketch(
     )
 
 
+def subspace(
+    d_out: int,
+    d_in: int,
+    *,
+    damping: float = 1e-2,
+    decay: float = 0.95,
+    rank: int = 220,
+    oversampling: int = 12,
+    power: int = 1,
+    continuation: bool = False,
+    seed: int = 0,
+) -> Preconditioner:
+    """A subspace carried along, orthonormalised and inverted by Cholesky; narrow factors too, for its growth."""
+    inverse = Subspace(
+        rank=int(rank),
+        oversampling=int(oversampling),
+        power=int(power),
+        dense=False,
+        continuation=continuation,
+        seed=int(seed),
+    )
+    return Preconditioner(d_out, d_in, inverse, damping, decay)
+
+
 def brand(
     d_out: int,
     d_in: int,
@@ -154,6 +179,21 @@ def best_low_rank(
 ) -> InFloat64:
     """The leading eigenpairs exactly, in float64; options of the sketch are taken and not used."""
     return InFloat64(d_out, d_in, ExactLowRank(rank, continuation), damping, decay)
+
+
+def best_subspace(
+    d_out: int,
+    d_in: int,
+    *,
+    damping: float = 1e-2,
+    decay: float = 0.95,
+    rank: int = 220,
+    oversampling: int = 12,
+    continuation: bool = False,
+    **sketch: object,
+) -> InFloat64:
+    """As :func:`best_low_rank` with all the modes that a subspace keeps."""
+    return InFloat64(d_out, d_in, ExactLowRank(rank + oversampling, continuation), damping, decay)
 
 
 def brand_twin(
