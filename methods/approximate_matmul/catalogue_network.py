@@ -13,7 +13,9 @@ _LOOKUPS = (
 )
 
 
-def _method(name: str, impl: str, summary: str, source: str, origin: Origin, **hyper: Any) -> Method:
+def _method(
+    name: str, impl: str, summary: str, source: str, origin: Origin, tags: tuple[str, ...] = (), **hyper: Any
+) -> Method:
     return Method(
         name=f"whole_network.{name}",
         impl=f"{_HOME}:{impl}",
@@ -24,11 +26,14 @@ def _method(name: str, impl: str, summary: str, source: str, origin: Origin, **h
         hyper=hyper,
         dtypes=("float32",),
         origin=origin,
+        tags=tags,
     )
 
 
 DENSE = _method("dense", "make_dense", "the trained network as it is", "torch", "library")
-BF16 = _method("bf16", "make_bf16", "weights, inputs and arithmetic in bfloat16", "torch", "library")
+BF16 = _method(
+    "bf16", "make_bf16", "weights, inputs and arithmetic in bfloat16", "torch", "library", tags=("slow-cpu",)
+)
 MADDNESS = _method(
     "maddness",
     "make_maddness",

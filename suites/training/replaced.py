@@ -57,9 +57,14 @@ class Start:
 class ReplacedRuntime(ImageRuntime):
     """Image classification by a network that starts trained, with look-ups in place of products."""
 
+    _workload: Workload | None = None
+
     def model(self, workload: Workload) -> nn.Module:
         """The same replaced network each time, on the CPU; made and kept in the cache when first asked for."""
-        found = self.start(workload)
+        self._workload = workload
+        return self._replaced(workload, self.start(workload))
+
+    def _replaced(self, workload: Workload, found: Start) -> nn.Module:
         net = self.exact(workload)
         resolve(f"{LEARNED}:rebuild")(net, found.report)
         net.load_state_dict(found.replaced)
@@ -123,10 +128,22 @@ class ReplacedRuntime(ImageRuntime):
             optimizer.step()
 
     def final(self, model: nn.Module, data: ImageData) -> dict[str, float]:
-        """Also the accuracy of the network as fixed operators: integer tables, no gradients."""
-        deployed = resolve(f"{LEARNED}:deploy")(model, "torch")
-        found = self.evaluate(deployed, data.evaluation(data.split, EVALUATION_BATCH))
-        return {**super().final(model, data), "deployed_accuracy": found["accuracy"]}
+        """Also accuracies: as fixed operators (integer tables, no gradients), before tuning, and of the exact network.
+
+        The last two belong to the workload whose model this process asked for last, and are left out when it asked for
+        none.
+        """
+        nets = {"deployed": resolve(f"{LEARNED}:deploy")(model, "torch")}
+        if self._workload is not None:
+            start = self.start(self._workload)
+            device = next(iter(model.parameters())).device
+            nets["exact"] = self.exact(self._workload, start.dense).to(device)
+            nets["replaced"] = self._replaced(self._workload, start).to(device)
+        accuracies = {
+            f"{name}_accuracy": self.evaluate(net, data.evaluation(data.split, EVALUATION_BATCH))["accuracy"]
+            for name, net in nets.items()
+        }
+        return {**super().final(model, data), **accuracies}
 
 
 def _on_cpu(net: nn.Module) -> dict[str, torch.Tensor]:

@@ -57,6 +57,10 @@ def test_an_update_and_the_final_facts(small):
     trainable = runtime.evaluate(model, data.evaluation("test", 30))["accuracy"]
     assert facts["deployed_accuracy"] == pytest.approx(trainable, abs=0.1)
     assert "weight_condition" in facts
+    start = runtime.start(workload)
+    exact = runtime.evaluate(runtime.exact(workload, start.dense), data.evaluation("test", 30))["accuracy"]
+    assert facts["exact_accuracy"] == pytest.approx(exact, abs=1e-6)
+    assert facts["replaced_accuracy"] == pytest.approx(trainable, abs=1e-6)
 
 
 def test_the_inner_convolutions_of_resnet9_are_replaced(small):
