@@ -12,6 +12,7 @@ from torch.nn import functional
 from harness.errors import Unsupported, UserError
 from methods.kfac.kfac import KFAC
 from methods.kfac.layers import Layer, input_rows, output_rows
+from methods.kfac.sharding import average
 
 Gradients = dict[nn.Parameter, Tensor]
 
@@ -25,6 +26,9 @@ class Halves(KFAC):
 
     With ``reduction="sum"`` all of this is for the sum: g = g1 + g2 and d = 2 (g1 - g2), so that ratios are the same.
     """
+
+    #: Groups of processes may work on the two halves at the same time: the weights do not move between them.
+    parts_at_once = True
 
     def __init__(self, model: nn.Module, lr: float, *, split: str, **options: Any) -> None:
         self.split = split
@@ -132,6 +136,7 @@ class Halves(KFAC):
         """``.grad`` becomes g, and every layer gets its d."""
         self._difference = {}
         if self.split == "batch":
+            average(list(self._half.values()))
             for layer, half in self._half.items():
                 gradient = layer.gradient()
                 if gradient is not None:

@@ -38,10 +38,11 @@ def average(tensors: Sequence[Tensor]) -> None:
     """Mean over the ranks, in place: for what a method takes from its own backward besides ``.grad``."""
     if (size := world()) == 1:
         return
-    works = [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]
-    for work, tensor in zip(works, tensors, strict=True):
+    pieces = [tensor.contiguous() for tensor in tensors]
+    works = [distributed.all_reduce(piece, async_op=True) for piece in pieces]
+    for work, tensor, piece in zip(works, tensors, pieces, strict=True):
         work.wait()
-        tensor /= size
+        tensor.copy_(piece / size)
 
 
 def assign(costs: Sequence[float], ranks: int) -> list[int]:
