@@ -107,6 +107,24 @@ def _restore(optimizer: KFAC, layer: Layer, stored: Mapping[str, Any]) -> None:
     optimizer.load_extra_state(layer, stored)
 
 
+def follow(optimizer: KFAC) -> None:
+    """Take the state along when the model has been cast or moved."""
+    optimizer.update.build()
+    for layer in optimizer.layers:
+        home = (layer.weight.device, layer.dtype)
+        for slot in optimizer.slots[layer]:
+            if slot.state is not None:
+                slot.state = {key: value.to(*home) for key, value in slot.state.items()}
+        if layer in optimizer.momenta:
+            optimizer.momenta[layer] = optimizer.momenta[layer].to(*home)
+        optimizer.update.adopt(layer)
+        optimizer.follow(layer)
+    for parameter, held in (optimizer.fallback.state if optimizer.fallback is not None else {}).items():
+        for key, value in held.items():
+            if isinstance(value, Tensor):
+                held[key] = value.to(parameter.device, None if key == "step" else parameter.dtype)
+
+
 def memory(optimizer: KFAC) -> dict[str, int]:
     """Bytes by category; ``pending`` are statistics of a batch before its step."""
     factors = [t for f in optimizer.statistics.factors.values() for t in (f.a, f.g)]

@@ -6,7 +6,6 @@ mathematics and every departure.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import Unsupported, UserError
-from methods.first_order import adamw
-from methods.first_order.groups import decay_groups, scalars, trainable
-from methods.kfac import checkpoint, damping, products
+from methods.first_order.groups import scalars, trainable
+from methods.kfac import checkpoint, damping, fallback, products
 from methods.kfac.apply import Update
 from methods.kfac.capture import Capture
 from methods.kfac.fisher import Columns
@@ -77,7 +75,7 @@ class KFAC(torch.optim.Optimizer):
             )
         self.layers, others, self.left_over = find(model, opt.exclude)
         self.grad_scaler = grad_scaler
-        self.fallback = self._fallback([parameter for _, parameter in others])
+        self.fallback = fallback.optimizer([parameter for _, parameter in others], opt)
         mine = [parameter for layer in self.layers for parameter in layer.parameters]
         super().__init__([{"params": mine, "lr": lr}], {"lr": lr})
         self._main = self.param_groups[0]
@@ -112,39 +110,10 @@ class KFAC(torch.optim.Optimizer):
         self.columns = Columns(model, opt.loss) if opt.fisher == "type-2" else None
         self.capture = Capture(self.layers, self._take)
         self.capture.enabled = self._catches()
-        self._announce()
-
-    def _fallback(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer | None:
-        opt = self.options
-        if not parameters:
-            return None
-        if opt.fallback == "adamw":
-            return adamw.over(
-                parameters,
-                lr=opt.fallback_lr,
-                beta1=opt.fallback_beta1,
-                beta2=opt.fallback_beta2,
-                eps=opt.fallback_eps,
-                weight_decay=opt.fallback_weight_decay,
-                decay="matrices",
-            )
-        groups = decay_groups(parameters, opt.fallback_weight_decay, "matrices")
-        return torch.optim.SGD(groups, lr=opt.fallback_lr, momentum=opt.fallback_momentum, fused=True)
+        fallback.announce(self.label, opt.fallback, self.left_over)
 
     def _slot(self, layer: Layer, side: int) -> Slot:
         return Slot(place=lambda start: self.update.allocate(layer, side, start))
-
-    def _announce(self) -> None:
-        """Name what is not preconditioned, once."""
-        by_reason: dict[str, list[str]] = {}
-        for name, why in self.left_over.items():
-            by_reason.setdefault(why, []).append(name)
-        listed = [
-            f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({why})"
-            for why, names in by_reason.items()
-        ]
-        if listed:
-            warnings.warn(f"{self.label} leaves to {self.options.fallback}: {'; '.join(listed)}.", stacklevel=3)
 
     # -- statistics ----------------------------------------------------------------------------------------------------
 
@@ -352,20 +321,7 @@ class KFAC(torch.optim.Optimizer):
         if (homes := self._where()) == self._homes:
             return
         self._homes = homes
-        self.update.build()
-        for layer in self.layers:
-            home = (layer.weight.device, layer.dtype)
-            for slot in self.slots[layer]:
-                if slot.state is not None:
-                    slot.state = {key: value.to(*home) for key, value in slot.state.items()}
-            if layer in self.momenta:
-                self.momenta[layer] = self.momenta[layer].to(*home)
-            self.update.adopt(layer)
-            self.follow(layer)
-        for parameter, held in (self.fallback.state if self.fallback is not None else {}).items():
-            for key, value in held.items():
-                if isinstance(value, Tensor):
-                    held[key] = value.to(parameter.device, None if key == "step" else parameter.dtype)
+        checkpoint.follow(self)
 
     def damping(self) -> float:
         """Lam at this step."""
