@@ -17,7 +17,8 @@ PROBLEM = "cifar10_net_c16-10000x512x100-float32-cpu"
 def runs(times: dict[tuple[str, int], float], **changes: Any) -> pd.DataFrame:
     rows = [
         {
-            "file": f"{threads}.jsonl", "task": "approximate_matmul", "problem": PROBLEM, "method": method, "arm": method,
+            "file": f"{threads}.jsonl", "task": "approximate_matmul", "problem": PROBLEM, "method": method,
+            "arm": method,
             "phase": "block", "status": "passed", "metric": "op_s", "value": value * factor, "threads": threads,
             "device": DEVICE, "device_kind": "cpu", "discarded": None, "block": block, **changes,
         }
@@ -62,7 +63,7 @@ def test_the_figure_and_its_sentence() -> None:
 
 @pytest.mark.parametrize(
     "changes", [{"device": "another"}, {"phase": "gate"}, {"status": "failed"}, {"metric": "encode_s"},
-                {"discarded": "thermal"}, {"device_kind": "cuda"}, {"task": "polar"}, {"arm": "x#aa"}],
+                {"discarded": "thermal"}, {"device_kind": "cuda", "problem": "lowrank_c16-64x32x8-bfloat16-cuda"}, {"task": "polar"}, {"arm": "x#aa"}],
 )  # fmt: skip
 def test_what_does_not_count(changes: dict[str, Any]) -> None:
     [(_, note, charts)] = product_threads.sections(runs(TIMES, **changes), HEADERS, DEVICE)
