@@ -62,9 +62,18 @@ def test_the_figure_and_its_sentence() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"device": "another"}, {"phase": "gate"}, {"status": "failed"}, {"metric": "encode_s"},
-                {"discarded": "thermal"}, {"device_kind": "cuda", "problem": "lowrank_c16-64x32x8-bfloat16-cuda"}, {"task": "polar"}, {"arm": "x#aa"}],
-)  # fmt: skip
+    "changes",
+    [
+        {"device": "another"},
+        {"phase": "gate"},
+        {"status": "failed"},
+        {"metric": "encode_s"},
+        {"discarded": "thermal"},
+        {"device_kind": "cuda", "problem": "lowrank_c16-64x32x8-bfloat16-cuda"},
+        {"task": "polar"},
+        {"arm": "x#aa"},
+    ],
+)
 def test_what_does_not_count(changes: dict[str, Any]) -> None:
     [(_, note, charts)] = product_threads.sections(runs(TIMES, **changes), HEADERS, DEVICE)
     assert charts == []
