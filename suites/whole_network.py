@@ -68,7 +68,7 @@ DIGITS, CIFAR, LARGE = (355, 1, 8, 8), (250, 3, 32, 32), (5000, 3, 32, 32)
 #: meant to be fast. Fine-tuning: six passes over the digits, 100 batches of CIFAR-10.
 PROBLEMS = (
     _problem("digits-cnn", DIGITS, 9, "cpu", STANDARD, updates=140),
-    _problem("cifar10-net", CIFAR, 9, "cpu", STANDARD, updates=100),
+    _problem("cifar10-net", CIFAR, 9, "cpu", FULL, updates=100),
     _problem("cifar10-net", CIFAR, 32, "cpu", FULL, updates=100),
     _problem("digits-cnn", DIGITS, 32, "cpu", FULL, updates=140),
     _problem("cifar10-net", LARGE, 9, "cuda", STANDARD, updates=400),
