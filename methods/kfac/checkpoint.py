@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from harness.errors import UserError
 from methods.kfac.layers import Layer, channels_last
+from methods.kfac.refresh import Job, Late
 from methods.kfac.statistics import Factors
 
 if TYPE_CHECKING:
@@ -32,8 +34,38 @@ def save(optimizer: KFAC) -> dict[str, Any]:
         "skipped": int(optimizer._skipped),
         "events": dict(optimizer._events),
         "rungs": dict(optimizer.refresher.counters),
+        "late": [_late(optimizer, late) for late in optimizer.refresher.late],
         "fallback": optimizer.fallback.state_dict() if optimizer.fallback is not None else None,
     }
+
+
+def _late(optimizer: KFAC, late: Late) -> dict[str, Any]:
+    """A refresh that has begun: what it was given, and its result."""
+    if late.event is not None:
+        late.event.synchronize()
+    return {
+        "due": late.due,
+        "layers": [layer.name for layer in late.tag],
+        "given": [[job.matrix, job.damping] for job in late.jobs],
+        "states": [dict(state) for state, _ in late.found],
+        "goods": [good for _, good in late.found],
+    }
+
+
+def _arriving(optimizer: KFAC, stored: Mapping[str, Any]) -> Late:
+    named = {layer.name: layer for layer in optimizer.layers}
+    layers = [named[name] for name in stored["layers"]]
+    home = layers[0].weight.device
+
+    def placed(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(home, copy=True)
+
+    slots = [slot for layer in layers for slot in optimizer.slots[layer]]
+    pairs = zip(slots, stored["given"], strict=True)
+    jobs = [Job(slot, placed(matrix), placed(damping)) for slot, (matrix, damping) in pairs]
+    both = zip(stored["states"], stored["goods"], strict=True)
+    found = [({key: placed(value) for key, value in state.items()}, placed(good)) for state, good in both]
+    return Late(int(stored["due"]), layers, jobs, found, None)
 
 
 def _layer(optimizer: KFAC, layer: Layer) -> dict[str, Any]:
@@ -85,6 +117,7 @@ def load(optimizer: KFAC, stored: Mapping[str, Any]) -> None:
         group.update(values)
     for layer in optimizer.layers:
         _restore(optimizer, layer, stored["layers"][layer.name])
+    optimizer.refresher.late = [_arriving(optimizer, one) for one in stored.get("late", [])]
     optimizer.capture.enabled = optimizer._catches()
 
 
@@ -108,7 +141,8 @@ def _restore(optimizer: KFAC, layer: Layer, stored: Mapping[str, Any]) -> None:
 
 
 def follow(optimizer: KFAC) -> None:
-    """Take the state along when the model has been cast or moved."""
+    """Take the state along when the model has been cast or moved; refreshes that have begun are taken over first."""
+    optimizer.refresher.arrive(sys.maxsize)
     optimizer.update.build()
     for layer in optimizer.layers:
         home = (layer.weight.device, layer.dtype)

@@ -73,6 +73,8 @@ class KFAC(torch.optim.Optimizer):
                 f"damping_mode {opt.damping_mode!r} needs both factors' eigenvectors (inverse='eigh'); with "
                 f"{opt.inverse!r} use pi, same or adaptive."
             )
+        if opt.refresh_lag and type(self)._refreshed is not KFAC._refreshed:
+            raise UserError(f"{self.label} needs new bases at once; refresh_lag is 0 for it, got {opt.refresh_lag}.")
         self.layers, others, self.left_over = find(model, opt.exclude)
         self.grad_scaler = grad_scaler
         self.fallback = fallback.optimizer([parameter for _, parameter in others], opt)
@@ -232,10 +234,17 @@ class KFAC(torch.optim.Optimizer):
             for index, layer in enumerate(self.layers)
             if layer in known and (index in due or self.slots[layer][0].state is None)
         ]
-        if chosen:
-            with products.scope(self.options.product_dtype):
-                self.refresher.refresh([job for layer in chosen for job in self._jobs(layer)])
-            self._refreshed(chosen)
+        late = [layer for layer in chosen if self.options.refresh_lag and self.slots[layer][0].state is not None]
+        now = [layer for layer in chosen if layer not in late]
+        with products.scope(self.options.product_dtype):
+            arrived = [layer for layers in self.refresher.arrive(self.steps) for layer in layers]
+            if now:
+                self.refresher.refresh([job for layer in now for job in self._jobs(layer)])
+            if late:
+                jobs = [job for layer in late for job in self._jobs(layer)]
+                self.refresher.start(jobs, self.steps + self.options.refresh_lag, late)
+        if now or arrived:
+            self._refreshed([*arrived, *now])
 
     def _jobs(self, layer: Layer) -> tuple[Job, Job]:
         a, g = self.statistics.read(layer)

@@ -45,6 +45,7 @@ class Options:
         update_period: T_cov, steps between statistics.
         refresh_period: T_inv, steps between refreshes of one layer.
         stagger: spread the layers' refreshes over the period.
+        refresh_lag: steps after which a refresh' result is used, but for the first; on a GPU it runs beside them.
         subsample: share of the rows that enters the statistics.
         clip: ``kl``, ``rms`` or ``none``.
         clip_value: kappa of ``kl``, the rms of ``rms``.
@@ -83,6 +84,7 @@ class Options:
     update_period: Schedule = 10
     refresh_period: Schedule = 100
     stagger: bool = False
+    refresh_lag: int = 0
     subsample: float = 1.0
     clip: str = "kl"
     clip_value: float = 1e-3
@@ -126,6 +128,7 @@ class Options:
         in_range("clip_value", self.clip_value, 0.0, left=False)
         in_range("fallback_lr", self.fallback_lr, 0.0)
         in_range("weight_decay_start", self.weight_decay_start, 0, whole=True)
+        in_range("refresh_lag", self.refresh_lag, 0, min(values(self.refresh_period)) - 1, whole=True)
         in_range("mc_samples", self.mc_samples, 1, whole=True)
         for value in values(self.damping):
             in_range("damping", value, 0.0, left=False)

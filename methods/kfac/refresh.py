@@ -25,6 +25,10 @@ MORE = (10.0, 100.0)
 RUNGS = ("direct", "damping", "float64", "kept")
 
 
+#: New state of a job and whether each of its matrices is good.
+Found = tuple[State, Tensor]
+
+
 @dataclass
 class Slot:
     """Where one side of one layer keeps its inverse.
@@ -48,6 +52,25 @@ class Job:
 
 
 @dataclass
+class Late:
+    """Refreshes that have been started and are taken over at the step ``due``.
+
+    Attributes:
+        due: the step.
+        tag: whatever the caller wants back then.
+        jobs: with the matrices as they were.
+        found: new state and whether it is good, for each job.
+        event: end of the work on the side stream; None when it is done.
+    """
+
+    due: int
+    tag: Any
+    jobs: list[Job]
+    found: list[Found]
+    event: Any
+
+
+@dataclass
 class _Pending:
     jobs: list[Job]
     goods: list[Tensor]
@@ -61,48 +84,85 @@ class Refresher:
     def __init__(self, backend: Inverse) -> None:
         self.backend = backend
         self.counters: dict[str, int] = dict.fromkeys(RUNGS, 0)
+        self.late: list[Late] = []
         self._pending: list[_Pending] = []
+        self._side: Any = None
 
     def refresh(self, jobs: Sequence[Job]) -> None:
         """Refresh all jobs, equal sizes in one call, or all of them in one if the back-end takes any sizes."""
-        if self.backend.takes_all:
-            self._together(jobs)
+        if jobs:
+            self._take_over(list(jobs), self._compute(jobs))
+
+    def start(self, jobs: Sequence[Job], due: int, tag: Any) -> None:
+        """Begin refreshes whose results are taken over by :meth:`arrive` at the step ``due``.
+
+        On a GPU they run on a stream of their own beside the steps until then; the result is the same.
+        """
+        copies = [Job(job.slot, job.matrix.clone(), job.damping.clone()) for job in jobs]
+        home = copies[0].matrix.device
+        if home.type != "cuda":
+            self.late.append(Late(due, tag, copies, self._compute(copies), None))
             return
-        buckets: dict[Any, list[Job]] = {}
+        cuda: Any = torch.cuda
+        if self._side is None:
+            self._side = cuda.Stream(home)
+        self._side.wait_stream(cuda.current_stream(home))
+        with cuda.stream(self._side):
+            found = self._compute(copies)
+            event = cuda.Event()
+            event.record()
+        for job in copies:
+            job.matrix.record_stream(self._side)
+            job.damping.record_stream(self._side)
+        self.late.append(Late(due, tag, copies, found, event))
+
+    def arrive(self, step: int) -> list[Any]:
+        """Take over what is due by this step; returns the tags."""
+        ready, self.late = [one for one in self.late if one.due <= step], [one for one in self.late if one.due > step]
+        for one in ready:
+            if one.event is not None:
+                cuda: Any = torch.cuda
+                stream = cuda.current_stream(one.jobs[0].matrix.device)
+                stream.wait_event(one.event)
+                for state, good in one.found:
+                    for tensor in (*state.values(), good):
+                        tensor.record_stream(stream)
+            self._take_over(one.jobs, one.found)
+        return [one.tag for one in ready]
+
+    def _compute(self, jobs: Sequence[Job]) -> list[Found]:
+        """New states in the order of the jobs; nothing is stored."""
+        if self.backend.takes_all:
+            return list(self.backend.refresh_all([(job.matrix, job.damping, job.slot.state) for job in jobs]))
+        buckets: dict[Any, list[int]] = {}
         for index, job in enumerate(jobs):
             size = job.matrix.shape[1]
             single = index if size > BATCH_UP_TO else -1
             key = (size, job.matrix.dtype, job.matrix.device, _shapes(job.slot.state), single)
-            buckets.setdefault(key, []).append(job)
-        done: list[Job] = []
-        goods: list[Tensor] = []
+            buckets.setdefault(key, []).append(index)
+        found: dict[int, Found] = {}
         for bucket in buckets.values():
-            done += bucket
-            goods += self._one(bucket)
-        if done:
-            self._watch(done, goods)
+            found.update(zip(bucket, self._stacked([jobs[index] for index in bucket]), strict=True))
+        return [found[index] for index in range(len(jobs))]
 
-    def _together(self, jobs: Sequence[Job]) -> None:
-        found = self.backend.refresh_all([(job.matrix, job.damping, job.slot.state) for job in jobs])
-        for job, (new, good) in zip(jobs, found, strict=True):
-            self._store(job, new, good)
-        if jobs:
-            self._watch(list(jobs), [good for _, good in found])
-
-    def _one(self, jobs: list[Job]) -> list[Tensor]:
+    def _stacked(self, jobs: list[Job]) -> list[Found]:
         matrices = _joined([job.matrix for job in jobs])
         damping = _joined([job.damping for job in jobs])
         held = [job.slot.state for job in jobs]
         states = [state for state in held if state is not None and self.backend.uses_state]
         old = {key: self._old([state[key] for state in states], matrices) for key in states[0]} if states else None
         new, good = self.backend.refresh(matrices, damping, old)
-        goods, start = [], 0
+        found, start = [], 0
         for job in jobs:
             part = slice(start, start + len(job.matrix))
-            goods.append(good[part])
-            self._store(job, {key: value[part] for key, value in new.items()}, good[part])
+            found.append(({key: value[part] for key, value in new.items()}, good[part]))
             start += len(job.matrix)
-        return goods
+        return found
+
+    def _take_over(self, jobs: list[Job], found: Sequence[Found]) -> None:
+        for job, (new, good) in zip(jobs, found, strict=True):
+            self._store(job, new, good)
+        self._watch(jobs, [good for _, good in found])
 
     def _old(self, tensors: list[Tensor], matrices: Tensor) -> Tensor:
         """States before, in the matrices' dtype also where they are kept half-width."""
@@ -147,7 +207,7 @@ class Refresher:
 
     def forget(self) -> None:
         """Drop what is pending, when other states have been loaded."""
-        self._pending = []
+        self._pending, self.late = [], []
 
     def _climb_all(self, pending: _Pending) -> None:
         if bool(pending.flag):

@@ -19,6 +19,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*leaves to")
 FAST = {"lr": 0.05, "update_period": 2, "refresh_period": 4, "damping": 0.03, "clip_value": 0.3}
 KINDS = {
     "cholesky": {},
+    "cholesky-late": {"refresh_lag": 2, "stagger": True},
+    "cholesky-half": {"inverse_dtype": "bfloat16", "product_dtype": "bfloat16", "weight_decay": 0.01},
     "eigh": {"factor_init": "bias-corrected"},
     "newton_schulz": {"stagger": True},
     "ekfac": {"scaling": "intra-batch", "scale_decay": 0.5},
@@ -189,6 +191,23 @@ def test_staggered_refreshes_happen(nets, train):
     assert not any(torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
+def test_a_late_refresh_is_that_of_an_earlier_step(nets, train):
+    def inverses(optimizer):
+        return [slot.state["inverse"].clone() for layer in optimizer.layers for slot in optimizer.slots[layer]]
+
+    found = {}
+    for lag in (0, 2):
+        model = nets["conv"][0]()
+        optimizer = build("cholesky", model, update_period=1, refresh_lag=lag, lr=0.0, fallback_lr=0.0)
+        for k in range(11):
+            train(model, optimizer, nets["conv"][1], 1, first=k)
+            found[lag, k] = inverses(optimizer)
+    for k in range(2, 11):
+        source = k - 2 if k >= 6 else 0
+        assert all(torch.equal(a, b) for a, b in zip(found[2, k], found[0, source], strict=True))
+    assert not torch.equal(found[2, 5][0], found[2, 6][0])
+
+
 def test_schedules():
     assert [value_at([[0, 3.0], [4, 1.0]], step) for step in (0, 3, 4, 9)] == [3.0, 3.0, 1.0, 1.0]
     assert value_at(lambda step: step / 2, 3) == 1.5
@@ -298,6 +317,8 @@ def test_no_supported_layer_is_an_error():
         ({"lr": -1.0}, "lr is a number of at least 0; got -1.0"),
         ({"clip": "l2"}, "clip is one of kl, rms, none; got 'l2'"),
         ({"damping_mode": "exact"}, "needs both factors' eigenvectors"),
+        ({"refresh_lag": 100}, "refresh_lag is a whole number of at least 0 and at most 99; got 100"),
+        ({"product_dtype": "fp8"}, "product_dtype is one of as-set, float32, tf32, bfloat16; got 'fp8'"),
         ({"dampling": 1.0}, "unknown hyper-parameter 'dampling'; known: lr, momentum, damping"),
         ({"exclude": ["nothing"]}, "matches no module"),
     ],
@@ -311,6 +332,11 @@ def test_wrong_hyper_parameters_are_refused(options, text, nets):
 def test_ekfac_needs_steps_between_refreshes(nets):
     with pytest.raises(UserError, match="refresh_period of ekfac is a whole number of at least 2; got 1"):
         factories.ekfac(nets["mlp"][0](), refresh_period=1)
+
+
+def test_ekfac_takes_no_late_bases(nets):
+    with pytest.raises(UserError, match="refresh_lag is 0 for it, got 1"):
+        factories.ekfac(nets["mlp"][0](), refresh_lag=1)
 
 
 def test_a_wrong_rank_is_refused(nets):
