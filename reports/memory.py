@@ -104,7 +104,11 @@ def _label(one: Told) -> str:
 
 def _cells(one: Told, base: Told | None) -> list[Cell]:
     if one.status != "passed":
-        return [Cell(text=one.status.replace("_", " "), tone="bad", title=one.reason), *[Cell(text=plain.DASH)] * 7]
+        why = (plain.shorten(one.reason, 60),)
+        return [
+            Cell(text=one.status.replace("_", " "), sub=why, tone="bad", title=one.reason),
+            *[Cell(text=plain.DASH)] * 7,
+        ]
     got, formula = one.metrics.get(STATE), one.metrics.get(FORMULA)
     value = got if got is not None else formula
     against = got / formula if got is not None and formula else None

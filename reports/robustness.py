@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -212,6 +213,8 @@ def _sentence(lines: Mapping[str, Sequence[tuple[int, float | None, bool]]]) -> 
 
 
 def _draw(name: str, title: str, lines: Mapping[str, Sequence[tuple[int, float | None, bool]]]) -> str:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
     with canvas(5.8, 3.9) as (figure, axes):
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -223,6 +226,11 @@ def _draw(name: str, title: str, lines: Mapping[str, Sequence[tuple[int, float |
             for x, y, good in drawn:
                 axes.plot([x], [y], theme.MARKERS[place] if good else "x", color=colour, markersize=7 if good else 9,
                           markeredgewidth=1.8)  # fmt: skip
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"1e{math.log10(value):.0f}"))
+            axis.set_minor_formatter(NullFormatter())
+        powers = sorted({power for points in lines.values() for power, _, _ in points})
+        axes.set_xticks([10.0**power for power in powers])
         axes.axhline(0.5, color=MUTED, linewidth=1.2, linestyle=(0, (1, 2)))
         axes.set_xlabel("condition number of both factors", color=INK)
         axes.set_ylabel("error of the update, less is better")

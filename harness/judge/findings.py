@@ -72,7 +72,7 @@ def _mean_ratio(claim: Claim, cells: Sequence[Cell], level: float = stats.LEVEL)
     its own, and the spread between problems only widens the interval. Timings are never pooled.
     """
     pairs = [(c.candidate, c.baseline) if claim.larger_is_better else (c.baseline, c.candidate) for c in cells]
-    if not claim.timed and len(cells) > 1:
+    if not claim.timed and claim.metric not in evidence.COUNTED and len(cells) > 1:
         shared = set(pairs[0][0]).intersection(*(set(arm) for pair in pairs for arm in pair))
         if len(shared) < stats.MIN_BLOCKS:
             return stats.estimate([x for b, c in pairs for x in stats.log_ratios(b, c).values()], level)

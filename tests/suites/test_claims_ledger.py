@@ -11,7 +11,13 @@ from harness.judge import rules
 from harness.judge.claim import Claim, load_claims
 from harness.judge.verdict import judge
 
-LEDGER = [claim for claim in load_claims() if claim.workload is None and claim.kind != "exists"]
+#: Suites with a command of their own (robustness, state_memory) have tests of their own.
+SUITES = registry.entries("suites")
+LEDGER = [
+    claim
+    for claim in load_claims()
+    if not claim.on_training and claim.kind != "exists" and (claim.suite or claim.task) in SUITES
+]
 #: Numbers that every micro suite may record beside its task's errors.
 NUMBERS = {
     "op_s",
