@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.errors import UserError
+from harness.errors import Unsupported, UserError
 from methods.kfac.kfac import KFAC
 from methods.kfac.layers import Layer
 from methods.kfac.options import in_range, values
 from methods.kfac.products import multiply
+from methods.kfac.sharding import average, summed
 from methods.kfac.statistics import Terms
 
 SCALINGS = ("intra-batch", "running")
@@ -62,6 +63,11 @@ class EKFAC(KFAC):
         self._squares: dict[Layer, Tensor] = {}
         self._square_terms: dict[Layer, Terms] = {}
         super().__init__(model, lr, inverse="eigh", damping_mode="exact", **options)
+        if self.ranks.sharded and scaling == "intra-batch":
+            raise Unsupported(
+                "sharding='owner': scaling='intra-batch' needs every layer's bases on each rank; use scaling='running' "
+                "or sharding='none'."
+            )
 
     def _scales_due(self, step: int) -> bool:
         """Whether s is taken from this batch."""
@@ -98,19 +104,23 @@ class EKFAC(KFAC):
         return total
 
     def _fold(self, scale: Tensor | float, passes: int) -> Tensor | None:
-        self._terms |= {layer: sums.terms.count for layer, sums in self.statistics.sums.items()}
+        sums, home = self.statistics.sums, self.layers[0].weight.device
+        self._terms |= dict(zip(sums, summed([one.terms.count for one in sums.values()], home), strict=True))
         finite = super()._fold(scale, passes)
         squares, terms, self._squares, self._square_terms = self._squares, self._square_terms, {}, {}
         if not squares:
             return finite
-        home = self.layers[0].weight.device
+        average(list(squares.values()))
+        # Rows of a rank are too long by the number of ranks: the sum of squares over its square is this mean over it.
+        counts = summed([terms[layer].count for layer in squares], home)
+        shared = dict(zip(squares, (count / self.ranks.size for count in counts), strict=True))
         good = torch.stack([square.sum().to(home) for square in squares.values()]).isfinite().all()
         if finite is None:
             self.count(good)
         else:
             good = good & finite.to(home)
         for layer, found in squares.items():
-            weight = self.statistics.weight(terms[layer].count, passes, self.columns is not None)
+            weight = self.statistics.weight(shared[layer], passes, self.columns is not None)
             self._enter(layer, found * weight / scale**2, good)
         return good
 

@@ -45,6 +45,15 @@ def average(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(piece / size)
 
 
+def summed(counts: Sequence[int], device: torch.device) -> list[int]:
+    """Sums of whole numbers over the ranks; waits for the device."""
+    if world() == 1 or not counts:
+        return list(counts)
+    total = torch.tensor(list(counts), dtype=torch.int64, device=device)
+    distributed.all_reduce(total)
+    return [int(one) for one in total.tolist()]
+
+
 def assign(costs: Sequence[float], ranks: int) -> list[int]:
     """The owner of each layer: largest first, to the rank with the least so far (Graham's rule)."""
     load, owners = [0.0] * ranks, [0] * len(costs)

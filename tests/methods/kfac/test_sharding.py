@@ -1,0 +1,67 @@
+"""K-FAC over four processes: the same weights, a share of the state each, exact resuming, one decision on a NaN."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UserError
+from methods.kfac.sharding import Sharing, assign
+
+
+@pytest.fixture(scope="module")
+def found():
+    script = Path(__file__).parent / "ranks_kfac.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def test_owners_and_copies_train_to_the_weights_of_one_process(found):
+    assert found["moved"] > 0.01
+    assert found["plain"] < 1e-10
+    assert found["owned"] < 1e-10
+    assert found["between"] == 0.0
+
+
+def test_ekfac_scales_are_averaged(found):
+    assert found["ekfac"] < 1e-9
+
+
+def test_each_rank_holds_at_most_a_third_of_the_state(found):
+    names = ("factors", "inverses", "momentum")
+    whole = sum(found["kept"][0][name] for name in names)
+    shares = [sum(one[name] for name in names) for one in found["share"]]
+    assert max(shares) <= whole / 3
+    assert sum(shares) == pytest.approx(whole, rel=0.01), "every layer has one owner"
+    assert len(set(found["owners"]["owners"].values())) == 4
+    assert "communication" in found["parts"]
+
+
+def test_a_saved_share_resumes_on_its_own_rank_alone(found):
+    for rank, one in enumerate(found["resumed"]):
+        assert one["same"]
+        assert one["mark"] == [rank, 4]
+        assert f"share of rank {rank} of 4" in one["refusal"]
+
+
+def test_one_rank_that_is_not_finite_stops_all(found):
+    assert found["skipped"] == [{"still": True, "skipped": 1}] * 4
+
+
+def test_layers_go_to_the_least_loaded_rank_largest_first():
+    owners = assign([1.0, 8.0, 5.0, 4.0, 3.0], 2)
+    loads = [sum(c for c, o in zip([1.0, 8.0, 5.0, 4.0, 3.0], owners, strict=True) if o == rank) for rank in (0, 1)]
+    assert max(loads) - min(loads) <= 3.0
+    assert assign([2.0, 2.0, 2.0], 3) == [0, 1, 2]
+    assert assign([1.0, 2.0], 1) == [0, 0]
+
+
+def test_modes_are_checked():
+    with pytest.raises(UserError, match="sharding is one of"):
+        Sharing((), (), "some")
+    alone = Sharing((), (), "owner")
+    assert not alone.sharded, "one process owns every layer"
+    assert alone.mark() == []
