@@ -1,7 +1,7 @@
-"""The plain twin: dense float64 factors with a mask, ``unfold``, loops, for tiny nets.
+"""The plain twin: dense float64 factors, ``unfold``, loops, for tiny nets.
 
 Pi is applied to dense matrices from its definition (the class' basis), so nothing of the structures' own products or
-projections is used, only ``to_dense`` of unit vectors.
+projections is used, only ``to_dense``.
 """
 
 from __future__ import annotations
@@ -19,14 +19,19 @@ from methods.singd.structures import Structure, structure
 
 
 def projection(kind: Structure) -> Callable[[Tensor], Tensor]:
-    """Pi as a map of dense symmetric matrices (d, d), from the basis."""
-    basis = kind.to_dense(torch.eye(kind.count, dtype=torch.float64))
-    inside = basis.abs().sum(0) != 0
-    doubled = [not bool(((one.mT != 0) <= inside).all()) for one in basis]
-    weights = torch.where(torch.tensor(doubled), 2.0, 1.0).double() / basis.square().sum((1, 2))
+    """Pi as a map of dense symmetric matrices (d, d), from the basis: inner products are gradients of ``to_dense``."""
+
+    @torch.enable_grad()
+    def along(matrix: Tensor) -> Tensor:
+        k = torch.zeros(1, kind.count, dtype=torch.float64, requires_grad=True)
+        return torch.autograd.grad((kind.to_dense(k)[0] * matrix).sum(), k)[0]
+
+    ones = kind.to_dense(torch.ones(1, kind.count, dtype=torch.float64))[0]
+    doubled = along(ones * (ones.mT == 0)) != 0
+    weights = (1.0 + doubled) / along(ones)
 
     def project(s: Tensor) -> Tensor:
-        return torch.einsum("a,aij->ij", weights * (basis * s).sum((1, 2)), basis)
+        return kind.to_dense(weights * along(s))[0]
 
     return project
 
