@@ -24,9 +24,9 @@ def factor(size, seed=0):
 @pytest.mark.parametrize("tf32", [False, True])
 def test_a_warm_refresh_is_right_and_waits_for_nothing(tf32):
     backend = inverse("subspace", rank=60, oversampling=4, relative=True)
-    refresher, jobs = Refresher(backend), []
-    for size in (90, 300, 300, 513, 700):
-        jobs.append(Job(Slot(), factor(size), torch.full((1,), 0.1, device="cuda")))
+    refresher = Refresher(backend)
+    sizes = (90, 300, 300, 513, 700)
+    jobs = [Job(Slot(), factor(size), torch.full((1,), 0.1, device="cuda")) for size in sizes]
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = tf32
     try:
