@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,12 @@ STEP_BUCKETS = ("data", "forward", "backward", "optimizer")
 OUTSIDE_BUCKETS = ("evaluation", "checkpoint", "compile")
 
 #: What judging reads of every run beside the claim's own metric.
-NEEDED = frozenset({"censored_at_s", "stall", "steps", *(f"bucket_{name}_s" for name in STEP_BUCKETS)})
+NEEDED = frozenset(
+    {"censored_at_s", "elapsed_s", "stall", "steps", "samples", *(f"bucket_{name}_s" for name in STEP_BUCKETS)}
+)
+
+#: ``time_to_target_0.915_s``, ``steps_to_target_0.915``: a further level of the workload's target.
+_LEVEL = re.compile(r"^(?P<axis>time|steps|samples)_to_target_(?P<level>\d*\.?\d+)(?P<unit>_s)?$")
 
 Row = Mapping[str, Any]
 
@@ -117,6 +123,8 @@ class Trained:
         Raises:
             ValueError: a run that ended with its budget does not say what the budget was.
         """
+        if level := _LEVEL.match(metric):
+            return self._crossed(level["axis"], float(level["level"]), level["unit"] or "")
         if self.reached and metric in self.metrics:
             return Hit(value=self.metrics[metric], budget=math.inf)
         budget = (self.detail.get("censored_at") or {}).get(metric)
@@ -127,6 +135,18 @@ class Trained:
                 f"{self.arm}, seed {self.seed} missed the target, and its budget for {metric} is not recorded"
             )
         return Hit(value=None, budget=float(budget or 0.0))
+
+    def _crossed(self, axis: str, level: float, unit: str) -> Hit:
+        """As :meth:`hit` for a further level of the target; a run that ended before it was watched to its end."""
+        for crossing in self.detail.get("crossings") or ():
+            if math.isclose(float(crossing["level"]), level, rel_tol=1e-9):
+                return Hit(value=float(crossing[axis + unit]), budget=math.inf)
+        if not self.reached:
+            return self.hit(f"{axis}_to_target{unit}")
+        watched = self.metrics.get("elapsed_s" if unit else axis)
+        if watched is None:
+            raise ValueError(f"{self.arm}, seed {self.seed} ended before {level:g}, and how far is not recorded")
+        return Hit(value=None, budget=watched)
 
 
 def _same(found: Any, wanted: Any) -> bool:

@@ -120,7 +120,7 @@ def runs(claim: Claim, ratio: float, device: str, error: float = 1.0) -> pd.Data
     return pd.DataFrame(rows)
 
 
-@pytest.mark.parametrize("claim", LEDGER, ids=lambda claim: claim.id)
+@pytest.mark.parametrize("claim", [c for c in LEDGER if c.kind != "growth"], ids=lambda claim: claim.id)
 def test_each_row_can_come_out_either_way(claim: Claim) -> None:
     goal = claim.ratio or (1.0 if claim.kind == "on-par" else 1.3)
     good, bad = (1.01 / goal, min(0.5, 0.5 / goal)) if claim.kind == "at-most" else (goal, 0.5)
