@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 
 def _block(inputs: int, outputs: int, pool: bool = False) -> nn.Sequential:
@@ -37,4 +38,6 @@ class ResNet9(nn.Module):
         hidden = self.down1(self.stem(images))
         hidden = self.down2(hidden + self.residual1(hidden))
         hidden = hidden + self.residual2(hidden)
-        return self.head(hidden.amax((2, 3)))  # type: ignore[no-any-return]
+        # A pool and not amax, for the reason in airbench.py.
+        hidden = functional.max_pool2d(hidden, (hidden.shape[2], hidden.shape[3])).flatten(1)
+        return self.head(hidden)  # type: ignore[no-any-return]
