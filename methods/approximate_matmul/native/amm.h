@@ -56,6 +56,8 @@ const Kernels& scalar_kernels();
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
 const Kernels& vbmi_kernels();
+#elif defined(__aarch64__)
+const Kernels& neon_kernels();
 #endif
 
 inline int padded(int codebooks) { return (codebooks + 3) & ~3; }

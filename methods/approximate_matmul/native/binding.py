@@ -5,7 +5,7 @@
 Codes follow the walk i <- 2 i + [x >= v]; sums are exact in 16 bits up to 257 codebooks, or rounding averages over
 groups of ``upcast`` codebooks (MADDNESS, arXiv 2106.10860, section 4.4). Nothing is copied; ctypes releases the
 interpreter's lock.
-All levels (scalar, AVX2, AVX-512, AVX-512 VBMI) give identical codes and integers.
+All levels (scalar, AVX2, AVX-512, AVX-512 VBMI, NEON) give identical codes and integers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import ctypes
 import functools
 import math
 import os
+import platform
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,12 @@ import numpy.typing as npt
 from harness.errors import SpeedclaimError, Unavailable, Unsupported, UserError
 from methods.approximate_matmul.native import build
 
-LEVELS = ("scalar", "avx2", "avx512", "avx512vbmi")
+#: By the processor's family, the least first.
+LEVELS = (
+    ("scalar", "neon")
+    if platform.machine().lower() in ("aarch64", "arm64")
+    else ("scalar", "avx2", "avx512", "avx512vbmi")
+)
 #: Limits the level from outside, e.g. to compare levels on one machine.
 VARIABLE = "SPEEDCLAIM_SIMD"
 BLOCK = 32

@@ -22,7 +22,7 @@ from filelock import FileLock
 from harness.catalogue.data.cache import cache_folder
 from harness.errors import Unavailable
 
-SOURCES = ("driver.cpp", "pool.cpp", "scalar.cpp", "avx2.cpp", "avx512.cpp")
+SOURCES = ("driver.cpp", "pool.cpp", "scalar.cpp", "avx2.cpp", "avx512.cpp", "neon.cpp")
 HEADERS = ("amm.h", "pool.h")
 #: No -march and no -ffast-math: levels are chosen at run time and comparisons with NaN must stay false.
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-pthread", "-fno-math-errno")

@@ -35,6 +35,8 @@ int highest_level() {
         !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
         return 1;
     return __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") ? 3 : 2;
+#elif defined(__aarch64__)
+    return 1;
 #else
     return 0;
 #endif
@@ -48,6 +50,8 @@ const Kernels* kernels(int level, int aggregation) {
     if (level == 3) return &vbmi_kernels();
     if (level == 2) return &avx512_kernels();
     if (level == 1) return &avx2_kernels();
+#elif defined(__aarch64__)
+    if (level == 1) return &neon_kernels();
 #endif
     (void)aggregation;
     return &scalar_kernels();
@@ -272,8 +276,8 @@ int amm_abi() { return 1; }
 int amm_highest_level() { return highest_level(); }
 
 const char* amm_level_name(int level) {
-    const char* const names[] = {"scalar", "avx2", "avx512", "avx512vbmi"};
-    return level >= 0 && level < 4 ? names[level] : "unknown";
+    const Kernels* k = kernels(level, kExact);
+    return k ? k->name : "unknown";
 }
 
 // a: N x D floats; columns: [C, 4]; thresholds: [C, 15] heap order; packed: [ceil(N / 32)][ceil(C / 2)][32] bytes.
