@@ -12,7 +12,6 @@ from torch import Tensor
 from harness.errors import UserError
 from methods.kfac.layers import Layer, channels_last
 from methods.kfac.refresh import Job, Late
-from methods.kfac.statistics import Factors
 
 if TYPE_CHECKING:
     from methods.kfac.kfac import KFAC
@@ -71,7 +70,7 @@ def _arriving(optimizer: KFAC, stored: Mapping[str, Any]) -> Late:
 def _layer(optimizer: KFAC, layer: Layer) -> dict[str, Any]:
     found: dict[str, Any] = {"channels_last": channels_last(layer.weight)}
     if (factors := optimizer.statistics.factors.get(layer)) is not None:
-        found |= {"factor_a": factors.a, "factor_g": factors.g, "count": factors.count}
+        found |= {"factor_a": factors.held[0], "factor_g": factors.held[1], "count": factors.count}
     for side, slot in zip(_SIDES, optimizer.slots[layer], strict=True):
         if slot.state is not None:
             found[f"inverse_{side}"] = dict(slot.state)
@@ -127,9 +126,8 @@ def _restore(optimizer: KFAC, layer: Layer, stored: Mapping[str, Any]) -> None:
 
     optimizer.statistics.factors.pop(layer, None)
     if "factor_a" in stored:
-        optimizer.statistics.factors[layer] = Factors(
-            placed(stored["factor_a"]), placed(stored["factor_g"]), placed(stored["count"])
-        )
+        a, g, count = (placed(stored[key]) for key in ("factor_a", "factor_g", "count"))
+        optimizer.statistics.enter(layer, a, g, count)
     for side, slot in zip(_SIDES, optimizer.slots[layer], strict=True):
         state = stored.get(f"inverse_{side}")
         slot.state = None if state is None else {key: placed(value) for key, value in state.items()}
@@ -161,7 +159,7 @@ def follow(optimizer: KFAC) -> None:
 
 def memory(optimizer: KFAC) -> dict[str, int]:
     """Bytes by category; ``pending`` are statistics of a batch before its step."""
-    factors = [t for f in optimizer.statistics.factors.values() for t in (f.a, f.g)]
+    factors = [t for f in optimizer.statistics.factors.values() for t in f.held]
     inverses = [t for pair in optimizer.slots.values() for slot in pair for t in (slot.state or {}).values()]
     fallback = optimizer.fallback.state if optimizer.fallback is not None else {}
     return {

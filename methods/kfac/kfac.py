@@ -94,6 +94,7 @@ class KFAC(torch.optim.Optimizer):
             opt.reduction,
             opt.subsample,
             opt.product_dtype,
+            opt.packed,
         )
         costs = [float(layer.groups * (layer.d_in**3 + layer.d_out**3)) for layer in self.layers]
         self.ranks = self.statistics.ranks = Sharing(self.layers, costs, opt.sharding)

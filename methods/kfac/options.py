@@ -55,6 +55,7 @@ class Options:
             needs ``inverse_dtype="bfloat16"``, else they are as set).
         inverse_dtype: how inverses of float32 factors are kept: ``wide``, or ``bfloat16``, which also rounds the
             gradient in their products.
+        packed: keep sums and running means of wide factors as panels of their lower triangle.
         exclude: patterns of module names that are left to the fallback.
         sharding: of several processes, ``none`` keeps every layer's state on each, ``owner`` on one alone
             (:mod:`methods.kfac.sharding`).
@@ -91,6 +92,7 @@ class Options:
     inverse: str = "cholesky"
     product_dtype: str = "as-set"
     inverse_dtype: str = "wide"
+    packed: bool = False
     exclude: Sequence[str] = ()
     sharding: str = "none"
     fallback: str = "adamw"

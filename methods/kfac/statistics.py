@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import Unsupported
-from methods.kfac import products
+from methods.kfac import packing, products
 from methods.kfac.layers import Layer, averaged_rows, input_positions, input_rows, output_rows
 from methods.kfac.moments import gram, input_moment, output_moment
 from methods.kfac.sharding import Sharing
@@ -81,13 +81,32 @@ def moment(rows: Tensor, bias: bool, half: torch.dtype | None = None) -> Tensor:
     return whole
 
 
-@dataclass
 class Factors:
-    """Running means of one layer; ``count`` batches have entered (a 0-d tensor on the device)."""
+    """Running means of one layer.
 
-    a: Tensor
-    g: Tensor
-    count: Tensor
+    Args:
+        layer: the layer.
+        held: A and G, (groups, d, d) or packed flat (:mod:`methods.kfac.packing`).
+        count: batches that have entered (a 0-d tensor on the device).
+    """
+
+    def __init__(self, layer: Layer, held: Sequence[Tensor], count: Tensor) -> None:
+        self.held, self.count = list(held), count
+        self._shapes = [(layer.groups, layer.d_in), (layer.groups, layer.d_out)]
+
+    @property
+    def a(self) -> Tensor:
+        """A (groups, d_in, d_in); a new tensor if it is packed."""
+        return self._whole(0)
+
+    @property
+    def g(self) -> Tensor:
+        """G (groups, d_out, d_out); a new tensor if it is packed."""
+        return self._whole(1)
+
+    def _whole(self, side: int) -> Tensor:
+        held = self.held[side]
+        return held if held.ndim == 3 else packing.unpack(held, *self._shapes[side])
 
 
 class Statistics:
@@ -102,6 +121,7 @@ class Statistics:
         reduction: the loss is the ``mean`` or the ``sum`` of its terms.
         subsample: share of the rows that is used, in (0, 1]; evenly strided.
         product: precision of the moments, see :mod:`methods.kfac.products`.
+        packed: sums and running means of wide factors are kept as panels of their lower triangle.
     """
 
     def __init__(
@@ -113,7 +133,9 @@ class Statistics:
         reduction: str,
         subsample: float,
         product: str = "as-set",
+        packed: bool = False,
     ) -> None:
+        self.packed = packed
         self.product = product
         self.sharing, self.decay, self.initial = sharing, decay, initial
         self.loss_terms, self.reduction, self.subsample = loss_terms, reduction, subsample
@@ -135,6 +157,7 @@ class Statistics:
         half = torch.bfloat16 if self.product == "bfloat16" and layer.dtype == torch.float32 else None
         with products.scope(self.product):
             first, second, count = self._moments(layer, module, inputs, gradients, half)
+            first, second = self.kept(first), self.kept(second)
         sums = self.sums.get(layer)
         if sums is None:
             sums = self.sums[layer] = Sums(first, second)
@@ -143,6 +166,17 @@ class Statistics:
             sums.g += second
         sums.rows += count
         sums.terms.add(self.terms(module, gradients), backward)
+
+    def kept(self, matrices: Tensor) -> Tensor:
+        """Factors (groups, d, d) as they are kept, or from another way to keep them."""
+        if not self.packed or matrices.shape[1] < packing.PACKED_FROM:
+            return matrices
+        return packing.pack(matrices)
+
+    def enter(self, layer: Layer, a: Tensor, g: Tensor, count: Tensor) -> None:
+        """Set a layer's running means, (groups, d, d) or flat."""
+        whole = Factors(layer, (a, g), count)
+        self.factors[layer] = Factors(layer, (self.kept(whole.a), self.kept(whole.g)), count)
 
     def _moments(
         self, layer: Layer, module: Any, inputs: Tensor, gradients: Tensor, half: torch.dtype | None
@@ -203,7 +237,11 @@ class Statistics:
         if not self.sums:
             return None
         batch = self._batch(scale, passes, columns)
-        traces = [m.diagonal(dim1=1, dim2=2).sum() for entry in batch.values() for m in entry[:2]]
+        traces = [
+            packing.trace(m, layer.groups, size)
+            for layer, entry in batch.items()
+            for m, size in zip(entry[:2], (layer.d_in, layer.d_out), strict=True)
+        ]
         home = next(iter(self.sums)).weight.device
         # A second moment that is not finite anywhere has a diagonal that is not (Cauchy and Schwarz).
         good_here = torch.stack([trace.to(home) for trace in traces]).isfinite().all() if traces else None
@@ -213,7 +251,7 @@ class Statistics:
             old, good = held.count, finite.to(a.device, held.count.dtype)
             share = 1 - ((old > 0).to(old.dtype) * self.decay if self.initial == "first-batch" else self.decay)
             share = good * share
-            for running, new, weight in ((held.a, a, for_a), (held.g, g, for_g)):
+            for running, new, weight in zip(held.held, (a, g), (for_a, for_g), strict=True):
                 running.mul_(1 - share).addcmul_(new.nan_to_num_(0.0, 0.0, 0.0), share * weight)
             held.count = old + good
         self.forget()
@@ -240,17 +278,23 @@ class Statistics:
         device = layer.weight.device
         found = self.factors.get(layer)
         if found is None:
-            made = [
-                torch.eye(d, dtype=layer.dtype, device=device).repeat(layer.groups, 1, 1)
-                if self.initial != "bias-corrected"
-                else torch.zeros(layer.groups, d, d, dtype=layer.dtype, device=device)
-                for d in (layer.d_in, layer.d_out)
-            ]
-            count = torch.zeros((), dtype=layer.dtype, device=device)
-            found = self.factors[layer] = Factors(made[0], made[1], count)
-        elif found.a.device != device or found.a.dtype != layer.dtype:
-            found.a, found.g, found.count = (t.to(device, layer.dtype) for t in (found.a, found.g, found.count))
+            made = [self._start(layer, size) for size in (layer.d_in, layer.d_out)]
+            found = self.factors[layer] = Factors(layer, made, torch.zeros((), dtype=layer.dtype, device=device))
+        elif found.count.device != device or found.count.dtype != layer.dtype:
+            found.held = [tensor.to(device, layer.dtype) for tensor in found.held]
+            found.count = found.count.to(device, layer.dtype)
         return found
+
+    def _start(self, layer: Layer, size: int) -> Tensor:
+        packed = self.packed and size >= packing.PACKED_FROM
+        shape: tuple[int, ...] = (packing.length(layer.groups, size),) if packed else (layer.groups, size, size)
+        made = torch.zeros(shape, dtype=layer.dtype, device=layer.weight.device)
+        if self.initial == "bias-corrected":
+            return made
+        if packed:
+            return packing.add_to_diagonal(made, layer.groups, size, 1.0)
+        made.diagonal(dim1=1, dim2=2).fill_(1.0)
+        return made
 
     def read(self, layer: Layer) -> tuple[Tensor, Tensor]:
         """A and G as inverses use them: bias-corrected if asked for; the identity before the first good batch."""

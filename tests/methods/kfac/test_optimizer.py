@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from harness.errors import Unsupported, UserError
 from harness.measure.training import state as training_state
-from methods.kfac import factories
+from methods.kfac import factories, packing
 from methods.kfac.kfac import KFAC
 from methods.kfac.policy import Policy, value_at
 
@@ -20,6 +20,7 @@ FAST = {"lr": 0.05, "update_period": 2, "refresh_period": 4, "damping": 0.03, "c
 KINDS = {
     "cholesky": {},
     "cholesky-late": {"refresh_lag": 2, "stagger": True},
+    "cholesky-packed": {"packed": True},
     "cholesky-half": {"inverse_dtype": "bfloat16", "product_dtype": "bfloat16", "weight_decay": 0.01},
     "eigh": {"factor_init": "bias-corrected"},
     "newton_schulz": {"stagger": True},
@@ -254,6 +255,38 @@ def test_resume_is_bitwise(kind, nets, train):
     assert training_state.digest(resumed.state_dict()) == training_state.digest(optimizer.state_dict())
     optimizer.load_state_dict(fresh)
     assert training_state.digest(optimizer.state_dict()) == empty
+
+
+def test_packed_factors_give_the_same_steps_in_less_memory(nets, train, distance, monkeypatch):
+    monkeypatch.setattr(packing, "PACKED_FROM", 4)
+    make, batches = nets["conv"]
+    models, optimizers = [make(), make()], []
+    for model, packed in zip(models, (False, True), strict=True):
+        optimizers.append(build("cholesky", model, packed=packed))
+        train(model, optimizers[-1], batches, 7)
+    assert distance(models[1], models[0]) < 1e-12
+    usage = [optimizer.memory_usage()["factors"] for optimizer in optimizers]
+    assert usage[1] < 0.75 * usage[0]
+    # A state saved packed is read by an optimizer that does not pack, and the other way round.
+    for first, second in ((0, 1), (1, 0)):
+        optimizers[first].load_state_dict(training_state.copied(optimizers[second].state_dict()))
+    for k in range(7, 10):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            train(model, optimizer, batches, 1, first=k)
+    assert distance(models[1], models[0]) < 1e-12
+
+
+@pytest.mark.parametrize(("groups", "size"), [(1, 4), (2, 7), (3, 16), (1, 65)])
+def test_packing(groups, size):
+    torch.manual_seed(0)
+    full = torch.randn(groups, size, size)
+    full = full + full.mT
+    flat = packing.pack(full)
+    assert flat.numel() == packing.length(groups, size) < groups * size**2 or size < 8
+    assert torch.equal(packing.unpack(flat, groups, size), full)
+    torch.testing.assert_close(packing.trace(flat, groups, size), full.diagonal(dim1=1, dim2=2).sum())
+    more = packing.unpack(packing.add_to_diagonal(flat, groups, size, 2.0), groups, size)
+    assert torch.equal(more, full + 2 * torch.eye(size))
 
 
 def test_a_checkpoint_of_another_model_is_refused(nets):
