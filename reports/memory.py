@@ -79,7 +79,8 @@ def lead(rows: Sequence[Told]) -> str:
     for name in ("kfac-cholesky", "singd-dense", "singd-diagonal"):
         found = [value for one in rows if one.name == name and _plain(one) and (value := state(one)[0]) is not None]
         if found:
-            text += f"{name}: {min(found):.3g} to {max(found):.3g} times the weights. "
+            low, high = f"{min(found):.3g}", f"{max(found):.3g}"
+            text += f"{name}: {low if low == high else f'{low} to {high}'} times the weights. "
     return text.strip()
 
 
