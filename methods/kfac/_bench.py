@@ -45,6 +45,10 @@ FAST: dict[str, dict[str, Any]] = {
 #: Arms of their own: name -> (method, options besides COMMON and FAST).
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "kfac-cholesky, no stagger": ("training.kfac-cholesky", {"stagger": False}),
+    "kfac-cholesky, 2 late": ("training.kfac-cholesky", {"refresh_lag": 2}),
+    "kfac-cholesky, half": ("training.kfac-cholesky", {"inverse_dtype": "bfloat16"}),
+    "kfac-cholesky, packed": ("training.kfac-cholesky", {"packed": True}),
+    "kfac-cholesky, packed half": ("training.kfac-cholesky", {"packed": True, "inverse_dtype": "bfloat16"}),
 }
 
 
