@@ -23,7 +23,7 @@ WORKLOAD = Workload(
         ),
         others=(0.80, 0.85, 0.90),
     ),
-    methods=("training.adamw", "training.sgd", "training.kfac-cholesky"),
+    methods=("training.adamw", "training.sgd", "training.kfac-cholesky", "training.singd-dense"),
     max_s=1800.0,
     precision="bf16",
     channels_last=True,

@@ -20,7 +20,7 @@ WORKLOAD = Workload(
         source="PROVISIONAL: to be set from the 75 % point of tuned AdamW's runs on tuning seeds",
         others=(0.65, 0.70, 0.80),
     ),
-    methods=("training.adamw", "training.sgd", "training.kfac-cholesky"),
+    methods=("training.adamw", "training.sgd", "training.kfac-cholesky", "training.singd-dense"),
     max_s=1800.0,
     precision="bf16",
     needs=("cuda",),
