@@ -78,7 +78,9 @@ def _handle(place: int | None = None) -> tuple[Any, Any] | None:
 def visible() -> int:
     """Number of CUDA devices that this process may use."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return count() if listed is None else len([one for one in listed.split(",") if one.strip() not in ("", "-1")])
+    if listed is not None:
+        return len([one for one in listed.split(",") if one.strip() not in ("", "-1")])
+    return count() or len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def _text(value: Any) -> str:
