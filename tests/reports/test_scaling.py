@@ -11,7 +11,8 @@ def frame():
         note = {"modes": ["weak", "strong"] if world == 1 else ["weak"], "world": world, "per_rank": 64}
         device = "H200" if world == 1 else f"{world} x H200"
         common = {"run": f"r{world}", "phase": "training", "method": "training.sgd", "workload": "net",
-                  "status": "budget_exhausted", "device": device, "reason": "-", "detail": {"scaling": note}}  # fmt: skip
+                  "status": "budget_exhausted", "device": device, "reason": "-",
+                  "detail": {"scaling": note}}  # fmt: skip
         rows += [
             {**common, "metric": metric, "samples": samples}
             for metric, samples in {"step_s": [5.0, step], "communication_share": [0.05],
