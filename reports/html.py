@@ -19,6 +19,7 @@ import harness
 from harness.errors import UserError
 from reports import (
     audit,
+    boards,
     charts,
     downloads,
     figures,
@@ -48,7 +49,7 @@ ROWS_ON_FRONT = 60
 ROWS_ON_AUDIT = 1500
 FILES_ON_FRONT = 4
 #: Pages that an earlier rendering may have left: of tasks and workloads that are in no record any more.
-EARLIER = ("task--*.html", "train--*.html", "robustness--*.html", "memory--*.html")
+EARLIER = ("task--*.html", "train--*.html", *boards.EARLIER, "robustness--*.html", "memory--*.html")
 #: Suites that time nothing and have pages of their own.
 UNTIMED = (robustness, memory)
 FILES_ON_AUDIT = 60
@@ -109,6 +110,7 @@ class _Site:
         self.suites = [page for module in UNTIMED for page in module.pages(runs, headers)]
         self.problems = tables.problem_index(headers)
         self.places = training.places(runs, headers)
+        self.boards = boards.boards(self.places)
         self.ledger = _drawn(ledger.rows(verdicts))
         self.claim_charts = [
             chart for device in dict.fromkeys(row["device"] for row in self.ledger)
@@ -126,8 +128,14 @@ class _Site:
                 *((f"{slug}.html", f"{task} on {device}") for (device, task), (slug, _) in self.parts.items()),
                 *((f"{page.slug}.html", page.title) for page in self.suites),
             ],
-            "training": [(f"{place.slug}.html", f"{place.workload} on {place.device}") for place in self.places],
-            "after": [("methods.html", "Methods"), ("audit.html", "Audit")],
+            "training": [
+                *((f"{place.slug}.html", f"{place.workload} on {place.device}") for place in self.places),
+                *((f"{board.slug}.html", board.title) for board in self.boards if not board.priced),
+            ],
+            "after": [
+                *((f"{board.slug}.html", board.title) for board in self.boards if board.priced),
+                ("methods.html", "Methods"), ("audit.html", "Audit"),
+            ],
         }
 
     def pages(self) -> dict[str, str]:
@@ -137,6 +145,8 @@ class _Site:
             found.update(self._task(device, task, slug, own))
         found.update({f"{place.slug}.html": self._training(place) for place in self.places})
         found.update({f"{page.slug}.html": self._suite(page) for page in self.suites})
+        for board in self.boards:
+            found[f"{board.slug}.html"] = self._page("board.j2", f"{board.slug}.html", board.title, board=board)
         found["audit.html"] = self._audit()
         return found
 

@@ -193,6 +193,18 @@
     window.addEventListener("hashchange", reveal);
     reveal();
   }
-  document.addEventListener("DOMContentLoaded", function () { themeButton(); all("table.sortable").forEach(sortable); filters(); exports(); views(); tabs(); });
+  function prices() {
+    all("input[data-price]").forEach(function (input) {
+      input.addEventListener("input", function () {
+        var price = parseFloat(input.value);
+        all("[data-gpu-hours]").forEach(function (cell) {
+          var money = price >= 0 ? cell.dataset.gpuHours * price : NaN;
+          cell.textContent = isNaN(money) ? "\u2014" : money < 1 ? money.toPrecision(2) : money.toFixed(2);
+          cell.dataset.s = isNaN(money) ? "" : money;
+        });
+      });
+    });
+  }
+  document.addEventListener("DOMContentLoaded", function () { themeButton(); all("table.sortable").forEach(sortable); filters(); exports(); views(); tabs(); prices(); });
   window.addEventListener("beforeprint", function () { all("main details").forEach(function (fold) { fold.open = true; }); });
 })();
