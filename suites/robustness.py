@@ -30,7 +30,7 @@ ERRORS: Mapping[str, str] = {
     "rung_damping": "of these, mended by ten or a hundred times the damping",
     "rung_float64": "of these, mended in float64",
     "rung_kept": "of these, given up: the inverse of an earlier step stays",
-    "skipped_batches": "batches whose statistics were not finite; K-FAC alone",
+    "skipped_batches": "batches whose statistics were not finite",
     "steps": "steps that the stream went",
 }
 
@@ -49,7 +49,7 @@ TASK = Task(
 )
 
 #: Condition numbers of both factors' spectra, evenly spaced in the logarithm.
-CONDITIONS = (2, 4, 6, 8, 10, 12)
+CONDITIONS = tuple(range(2, 13))
 #: Layer: outputs, inputs. Both cross a block of 30, the inputs also a hierarchy of 15 and 15.
 SHAPE = (32, 48)
 #: Rows of a batch: more than inputs, so that only the stream called so is rank-deficient.
