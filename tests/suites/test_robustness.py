@@ -192,3 +192,14 @@ def test_the_command_writes_an_ordinary_record(tmp_path: Path, monkeypatch: pyte
     assert "cases:" in capsys.readouterr().out
     with pytest.raises(UnknownName):
         robustness.main(["--method", "training.kfac-nothing"])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("kind", ["cond1e8", "cond1e8+half"])
+def test_a_gpu_agrees_with_the_cpu_about_who_survives(kind: str) -> None:
+    for method in ("training.kfac-cholesky", "training.singd-dense"):
+        impl, hyper = registry.resolve(registry.method(method).impl), robustness.METHODS[method]
+        gpu = next(p for p in robustness.SUITE.problems if (p.kind, p.dtype, p.device) == (kind, "bfloat16", "cuda"))
+        found = robustness_drive.measure(impl, hyper, gpu, 60, {}, method)
+        assert found.status == measured(method, kind, "bfloat16").status

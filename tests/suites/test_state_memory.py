@@ -114,3 +114,19 @@ def test_a_failing_case_is_a_row_and_the_rest_goes_on(tmp_path: Path, monkeypatc
     assert runs.loc["training.sgd", "status"] == "error"
     assert "broken on purpose" in runs.loc["training.sgd", "reason"]
     assert runs.loc["training.adamw", "status"] == "passed"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gpu_has_a_peak_over_weights_gradients_and_state(dtype: str) -> None:
+    wanted = ("convmixer", dtype, "cuda")
+    problem = next(p for p in state_memory.SUITE.problems if (p.kind, p.dtype, p.device) == wanted)
+    hyper = {**state_memory.METHODS["training.singd-diagonal"], state_memory_run.HELD: dtype}
+    network, one = NETWORKS["convmixer"], method("singd-diagonal")
+    counted = state_memory_run.counted(network, one, hyper, dtype)
+    where = state_memory_run.open_training("cuda", "torch-default")
+    found = state_memory_run.trained(network, one, hyper, problem, 8, where)
+    assert found["optimizer_state_bytes"] == counted["formula_bytes"]
+    least = 2 * counted["parameter_bytes"][0] + found["optimizer_state_bytes"][0]
+    assert found["peak_device_bytes"][0] > least
