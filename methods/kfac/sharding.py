@@ -2,9 +2,10 @@
 
 ``none``: every rank receives every layer's statistics and keeps the whole state (an all-reduce each).
 ``owner``: a layer's statistics are reduced to its owner alone, which holds its running means, inverses and momentum,
-computes its step and sends the new weights to the others. Layers go to the least loaded rank, largest first, by the
-cost d^3 of both factorisations (the partition of Pauloski et al., arXiv 2107.01739, "MEM-OPT", and of Osawa et al.,
-arXiv 2305.04684; a broadcast of weights instead of directions also leaves the momentum with the owner).
+computes its step and sends the new weights to the others. Layers go to the least loaded rank, largest first, by their
+share of the cost d^3 of the factorisations plus their share of the bytes, so that neither piles up on one rank
+(after the partitions of Pauloski et al., arXiv 2107.01739, "MEM-OPT", and of Osawa et al., arXiv 2305.04684; sending
+weights instead of directions also leaves the momentum with the owner).
 
 A rank's loss is the mean over its own samples times (its samples x ranks / all samples), and gradients are averaged:
 what data-parallel training does. So a row b of a rank is ``ranks`` times that of the mean loss over all samples.
@@ -82,7 +83,7 @@ class Sharing:
         self._parts = Parts(("communication",))
         self.rank = distributed.get_rank() if self.size > 1 else 0
         self.sharded = mode == "owner" and self.size > 1
-        owners = assign(costs, self.size) if self.sharded else [0] * len(costs)
+        owners = assign(_weights(layers, costs), self.size) if self.sharded else [0] * len(costs)
         self.owner: dict[Layer, int] = dict(zip(layers, owners, strict=True))
         self._layers = list(layers)
 
@@ -199,6 +200,13 @@ class Sharing:
                 f"the saved optimizer is the share of {was}, this one is {now}: load each rank's own file with as many "
                 f"ranks as it was saved with."
             )
+
+
+def _weights(layers: Sequence[Layer], costs: Sequence[float]) -> list[float]:
+    """A layer's share of the refreshes' work plus its share of the state (two matrices a side, and momentum)."""
+    sizes = [one.groups * (2.0 * (one.d_in**2 + one.d_out**2) + one.d_in * one.d_out) for one in layers]
+    work, state = sum(costs), sum(sizes)
+    return [cost / work + size / state for cost, size in zip(costs, sizes, strict=True)]
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
