@@ -165,6 +165,7 @@ def _table_row(place: Place, row: Row) -> Row:
         "tone": tone,
         "floor": plain.number(row["floor"]),
         "floor_text": plain.percent(plain.number(row["floor"])) if row["floor"] is not None else plain.DASH,
+        "clock_text": _clock_text(row),
         "final": row["final_mean"],
         "final_text": level_text(place.metric, row["final_mean"]),
         "sd_text": _spread(place.metric, row["final_sd"]),
@@ -207,6 +208,12 @@ def _ratio_note(row: Row) -> str:
     if row["floor"] is None:
         return "no A/A floor: noise unknown"
     return f"{row['shared']} seeds, {100 * row['level']:.1f} %"
+
+
+def _clock_text(row: Row) -> str:
+    """What the clock alone differs by, beside the floor that also holds the spread of seeds."""
+    noise = row["clock_noise"] if row["is_baseline"] else None
+    return "" if noise is None else f"clock alone {plain.percent(noise)}"
 
 
 def _key(value: float | None) -> float | str:

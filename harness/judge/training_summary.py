@@ -183,10 +183,25 @@ def _against(arms: Mapping[str, Mapping[int, Trained]], runs: Sequence[Trained],
         "level": estimate.level if estimate else None,
         "shared": estimate.n if estimate else 0,
         "floor": floor,
+        "clock_noise": clock_noise(first, trained_runs.counting(own, base + AA)),
         "side": side,
         "screen": bool(estimate and not estimate.enough),
         "stalled": _stalled(first, second),
     }
+
+
+def clock_noise(first: Mapping[int, Trained], alias: Mapping[int, Trained]) -> float | None:
+    """What the clock alone differs by: the baseline and its alias do the same work an update, whatever their seeds.
+
+    The floor of the paired ratio of their seconds an update, as a fraction; None with fewer than two pairs.
+    """
+    values = [
+        {seed: value for seed, run in arm.items() if (value := run.value("step_s")) is not None and value > 0}
+        for arm in (first, alias)
+    ]
+    if len(set(values[0]) & set(values[1])) < 2:
+        return None
+    return stats.noise_floor(*values)
 
 
 def time_ratio(

@@ -90,6 +90,17 @@ def test_ratio_interval_floor_and_side() -> None:
     )
 
 
+def test_clock_noise_is_the_aliases_time_of_an_update_and_needs_two_pairs() -> None:
+    def timed(name: str, steps: list[float]) -> list[Trained]:
+        return [run(seed, 10.0, name, metrics={"step_s": step}) for seed, step in enumerate(steps)]
+
+    base = timed("training.a", [1.0, 2.0, 4.0, 1.0, 2.0, 4.0])
+    row = training_summary.summary([*base, *timed("training.a#aa", [1.03, 2.06, 4.12, 1.03, 2.06, 4.12])])[0]
+    assert row["clock_noise"] == pytest.approx(0.03)
+    assert training_summary.summary([*base, *timed("training.a#aa", [1.1])])[0]["clock_noise"] is None
+    assert training_summary.summary(base)[0]["clock_noise"] is None
+
+
 def test_few_seeds_are_a_screen() -> None:
     runs = [*arm("training.a", [80.0] * 3), *arm("training.a#aa", [80.0] * 3), *arm("training.b", [40.0] * 3)]
     row = training_summary.summary(runs)[1]
