@@ -108,10 +108,19 @@ def statistics(device: str, quick: bool) -> dict[str, float]:
                 dtype = half or torch.float32
                 first = milliseconds(partial(moments.input_moment, module, x, True, torch.float32, half), cuda, 3)
                 second = milliseconds(partial(moments.output_moment, module, y, torch.float32, half), cuda, 3)
+                with_patches = milliseconds(partial(_by_patches, module, x, half), cuda, 3)
                 copy = milliseconds(partial(_drained, module, x, dtype), cuda, 3)
                 found[key] = first + second
-                print(f"{key:48}{first:9.3f} (copies {copy:.3f}) + {second:9.3f} ms", flush=True)
+                print(
+                    f"{key:48}{first:9.3f} (patches {with_patches:.3f}, copies {copy:.3f}) + {second:9.3f} ms",
+                    flush=True,
+                )
     return found
+
+
+def _by_patches(module: nn.Conv2d, inputs: Tensor, half: torch.dtype | None) -> None:
+    for rows, _ in moments._pieces(module, inputs, True, half or torch.float32):
+        moments.gram(rows, half)
 
 
 def _drained(module: nn.Conv2d, inputs: Tensor, dtype: torch.dtype) -> None:

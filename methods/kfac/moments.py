@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from methods.kfac import shifts
 from methods.kfac.apply import padded
 from methods.kfac.layers import channels_last, output_rows, patches
 
@@ -82,6 +83,8 @@ def input_moment(module: nn.Linear | nn.Conv2d, inputs: Tensor, bias: bool, dtyp
     Returns:
         (groups, d_in, d_in) in ``dtype``, maybe a view of a padded tensor.
     """
+    if isinstance(module, nn.Conv2d) and inputs.ndim == 4 and shifts.fits(module, *inputs.shape[2:]):
+        return shifts.moment(inputs, bias, dtype, half, channels_last(module.weight))
     total: Tensor | None = None
     for rows, width in _pieces(module, inputs, bias, dtype if half is None else half):
         new = gram(rows, half).to(dtype)[:, :width, :width]

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from methods.kfac import moments
-from methods.kfac.layers import channels_last, find
+from methods.kfac import moments, shifts
+from methods.kfac.layers import channels_last, find, input_rows
 
 CASES = [
     ((2, 6, 3), {"padding": 1}, (5, 7)),
@@ -51,6 +51,63 @@ def test_input_moments_equal_unfold(shape, options, image, piece, last, monkeypa
     out = module(x).detach()
     b = out.reshape(6, module.groups, -1, out.shape[2] * out.shape[3]).permute(1, 0, 3, 2).flatten(1, 2)
     torch.testing.assert_close(moments.output_moment(module, out, torch.float64, None), b.mT @ b)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("image", [(5, 7), (4, 4), (3, 3), (2, 2), (1, 1), (1, 6), (6, 2), (9, 3)])
+def test_moments_from_shifts_equal_unfold(image, bias, last):
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, *image, dtype=torch.float64)
+    rows = functional.unfold(x, 3, padding=1).mT.reshape(-1, 4, 9)
+    rows = (rows.transpose(1, 2) if last else rows).flatten(1)
+    if bias:
+        rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
+    found = shifts.moment(x, bias, torch.float64, None, last)
+    torch.testing.assert_close(found[0], rows.T @ rows, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("parts", [2, 7, 50])
+def test_shifts_summed_over_several_products(parts, monkeypatch):
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 5, 4, dtype=torch.float64)
+    wanted = shifts.moment(x, True, torch.float64, None, False)
+    rows = -(-3 * 7 * 6 // parts)
+    monkeypatch.setattr(shifts, "_cut", lambda inputs: (parts, rows, 6))
+    torch.testing.assert_close(shifts.moment(x, True, torch.float64, None, False), wanted)
+
+
+def test_shifts_in_half_precision_round_the_operands_alone():
+    torch.manual_seed(0)
+    x = torch.randn(4, 16, 8, 8)
+    found = shifts.moment(x, True, torch.float32, torch.bfloat16, True)
+    wanted = shifts.moment(x.bfloat16().double(), True, torch.float64, None, True)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "image", "wanted"),
+    [
+        ({"padding": 1}, (8, 8), True),
+        ({"padding": "same"}, (4, 4), True),
+        ({"padding": 1}, (2, 2), False),
+        ({"padding": 0}, (8, 8), False),
+        ({"padding": 1, "stride": 2}, (8, 8), False),
+        ({"padding": 2, "dilation": 2}, (8, 8), False),
+        ({"padding": 1, "groups": 2}, (8, 8), False),
+        ({"padding": 1, "padding_mode": "reflect"}, (8, 8), False),
+    ],
+)
+def test_where_shifts_are_used(options, image, wanted):
+    module = nn.Conv2d(16, 4, 3, **options).double()
+    assert shifts.fits(module, *image) is wanted
+    assert not shifts.fits(nn.Conv2d(4, 4, 3, padding=1), *image)
+    find(nn.Sequential(module))
+    x = torch.randn(2, 16, *image, dtype=torch.float64)
+    found = moments.input_moment(module, x, True, torch.float64, None)
+    rows = input_rows(module, x).flatten(1, 2)
+    rows = torch.cat([rows, torch.ones_like(rows[:, :, :1])], 2)
+    torch.testing.assert_close(found, rows.mT @ rows)
 
 
 def test_channels_last_weights_have_the_channel_innermost():
