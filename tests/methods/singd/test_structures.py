@@ -140,7 +140,9 @@ def test_lower_and_upper_are_transposes():
         k = member(one, 0)
         assert torch.equal(one.to_dense(k), two.to_dense(k).mT)
     dense = structure("tril-arrow", 5, Sizes(rank=2)).to_dense(torch.ones(1, 13))
-    assert torch.equal(dense[0], torch.tensor([[1.0, 1, 0, 0, 0]] * 2 + [[1, 1, *row] for row in torch.eye(3).tolist()]))
+    assert torch.equal(
+        dense[0], torch.tensor([[1.0, 1, 0, 0, 0]] * 2 + [[1, 1, *row] for row in torch.eye(3).tolist()])
+    )
     assert torch.equal(structure("triu-arrow", 5, Sizes(rank=2)).to_dense(torch.ones(1, 13)).flip(1, 2), dense)
 
 
