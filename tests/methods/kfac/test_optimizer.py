@@ -20,8 +20,6 @@ FAST = {"lr": 0.05, "update_period": 2, "refresh_period": 4, "damping": 0.03, "c
 KINDS = {
     "cholesky": {},
     "cholesky-late": {"refresh_lag": 2, "stagger": True},
-    "cholesky-packed": {"packed": True},
-    "cholesky-half": {"inverse_dtype": "bfloat16", "product_dtype": "bfloat16", "weight_decay": 0.01},
     "eigh": {"factor_init": "bias-corrected"},
     "newton_schulz": {"stagger": True},
     "ekfac": {"scaling": "intra-batch", "scale_decay": 0.5},
@@ -274,6 +272,33 @@ def test_packed_factors_give_the_same_steps_in_less_memory(nets, train, distance
         for model, optimizer in zip(models, optimizers, strict=True):
             train(model, optimizer, batches, 1, first=k)
     assert distance(models[1], models[0]) < 1e-12
+
+
+@pytest.mark.parametrize("kind", ["cholesky", "eigh", "newton_schulz", "ekfac"])
+def test_half_width_inverses(kind, nets, train, distance):
+    """Half of the memory, nearly the same steps, bitwise resume."""
+    make, data = nets["conv"]
+
+    def batches(k):
+        return data(k)[0].float(), data(k)[1]
+
+    half = {"inverse_dtype": "bfloat16", "product_dtype": "bfloat16"}
+    models = [make().float() for _ in range(3)]
+    optimizers = [build(kind, model, **options) for model, options in zip(models, ({}, half, half), strict=True)]
+    for model, optimizer in zip(models[:2], optimizers, strict=False):
+        train(model, optimizer, batches, 6)
+    moved = distance(models[0], make().float())
+    assert 0 < distance(models[1], models[0]) < 0.1 * moved
+    wide = {"eigh": "vectors", "ekfac": "vectors"}.get(kind, "inverse")
+    states = [slot.state[wide] for pair in optimizers[1].slots.values() for slot in pair]
+    assert {state.dtype for state in states} == {torch.bfloat16}
+    usage = [optimizer.memory_usage()["inverses"] for optimizer in optimizers[:2]]
+    assert usage[1] == usage[0] - 2 * sum(state.numel() for state in states)
+    models[2].load_state_dict(models[1].state_dict())
+    optimizers[2].load_state_dict(training_state.copied(optimizers[1].state_dict()))
+    for model, optimizer in zip(models[1:], optimizers[1:], strict=True):
+        train(model, optimizer, batches, 5, first=6)
+    assert all(torch.equal(p, q) for p, q in zip(models[1].parameters(), models[2].parameters(), strict=True))
 
 
 @pytest.mark.parametrize(("groups", "size"), [(1, 4), (2, 7), (3, 16), (1, 65)])
