@@ -20,20 +20,25 @@ from harness.errors import UserError
 from reports import (
     audit,
     boards,
+    break_even_width,
     charts,
     downloads,
     figures,
+    kfac_spectrum,
     ledger,
     memory,
     plain,
     product_charts,
     product_finetuning,
+    product_threads,
     products,
     robustness,
+    scaling,
     sentences,
     suite_pages,
     tables,
     theme,
+    time_parts,
     training,
     training_charts,
 )
@@ -49,9 +54,12 @@ ROWS_ON_FRONT = 60
 ROWS_ON_AUDIT = 1500
 FILES_ON_FRONT = 4
 #: Pages that an earlier rendering may have left: of tasks and workloads that are in no record any more.
-EARLIER = ("task--*.html", "train--*.html", *boards.EARLIER, "robustness--*.html", "memory--*.html")
+EARLIER = ("task--*.html", "train--*.html", *boards.EARLIER, "robustness--*.html", "memory--*.html", "scaling--*.html",
+           *(f"{kind}--*.html" for kind in ("spectrum", "break-even-width", "time-parts")))  # fmt: skip
 #: Suites that time nothing and have pages of their own.
-UNTIMED = (robustness, memory)
+UNTIMED = (robustness, memory, kfac_spectrum)
+#: Further pages over what other suites and trainings have stored.
+FURTHER = (scaling, break_even_width, time_parts)
 FILES_ON_AUDIT = 60
 VIEWS = 40
 _ADDRESS = re.compile(r"""https://[^\s<>"'();,]+[^\s<>"'();,.]|arXiv[: ](?P<arxiv>\d{4}\.\d{4,5})""")
@@ -107,9 +115,9 @@ class _Site:
     def __init__(self, runs: pd.DataFrame, headers: list[Header], verdicts: list[Row]) -> None:
         self.runs, self.headers = runs, headers
         self.cases = cases(runs[~runs["task"].isin([module.TASK for module in UNTIMED])], headers)
-        self.suites = [page for module in UNTIMED for page in module.pages(runs, headers)]
+        self.suites = [page for module in (*UNTIMED, *FURTHER) for page in module.pages(runs, headers)]
         self.problems = tables.problem_index(headers)
-        self.places = training.places(runs, headers)
+        self.places = training.places(runs[~scaling.mine(runs)], headers)
         self.boards = boards.boards(self.places)
         self.ledger = _drawn(ledger.rows(verdicts))
         self.claim_charts = [
@@ -197,7 +205,7 @@ class _Site:
     def _suite(self, told: suite_pages.Page) -> str:
         siblings = [(f"{other.slug}.html", other.device) for other in self.suites
                     if other.suite == told.suite and other.device != told.device]  # fmt: skip
-        command = f"python -m suites.{told.suite}"
+        command = told.command or f"python -m suites.{told.suite}"
         claims = [row for row in self.ledger if row["command"].startswith(command) and row["device"] == told.device]
         return self._page(
             "suite.j2", f"{told.slug}.html", told.title, lead=told.lead, siblings=siblings, claims=claims,
@@ -282,7 +290,8 @@ class _Site:
                      if name == task and cases[0].kind == "cuda"]  # fmt: skip
         gpu = self._gpu(own[0]) if own[0].kind == "cuda" else {}
         drawn = product_charts.sections(own, self.problems, device, gpu, elsewhere)
-        return [*drawn, *(section for section in usual if section[0] not in products.REPLACED)]
+        threads = [] if gpu else product_threads.sections(self.runs, self.headers, device)
+        return [*drawn, *threads, *(section for section in usual if section[0] not in products.REPLACED)]
 
     def _options(self, device: str, task: str) -> list[Row]:
         """Variants of MADDNESS, each with a link to its case on whichever part of the page holds it."""

@@ -58,7 +58,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """One page: the suite on one device."""
+    """One page: the suite on one device; without a ``command`` it is measured by the suite's own module."""
 
     slug: str
     title: str
@@ -68,6 +68,7 @@ class Page:
     tables: list[Table]
     sections: list[Section] = field(default_factory=list)
     after: list[Table] = field(default_factory=list)
+    command: str = ""
 
 
 def told(runs: pd.DataFrame, headers: list[dict[str, Any]], task: str) -> dict[str, list[Told]]:

@@ -231,6 +231,7 @@ def _run(given: argparse.Namespace, width: int, decay: float, device: str, found
             "decay": decay,
             "captures": found[0]["captures"],
             "loss": [one["loss"] for one in found],
+            "path": [list(point) for point in first],
             "spectrum_a": _curve(final[0][0]),
             "spectrum_g": _curve(final[0][1]),
             "trained_by": {"method": given.method, "lr": given.lr, "updates": given.updates, "every": given.every},
