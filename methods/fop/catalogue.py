@@ -5,42 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from harness.catalogue.method import Method
+from methods.kfac.catalogue import KFAC_CHOLESKY
 
 _HERE = "methods.fop"
 
-#: K-FAC's defaults; see ``methods.kfac.options.Options``.
-_KFAC: dict[str, Any] = {
-    "lr": 1e-3,
-    "momentum": 0.9,
-    "damping": 1e-3,
-    "damping_mode": "pi",
-    "weight_decay": 0.0,
-    "weight_decay_mode": "coupled",
-    "weight_decay_start": 0,
-    "factor_decay": 0.95,
-    "factor_init": "identity",
-    "sharing": "expand",
-    "fisher": "empirical",
-    "mc_samples": 1,
-    "loss": "cross-entropy",
-    "loss_terms": "batch",
-    "reduction": "mean",
-    "update_period": 10,
-    "refresh_period": 100,
-    "stagger": False,
-    "subsample": 1.0,
-    "clip": "kl",
-    "clip_value": 1e-3,
-    "inverse": "cholesky",
-    "exclude": [],
-    "fallback": "adamw",
-    "fallback_lr": 1e-3,
-    "fallback_momentum": 0.9,
-    "fallback_beta1": 0.9,
-    "fallback_beta2": 0.999,
-    "fallback_eps": 1e-8,
-    "fallback_weight_decay": 0.0,
-}
+#: K-FAC's defaults, with any of its inverses.
+_KFAC: dict[str, Any] = {**KFAC_CHOLESKY.hyper, "inverse": "cholesky"}
 #: FOP's own; see ``methods.fop.projection.Projection``.
 _PROJECTION: dict[str, Any] = {
     "split": "passes",

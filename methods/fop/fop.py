@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from harness.errors import UserError
 from methods.fop import projection
 from methods.fop.halves import Halves
+from methods.kfac import damping, products
+from methods.kfac.apply import Stack, gathered
+from methods.kfac.inverse.base import State
 from methods.kfac.layers import Layer
 from methods.kfac.timing import Parts
 
@@ -50,26 +53,24 @@ class FOP(Halves):
     def _combine(self, active: Sequence[Layer], gradients: Sequence[Tensor]) -> list[Tensor]:
         if self.rule.beta == "zero":
             return self._scaled(active, gradients)
-        differences = []
-        for layer, gradient in zip(active, gradients, strict=True):
-            one = self._difference.get(layer)
-            if one is None:
-                raise UserError(f"layer {layer.name} has a gradient, but not one of each half.")
-            differences.append(one.to(gradient))
-        self._difference = {}
-        images = self.multiply(active, gradients, damped=self.rule.damped)
-        images = [g if self._bare(layer) else image for layer, g, image in zip(active, gradients, images, strict=True)]
-        solved = self.solve_pairs(active, gradients, differences)
-        found = self._products(gradients, differences, images, solved)
-        chosen = projection.choose(found, self.rule, torch.finfo(gradients[0].dtype).eps, self._signs(active, found.gp))
-        self._keep(active, chosen)
-        return [
-            torch.addcmul(p * of_p.to(p), r, of_r.to(p))
-            for (p, r), of_p, of_r in zip(solved, chosen.of_p.unbind(), chosen.of_r.unbind(), strict=True)
-        ]
+        with products.scope(self.options.product_dtype):
+            blocks = self._blocks(active, gradients)
+            found = projection.Products(*torch.cat([self._inner(block) for block in blocks]).double().unbind(1))
+        layers = [layer for block in blocks for layer in block.layers]
+        rounding = torch.finfo(gradients[0].dtype).eps
+        chosen = projection.choose(found, self.rule, rounding, self._signs(layers, found.gp))
+        self._keep(layers, chosen)
+        directions: dict[Layer, Tensor] = {}
+        start = 0
+        for block in blocks:
+            part = slice(start, start + len(block.layers))
+            start = part.stop
+            directions |= dict(zip(block.layers, block.mixed(chosen.of_p[part], chosen.of_r[part]), strict=True))
+        return [directions[layer] for layer in active]
 
     def _scaled(self, active: Sequence[Layer], gradients: Sequence[Tensor]) -> list[Tensor]:
         """Beta = 0: eta* is exactly the factor of the reference, and d is not needed."""
+        self._apart = {}
         self._difference = {}
         eta = projection.REFERENCES[self.rule.eta_ref] if self.rule.eta == "optimal" else 1.0
         eta = max(eta, self.rule.eta_min or eta)
@@ -77,31 +78,71 @@ class FOP(Halves):
         found = self.directions(active, gradients)
         return found if eta == 1.0 else [eta * one for one in found]
 
+    def _blocks(self, active: Sequence[Layer], gradients: Sequence[Tensor]) -> list[Block]:
+        """Stacks of equal layers at once where all are active and have inverses; other layers one by one."""
+        wanted, found = dict(zip(active, gradients, strict=True)), []
+        for stack in self.update.stacks:
+            slots = [self.slots[layer] for layer in stack.layers]
+            whole = all(layer in wanted for layer in stack.layers)
+            a, g = (stack.whole(side, [pair[side] for pair in slots]) if whole else None for side in (0, 1))
+            if a is not None and g is not None:
+                v = gathered(stack, [wanted[layer] for layer in stack.layers])
+                d = stack.zeros()
+                self._fill(stack.layers, [stack.view(d, index) for index in range(len(stack.layers))])
+                p, r = self.solve_pairs(a, g, v, d)
+                found.append(Block(stack.layers, v, d, p, r, stack))
+                continue
+            for layer in stack.layers:
+                if layer in wanted:
+                    v = wanted[layer]
+                    d = torch.zeros_like(v, memory_format=torch.contiguous_format)
+                    self._fill([layer], [d])
+                    found.append(Block([layer], v, d, self.direction(layer, v), self.direction(layer, d), None))
+        self._apart = {}
+        self._difference = {}
+        return found
+
+    def solve_pairs(self, a: State, g: State, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """F^-1 of two right-hand sides (k, d_out, d_in): they share one read of each inverse.
+
+        Args:
+            a: state of A's inverses, k matrices.
+            g: state of G's inverses.
+            first: one side.
+            second: the other.
+        """
+        if self.options.damping_mode in damping.JOINT:
+            return self.precondition(a, g, first), self.precondition(a, g, second)
+        height, width = first.shape[1:]
+        columns = self.backend.apply(g, torch.cat([first, second], dim=2))
+        rows = torch.cat([columns[:, :, :width], columns[:, :, width:]], dim=1)
+        solved = self.backend.apply_right(a, rows)
+        return solved[:, :height], solved[:, height:]
+
+    def _inner(self, block: Block) -> Tensor:
+        """(layers, 5) inner products of a block, in the order of :class:`projection.Products`."""
+        images = []
+        for layer, v in zip(block.layers, block.views(block.v), strict=True):
+            images.append(v if self._bare(layer) else self._image(layer, v))
+        count = len(block.layers)
+        f = images[0]
+        if block.stack is not None:
+            f = torch.zeros_like(block.v)
+            torch._foreach_copy_(block.views(f), images)
+        pairs = ((block.v, block.p), (block.v, block.r), (block.d, block.r), (block.v, f), (block.d, f))
+        home = self.layers[0].weight.device
+        return torch.stack([(one * two).reshape(count, -1).sum(1) for one, two in pairs], dim=1).to(home)
+
+    def _image(self, layer: Layer, v: Tensor) -> Tensor:
+        """F g; in bfloat16 where K-FAC's own products are: s is one number of a layer."""
+        if self.options.product_dtype != "bfloat16" or self.rule.damped:
+            return self.multiply([layer], [v], damped=self.rule.damped)[0]
+        a, g = self.statistics.read(layer)
+        return products.multiply(products.multiply(g.bfloat16(), v), a.bfloat16())
+
     def _bare(self, layer: Layer) -> bool:
         """A layer without an inverse yet takes its plain gradient, so its F is the identity."""
         return any(slot.state is None for slot in self.slots[layer])
-
-    def solve_pairs(
-        self, layers: Sequence[Layer], first: Sequence[Tensor], second: Sequence[Tensor]
-    ) -> list[tuple[Tensor, Tensor]]:
-        """F^-1 of two right-hand sides of each layer in one application: they share the read of the inverse."""
-        stacked = [torch.stack(pair) for pair in zip(first, second, strict=True)]
-        solved = [self.direction(layer, pair) for layer, pair in zip(layers, stacked, strict=True)]
-        return [(pair[0], pair[1]) for pair in solved]
-
-    @staticmethod
-    def _products(
-        gradients: Sequence[Tensor],
-        differences: Sequence[Tensor],
-        images: Sequence[Tensor],
-        solved: Sequence[tuple[Tensor, Tensor]],
-    ) -> projection.Products:
-        home = gradients[0].device
-        rows = [
-            torch.stack([_dot(g, p), _dot(g, r), _dot(d, r), _dot(g, f), _dot(d, f)]).to(home)
-            for g, d, f, (p, r) in zip(gradients, differences, images, solved, strict=True)
-        ]
-        return projection.Products(*torch.stack(rows).double().unbind(1))
 
     def _signs(self, active: Sequence[Layer], like: Tensor) -> Tensor | None:
         if self.rule.beta != "random":
@@ -135,7 +176,12 @@ class FOP(Halves):
 
     def memory_usage(self) -> dict[str, int]:
         """As K-FAC's; ``halves`` is the gradient of a first half that waits for the second."""
-        waiting = [*(self._first or {}).values(), *self._half.values(), *self._difference.values()]
+        waiting = [
+            *(self._first or {}).values(),
+            *self._half.values(),
+            *self._apart.values(),
+            *self._difference.values(),
+        ]
         return {**super().memory_usage(), "halves": sum(t.numel() * t.element_size() for t in waiting)}
 
     def extra_state(self, layer: Layer) -> dict[str, Any]:
@@ -149,5 +195,34 @@ class FOP(Halves):
             self._sums[layer] = stored["coefficients"].detach().to(layer.weight.device, copy=True)
 
 
-def _dot(one: Tensor, other: Tensor) -> Tensor:
-    return torch.dot(one.reshape(-1), other.reshape(-1))
+@dataclass
+class Block:
+    """Layers that are solved together: (layers x groups, height, width), padded as their stack is.
+
+    Attributes:
+        layers: in order.
+        v: g.
+        d: g1 - g2.
+        p: F^-1 g.
+        r: F^-1 d.
+        stack: theirs; None for one layer by itself.
+    """
+
+    layers: list[Layer]
+    v: Tensor
+    d: Tensor
+    p: Tensor
+    r: Tensor
+    stack: Stack | None
+
+    def views(self, whole: Tensor) -> list[Tensor]:
+        """(groups, d_out, d_in) of every layer."""
+        if self.stack is None:
+            return [whole]
+        return [self.stack.view(whole, index) for index in range(len(self.layers))]
+
+    def mixed(self, of_p: Tensor, of_r: Tensor) -> list[Tensor]:
+        """of_p P + of_r R with the coefficients (layers,) of each layer."""
+        groups = len(self.p) // len(self.layers)
+        one, two = (x.to(self.p).repeat_interleave(groups)[:, None, None] for x in (of_p, of_r))
+        return self.views(torch.addcmul(self.p * one, self.r, two))

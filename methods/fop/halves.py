@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ class Halves(KFAC):
         self._first: Gradients | None = None
         self._half: dict[Layer, Tensor] = {}
         self._difference: dict[Layer, Tensor] = {}
+        self._apart: Gradients = {}
         super().__init__(model, lr, **options)
         if split == "batch" and self.options.fisher != "empirical":
             raise UserError(
@@ -134,7 +135,7 @@ class Halves(KFAC):
 
     def _merge(self, scale: Tensor | float) -> None:
         """``.grad`` becomes g, and every layer gets its d."""
-        self._difference = {}
+        self._difference, self._apart = {}, {}
         if self.split == "batch":
             average(list(self._half.values()))
             for layer, half in self._half.items():
@@ -162,12 +163,28 @@ class Halves(KFAC):
         torch._foreach_add_(twos, ones, alpha=0.5)
         if whole != 1.0:
             torch._foreach_mul_([*ones, *twos], whole)
-        by_parameter = dict(zip(present, ones, strict=True))
-        for layer in self.layers:
-            parts = [by_parameter.get(p) for p in layer.parameters]
-            if any(part is not None for part in parts):
-                pairs = zip(parts, layer.parameters, strict=True)
-                self._difference[layer] = layer.matrix([torch.zeros_like(p) if d is None else d for d, p in pairs])
+        self._apart = dict(zip(present, ones, strict=True))
+
+    def _fill(self, layers: Sequence[Layer], rooms: Sequence[Tensor]) -> None:
+        """Write every layer's d (groups, d_out, d_in) into its room, which holds zeros.
+
+        Raises:
+            UserError: a layer whose halves did not come.
+        """
+        targets: list[Tensor] = []
+        sources: list[Tensor] = []
+        for layer, room in zip(layers, rooms, strict=True):
+            if layer in self._difference:
+                targets.append(room)
+                sources.append(self._difference[layer].to(room))
+                continue
+            found = [self._apart.get(p) for p in layer.parameters]
+            if all(one is None for one in found):
+                raise UserError(f"layer {layer.name} has a gradient, but not one of each half.")
+            pairs = zip(layer.parameters, found, strict=True)
+            sources += layer.parts([torch.zeros_like(p) if one is None else one for p, one in pairs])
+            targets += [room] if layer.bias is None else [room[:, :, :-1], room[:, :, -1:]]
+        torch._foreach_copy_(targets, sources)
 
     # -- one pass ------------------------------------------------------------------------------------------------------
 

@@ -83,17 +83,13 @@ def test_two_right_hand_sides_solved_together_are_those_solved_apart(backend, ne
     optimizer = build(model, inverse=backend, **BACKENDS[backend])
     steps(model, optimizer, batches, 3)
     generator = torch.Generator().manual_seed(0)
-    sides = [
-        [
-            torch.randn(one.groups, one.d_out, one.d_in, generator=generator, dtype=torch.float64)
-            for one in optimizer.layers
-        ]
-        for _ in range(2)
-    ]
-    together = optimizer.solve_pairs(optimizer.layers, *sides)
-    for side in (0, 1):
-        for pair, apart in zip(together, optimizer.directions(optimizer.layers, sides[side]), strict=True):
-            torch.testing.assert_close(pair[side], apart)
+    for layer in optimizer.layers:
+        a, g = (slot.state for slot in optimizer.slots[layer])
+        shape = (2, layer.groups, layer.d_out, layer.d_in)
+        sides = torch.randn(shape, generator=generator, dtype=torch.float64)
+        together = optimizer.solve_pairs(a, g, *sides)
+        for side in (0, 1):
+            torch.testing.assert_close(together[side], optimizer.direction(layer, sides[side]))
 
 
 def test_a_mean_reference_is_half_the_step_of_the_sum(nets, steps):
@@ -274,6 +270,21 @@ def test_one_backward_gives_the_same_steps_as_two_without_batch_norm(nets, steps
     assert not FOP(make()).step_needs
     assert build(make()).sub_batches == 2
     assert build(make()).step_needs == {"closure"}
+
+
+@pytest.mark.parametrize("split", ["passes", "batch"])
+def test_channels_last_weights_take_the_same_steps(split, nets, closure, distance):
+    make, batches = nets["conv"]
+    models = [make(), make().to(memory_format=torch.channels_last)]
+    for model in models:
+        optimizer = build(model, split=split)
+        for k in range(4):
+            optimizer.zero_grad()
+            call = closure(model, *batches(k))
+            if split == "batch":
+                call()
+            optimizer.step(call if split == "passes" else None)
+    assert distance(*models) < 1e-9
 
 
 @pytest.mark.parametrize(
