@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from harness.errors import Unsupported
+
+if TYPE_CHECKING:
+    from methods.kfac.kfac import KFAC
 
 Closure = Callable[..., Any]
 
@@ -61,3 +64,27 @@ class Columns:
     def close(self) -> None:
         """Remove the hook."""
         self._handle.remove()
+
+
+def model_passes(optimizer: KFAC, closure: Closure) -> int:
+    """Let an optimizer catch statistics from targets drawn from the model, or from columns; drops their gradients.
+
+    Returns:
+        How many passes there were.
+    """
+    optimizer.forget()
+    optimizer.capture.enabled = True
+    try:
+        with torch.enable_grad():
+            if optimizer.columns is not None:
+                passes = optimizer.columns.run(closure)
+            else:
+                passes = optimizer.options.mc_samples
+                for _ in range(passes):
+                    closure(targets="model")
+    finally:
+        optimizer.capture.enabled = False
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+    return passes

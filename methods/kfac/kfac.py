@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from harness.errors import Unsupported, UserError
 from methods.first_order.groups import scalars, trainable
-from methods.kfac import checkpoint, damping, fallback, products
+from methods.kfac import checkpoint, damping, fallback, products, scaling
 from methods.kfac.apply import Update
 from methods.kfac.capture import Capture
-from methods.kfac.fisher import Columns
+from methods.kfac.fisher import Columns, model_passes
 from methods.kfac.inverse import inverse
 from methods.kfac.inverse.base import State
 from methods.kfac.layers import Layer, find
@@ -129,41 +129,11 @@ class KFAC(torch.optim.Optimizer):
 
     def _model_passes(self, closure: Callable[..., Any]) -> int:
         """Statistics from targets drawn from the model, or from columns; their gradients are dropped."""
-        self.forget()
-        self.capture.enabled = True
-        try:
-            with torch.enable_grad():
-                if self.columns is not None:
-                    passes = self.columns.run(closure)
-                else:
-                    passes = self.options.mc_samples
-                    for _ in range(passes):
-                        closure(targets="model")
-        finally:
-            self.capture.enabled = False
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
-        return passes
+        return model_passes(self, closure)
 
     def _loss_scale(self) -> Tensor | float | None:
         """Factor on the gradients of this step; unscales ``.grad`` if nobody has. None: an overflow, skip the step."""
-        if not hasattr(self, "found_inf"):
-            return 1.0
-        if float(self.found_inf) > 0:
-            return None
-        scale = getattr(self, "grad_scale", None)
-        if scale is not None:
-            grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-            for grad in grads:
-                grad.div_(scale.to(grad.device))
-            return scale  # type: ignore[no-any-return]
-        if self.grad_scaler is None and self.statistics.sums:
-            raise Unsupported(
-                "gradients were unscaled before the step (gradient clipping?), so the scale of the captured ones is "
-                "unknown; give the scaler to the constructor: grad_scaler=scaler."
-            )
-        return 1.0 if self.grad_scaler is None else float(self.grad_scaler.get_scale())
+        return scaling.loss_scale(self)
 
     # -- a step --------------------------------------------------------------------------------------------------------
 
