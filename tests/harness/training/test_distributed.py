@@ -96,21 +96,21 @@ def test_a_rank_that_dies_ends_the_run_with_one_record(toys, tmp_path, method, t
     assert text in row["reason"]
 
 
-def test_a_killed_run_of_several_ranks_resumes(toys, tmp_path):
+def test_a_killed_run_of_several_ranks_resumes(toys, tmp_path, monkeypatch):
+    monkeypatch.setattr(executor.machine, "git", lambda: {"commit": "the same in both invocations"})
+
     class Stops(executor.Silent):
-        def __init__(self):
-            self.left = 4
+        """Stops a block after the one that saved, which no rank can have begun before all had saved."""
 
         def progress(self, label, message):
-            self.left -= message.get("what") == "training"
-            if self.left == 0:
+            if message.get("done", 0) >= 80:
                 raise KeyboardInterrupt
 
-    request = asked(hyper=("epochs=12",), full=True, checkpoint_updates=20, checkpoint_s=1e9)
+    request = asked(hyper=("epochs=12",), full=True, checkpoint_updates=64, checkpoint_s=1e9)
     whole = rows(executor.execute(build(request), tmp_path / "whole", "test").path).iloc[0]
     with pytest.raises(KeyboardInterrupt):
         executor.execute(build(request), tmp_path / "cut", "test", Stops())
-    parts = sorted(path.name for path in (tmp_path / "cut").rglob("*.pt*"))
+    parts = sorted(path.name for path in (tmp_path / "cut").rglob("*.pt*") if path.suffix != ".partial")
     assert [name.rpartition(".")[2] for name in parts] == ["pt", "rank1"]
     result = executor.execute(build(request), tmp_path / "cut", "test")
     again = rows(result.path).iloc[-1]
