@@ -100,7 +100,9 @@ def _method(
         source=source,
         formula=formula,
         needs=("torch",),
-        reference=None if reference is None else f"{_HERE}.reference:{reference}",
+        reference=None
+        if reference is None
+        else f"{_HERE}.{'brand_reference' if reference.startswith('brand') else 'reference'}:{reference}",
         hyper={key: value for key, value in {**_HYPER, **hyper}.items() if key not in without},
         dtypes=_DTYPES,
         origin="published design",
@@ -183,7 +185,7 @@ _BRAND = "U D U^T + B B^T = [U Q] core [U Q]^T, core = H S H^T, U' = [U Q] H"
 B_KFAC = _method(
     "b-kfac",
     "b",
-    None,
+    "brand",
     "B-KFAC: wide linear layers' factors as eigenpairs that Brand's update carries along, RS-KFAC elsewhere",
     "Puiu, arXiv 2210.08494; defaults: its code",
     f"{_BRAND}; {_FORMULA}",
@@ -193,7 +195,7 @@ B_KFAC = _method(
 B_R_KFAC = _method(
     "b-r-kfac",
     "b_r",
-    None,
+    "brand_overwritten",
     "B-R-KFAC: B-KFAC, its eigenpairs overwritten by a randomized decomposition every few refreshes",
     "Puiu, arXiv 2210.08494; defaults: its code",
     f"{_BRAND}; {_FORMULA}",

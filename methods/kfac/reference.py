@@ -15,9 +15,10 @@ from torch.nn import functional
 
 from harness.errors import Unsupported
 from methods.kfac.options import Options
-from methods.kfac.policy import value_at
+from methods.kfac.policy import Schedule, value_at
 
-_SKETCH = ("oversampling", "power", "warm", "seed", "iterations", "tolerance", "half")
+_SKETCH = ("oversampling", "power", "warm", "dense", "seed", "iterations", "tolerance", "half")
+_RULE = ("rank_target", "rank_floor", "rank_cap")
 
 
 def kfac(model: nn.Module, *, lr: float = 1e-3, **options: Any) -> Twin:
@@ -96,12 +97,14 @@ class Twin(torch.optim.Optimizer):
         *,
         scaling: str | None = None,
         scale_decay: float | None = None,
-        rank: int | None = None,
+        rank: Schedule | None = None,
         continuation: bool = False,
         **options: Any,
     ) -> None:
-        for name in _SKETCH:
+        for name in (*_SKETCH, *_RULE):
             options.pop(name, None)
+        if options.pop("adaptive_rank", False):
+            raise Unsupported("the plain twin has no adaptive rank.")
         self.opt = Options(**options)
         if self.opt.fisher != "empirical" or self.opt.subsample != 1.0 or self.opt.stagger:
             raise Unsupported("the plain twin has the empirical Fisher, all rows and no stagger.")
@@ -235,11 +238,12 @@ class Twin(torch.optim.Optimizer):
         return system
 
     def _cut(self, m: Tensor) -> Tensor:
-        if self.rank is None or self.rank >= len(m):
+        rank = None if self.rank is None else int(value_at(self.rank, self.steps))
+        if rank is None or rank >= len(m):
             return m
         values, vectors = torch.linalg.eigh(m)
-        smallest = values[-self.rank] if self.continuation else 0.0
-        values[: -self.rank] = smallest
+        smallest = values[-rank] if self.continuation else 0.0
+        values[:-rank] = smallest
         cut: Tensor = vectors @ torch.diag(values) @ vectors.mT
         return cut
 

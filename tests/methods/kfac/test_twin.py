@@ -1,8 +1,14 @@
 """The fast optimizer against the plain twin with dense Kronecker solves."""
 
-import pytest
+import dataclasses
 
-from methods.kfac import factories, reference
+import pytest
+import torch
+from torch import nn
+
+from harness.catalogue import registry
+from methods.kfac import brand_reference, factories, reference
+from methods.kfac.kfac import KFAC
 
 COMMON = {"lr": 0.05, "update_period": 2, "refresh_period": 4, "damping": 0.03, "clip_value": 0.3, "factor_decay": 0.8}
 
@@ -29,6 +35,13 @@ CASES = [
     ("sre", "low_rank", {"damping_mode": "pi", "power": 1}),
     ("rs", "low_rank", {"damping_mode": "pi", **CUT}),
     ("rs", "low_rank", {"damping_mode": "pi", **CUT, "continuation": True, "warm": True}),
+    ("rs", "low_rank", {"damping_mode": "same", **CUT, "oversampling": 20, "rank": [[0, 2], [4, 4]]}),
+    # Steps with little adaptive damping amplify rounding by orders of magnitude.
+    ("rs", "low_rank", {"damping_mode": "adaptive", **CUT, "oversampling": 20, "damping": 1.0}),
+    ("rs_warm", "low_rank", {"damping_mode": "pi"}),
+    # A subspace as wide as the factor: exact from the first refresh on.
+    ("rs_warm", "low_rank", {"damping_mode": "pi", "dense": False}),
+    ("rs_warm", "low_rank", {"damping_mode": "same", "dense": False, "factor_init": "first-batch"}),
 ]
 
 
@@ -54,3 +67,57 @@ def test_adaptive_damping_estimates_the_largest_eigenvalue(mode, nets, train, di
     train(model, factories.cholesky(model, **options), batches, 5)
     train(twin, reference.kfac(twin, **options), batches, 5)
     assert distance(model, twin) < 1e-3
+
+
+class Wide(nn.Module):
+    """A wide linear layer between a convolution and a narrow head."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.wide, self.head = nn.Conv2d(2, 2, 3), nn.Linear(40, 24), nn.Linear(24, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.wide(torch.tanh(self.conv(x)).flatten(1))))
+
+
+BRAND = {"lr": 0.05, "rank": 9, "refresh_period": 2, "update_period": 1, "weight_decay": 0.01, "oversampling": 40}
+
+
+@pytest.mark.parametrize("initial", ["identity", "first-batch", "bias-corrected"])
+@pytest.mark.parametrize(
+    ("fast", "plain", "options"),
+    [
+        ("b", "brand", {}),
+        ("b", "brand", {"damping_mode": "same", "brand_period": 2, "brand_rank": 4, "continuation": False}),
+        ("b", "brand", {"truncate": True, "momentum": 0.9}),
+        ("b_r", "brand_overwritten", {"overwrite_period": 2}),
+    ],
+)
+def test_brand_steps_equal_the_plain_twin(initial, fast, plain, options, nets, train, distance):
+    models = []
+    for _ in range(3):
+        torch.manual_seed(0)
+        models.append(Wide().double())
+    options = {**BRAND, "factor_init": initial, **options}
+    one, other = getattr(factories, fast)(models[0], **options), getattr(brand_reference, plain)(models[1], **options)
+    for model, optimizer in zip(models, (one, other), strict=False):
+        train(model, optimizer, nets["conv"][1], 9)
+    assert [layer.name for layer in one.held] == ["head", "wide"]
+    assert distance(models[0], models[2]) > 1e-2
+    assert distance(models[0], models[1]) < 1e-7
+
+
+def test_every_randomized_or_online_method_is_registered_with_its_defaults():
+    """The catalogue's values are those that the factories use."""
+    for name in ("rs-kfac", "sre-kfac", "rs-kfac-warm", "b-kfac", "b-r-kfac", "b-kfac-c", "seng"):
+        method = registry.method(f"training.{name}")
+        torch.manual_seed(0)
+        model = Wide()
+        plain = registry.resolve(method.impl)(model)
+        full = registry.resolve(method.impl)(model, **method.hyper)
+        assert isinstance(plain, KFAC)
+        assert dataclasses.replace(full.options, exclude=()) == plain.options
+        pair = [{k: v for k, v in vars(one.backend).items() if k != "_cholesky"} for one in (full, plain)]
+        assert pair[0] == pair[1]
+        if method.reference:
+            assert callable(registry.resolve(method.reference))
