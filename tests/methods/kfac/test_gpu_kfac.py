@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from methods.kfac import factories, moments
+from methods.kfac import factories, moments, shifts
 from methods.kfac.inverse import blocked
 from methods.kfac.kfac import KFAC
 
@@ -68,6 +68,7 @@ def ieee():
     [
         ("cholesky", {}, 1e-3),
         ("cholesky", {"stagger": True, "product_dtype": "float32"}, 1e-3),
+        ("cholesky", {"refresh_lag": 2, "stagger": True, "packed": True}, 1e-3),
         ("cholesky", {"product_dtype": "tf32"}, 2e-2),
         ("cholesky", {"product_dtype": "bfloat16", "inverse_dtype": "bfloat16"}, 1e-1),
         ("newton_schulz", {"iterations": 12}, 1e-3),
@@ -88,7 +89,20 @@ def test_steps_equal_those_in_float64(kind, options, tolerance, last):
     assert optimizer.counters["skipped_batches"] == 0
 
 
-@pytest.mark.parametrize("options", [{}, {"stagger": True, "inverse_dtype": "bfloat16", "product_dtype": "bfloat16"}])
+@pytest.mark.parametrize("image", [(4, 4), (8, 6), (3, 3)])
+@pytest.mark.parametrize("half", [None, torch.bfloat16])
+def test_moments_from_shifts(image, half):
+    torch.manual_seed(0)
+    x = torch.randn(33, 40, *image, device="cuda").to(memory_format=torch.channels_last)
+    exact = (x if half is None else x.to(half)).double()
+    wanted = shifts.moment(exact.cpu(), True, torch.float64, None, True)
+    found = shifts.moment(x, True, torch.float32, half, True).double().cpu()
+    assert (found - wanted).norm() < 1e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"refresh_lag": 2}, {"stagger": True, "inverse_dtype": "bfloat16", "product_dtype": "bfloat16"}]
+)
 @pytest.mark.parametrize("kind", ["cholesky", "newton_schulz"])
 def test_a_plain_step_does_not_wait_for_the_device(kind, options):
     model = net().cuda().to(memory_format=torch.channels_last)
