@@ -70,12 +70,13 @@ class ExactLowRank(Inverse):
 
     def refresh(self, matrices: Tensor, damping: Tensor, state: State | None) -> tuple[State, Tensor]:
         """The leading eigenpairs in float64."""
-        values, vectors = self._leading(matrices.double())
+        values, vectors = self.leading(matrices.double())
         rank = min(self.rank, matrices.shape[1])
         new = {"vectors": vectors[:, :, :rank], "values": values[:, :rank].clamp_min(0), "damping": damping.double()}
         return new, values.isfinite().all(1)
 
-    def _leading(self, matrices: Tensor) -> tuple[Tensor, Tensor]:
+    def leading(self, matrices: Tensor) -> tuple[Tensor, Tensor]:
+        """Eigenvalues and eigenvectors, largest first; of wide matrices twice the rank at most."""
         size = matrices.shape[1]
         if size <= self.DENSE_UP_TO:
             values, vectors = torch.linalg.eigh(matrices)

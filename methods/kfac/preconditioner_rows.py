@@ -12,6 +12,7 @@ from harness.errors import Unsupported, UserError
 from methods.kfac.inverse import brand as online
 from methods.kfac.inverse.base import State
 from methods.kfac.inverse.low_rank import LowRank
+from methods.kfac.inverse_plain import ExactLowRank
 from methods.kfac.preconditioner import SIDES
 
 
@@ -160,8 +161,8 @@ class BrandTwin(Brand):
     def refresh(self) -> None:
         """As there, the overwrite by a full decomposition, the update by that of [U sqrt(rho D), sqrt(1 - rho) B]."""
         for side, factor in self.overwrites.items():
-            values, vectors = torch.linalg.eigh(factor)
-            self.states[side] = self._kept(vectors.flip(1)[:, : self.rank], values.flip(0)[: self.rank].clamp_min(0))
+            values, vectors = ExactLowRank(self.rank).leading(factor[None])
+            self.states[side] = self._kept(vectors[0, :, : self.rank], values[0, : self.rank].clamp_min(0))
         self.overwrites = {}
         for side, rows in self.pending.items():
             new = rows.mT / len(rows) ** 0.5

@@ -19,7 +19,7 @@ def grown(claim, exponent):
     shared = {"file": "x.jsonl", "device": "Toy", "utc": "2026-01-01", "status": "passed", "method": claim.candidate}
     rows = []
     for width in (512, 1024, 2048, 4096):
-        problem = claim.problems[0].replace("*", str(width))
+        problem = f"refresh-256x{width}-float32-{device}" if claim.timed else claim.problems[0].replace("*", str(width))
         for block in range(10):
             value = (width / 512) ** exponent * (1 + 1e-4 * block)
             value = 0.01 * value if claim.timed else value

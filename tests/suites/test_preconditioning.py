@@ -12,6 +12,7 @@ from harness.catalogue.task import Stateful
 from harness.measure import gate, micro
 from harness.measure.device import open_device
 from methods.kfac import preconditioning
+from methods.kfac.inverse_plain import ExactLowRank
 from methods.kfac.preconditioner_rows import Brand
 from suites import preconditioning_inputs as inputs
 from suites.preconditioning import SUITE, WIDEST, WIDTHS
@@ -210,3 +211,14 @@ def test_contents_differ_by_seed_and_step_and_leave_the_factor_symmetric():
     assert torch.equal(one["factor"], one["factor"].mT)
     assert RUNTIME.work_flops(made) > 0
     assert RUNTIME.work_bytes(made) == 4 * (16 * 40 + 1600)
+
+
+def test_the_twin_of_wide_factors_finds_the_leading_pairs_without_a_full_decomposition(monkeypatch):
+    made = problem(shape=(8, 60), dtype="float64")
+    factor = inputs.prior(made, 60)[None]
+    full = ExactLowRank(rank=10).leading(factor)
+    monkeypatch.setattr(ExactLowRank, "DENSE_UP_TO", 20)
+    part = ExactLowRank(rank=10).leading(factor)
+    assert part[0].shape == (1, 20)
+    assert torch.allclose(part[0][:, :10], full[0][:, :10], rtol=1e-9)
+    assert torch.allclose((part[1][0, :, :10].mT @ full[1][0, :, :10]).abs(), torch.eye(10).double(), atol=1e-6)
