@@ -143,6 +143,7 @@ def trained(workload: Workload, width: int, seed: int, device: str, given: argpa
     averages = Averages(model.middle, given.decays)
     wanted = set(points(given.updates, given.points))
     path: dict[float, list[tuple[int, int, int]]] = {decay: [] for decay in given.decays}
+    final: dict[float, tuple[Tensor, Tensor]] = {}
     loss = torch.zeros(())
     for update in range(1, given.updates + 1):
         averages.enabled = (update - 1) % given.every == 0
@@ -153,9 +154,8 @@ def trained(workload: Workload, width: int, seed: int, device: str, given: argpa
         optimizer.step()
         if update in wanted:
             for decay in given.decays:
-                first, second = averages.eigenvalues(decay)
+                first, second = final[decay] = averages.eigenvalues(decay)  # the last point is the end
                 path[decay].append((update, modes(first), modes(second)))
-    final = {decay: averages.eigenvalues(decay) for decay in given.decays}
     averages.close()
     if not torch.isfinite(loss):
         raise UserError(f"{workload.name} of width {width} diverged with {given.method}, lr {given.lr}; lower --lr.")
