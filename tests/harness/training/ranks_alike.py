@@ -119,12 +119,13 @@ def main():
     for size in sizes:
         for place, text in enumerate(texts):
             alone, all_ = one[place], [rank[place] for rank in many[size]]
+            complete = all("weights" in one for one in (alone, *all_))
             answer[f"{size} {text}"] = {
                 "status": [r["status"] for r in (alone, *all_)],
                 "reason": [r["reason"] for r in (alone, *all_)],
-                "apart": max(apart(alone, r) for r in all_) if "weights" in all_[0] else None,
-                "moved": float((alone["weights"][0] - alone["start"][0]).norm() / alone["start"][0].norm()),
-                "between": max(apart(all_[0], r) for r in all_) if "weights" in all_[0] else None,
+                "apart": max(apart(alone, r) for r in all_) if complete else None,
+                "moved": float((alone["weights"][0] - alone["start"][0]).norm()) if complete else None,
+                "between": max(apart(all_[0], r) for r in all_) if complete else None,
                 "memory": [r.get("memory") for r in (alone, *all_)],
                 "loss": [r["measured"].get("curve_train_loss", [0, [0]])[1] for r in (alone, all_[0])],
                 "accuracy": [r["measured"].get("curve_test_accuracy", [0, [0]])[1] for r in (alone, all_[0])],
