@@ -20,6 +20,7 @@ NUMBER = "update_error"
 #: Methods that the figure shows: those that the claim is about, and what it compares them with.
 DRAWN = ("kfac-cholesky", "kfac-eigh", "ikfac", "singd-dense", "singd-block30", "singd-diagonal")
 _CONDITION = re.compile(r"^cond1e(\d+)$")
+_FAST = re.compile(r"^cond1e(\d+)_fast$")
 #: Streams for people; a condition number is told by its power.
 NAMES: Mapping[str, str] = {
     "large1e4": "A × 1e4, G ÷ 1e4",
@@ -54,6 +55,8 @@ def stream(one: Told) -> str:
 
 def spoken(name: str) -> str:
     """A stream for people."""
+    if fast := _FAST.match(name):
+        return f"condition 1e{int(fast.group(1))}, fast factors"
     found = _CONDITION.match(name)
     return f"condition 1e{int(found.group(1))}" if found else NAMES.get(name, name.replace("_", " "))
 
@@ -151,7 +154,10 @@ def _matrix(
         found = [at.get((method, where, name)) for name in streams]
         if any(found):
             made.append((method, [_cell(one) for one in found]))
-    note = "Error of the last update against float64; under it the update's largest growth, and failed factorisations."
+    note = (
+        "Error of the last update against float64; under it the update's largest growth, the twin's cosine with the "
+        "exact solution (how much curvature was taken in), and failed factorisations."
+    )
     return Table(id=f"robust-{index}", heading=label(where), note=note, first="method",
                  columns=[spoken(name) for name in streams], rows=made)  # fmt: skip
 
@@ -165,6 +171,8 @@ def _cell(one: Told | None) -> Cell:
     sub = []
     if (growth := one.metrics.get("growth")) is not None:
         sub.append(f"grows {growth:.2g}×")
+    if (cosine := one.metrics.get("target_cosine")) is not None:
+        sub.append(f"cos {cosine:.2f}")
     if failed := one.metrics.get("failed_factorisations"):
         sub.append(f"{failed:.0f} failed: {_rung(one)}")
     if "recursion's own" in one.reason:

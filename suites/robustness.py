@@ -23,6 +23,8 @@ ERRORS: Mapping[str, str] = {
     "worst_update_error": "the largest of these over the stream",
     "growth": "largest ||D_t||_F / ||D_1||_F over the stream",
     "growth_float64": "the same of the float64 twin: what is the recursion's own and not the precision's",
+    "target_cosine": "cosine of the twin's last update with (G + lam)^-1 dW (A + lam)^-1 of the true moments: how much "
+    "of the curvature the preconditioner has taken in",
     "excess": "largest ||D_t||_F / ||D64_t||_F over the stream",
     "least_eigenvalue": "least eigenvalue of a Kronecker factor / its largest, the worse factor; K-FAC alone",
     "failed_factorisations": "factorisations that did not go through, both factors, over the stream; K-FAC alone",
@@ -60,9 +62,11 @@ ERROR_LIMIT, EXCESS_LIMIT = 0.5, 10.0
 #: Above this growth the float64 twin itself is called unstable.
 RUNAWAY = 1e6
 
+#: A step of SINGD's factors at which they arrive within a stream; at the default, 0.01, they are still on their way.
+FAST = 0.1
 #: Stream -> log10 of the condition number, of the factor on A (its inverse on G, so that the Fisher and the gradient
 #: stay as they are), of the jump of A half-way; share of the directions that carry anything; damping; whether SINGD
-#: normalizes the step of its factors.
+#: normalizes the step of its factors; that step.
 STREAMS: Mapping[str, Mapping[str, float]] = {
     **{f"cond1e{power}": {"condition": power} for power in CONDITIONS},
     "large1e4": {"condition": 2, "scale": 4},
@@ -75,6 +79,7 @@ STREAMS: Mapping[str, Mapping[str, float]] = {
     "cond1e8_damped": {"condition": 8, "damping": 1e-2},
     "jump_up_normalized": {"condition": 2, "jump": 4, "normalized": 1},
     "large1e8_normalized": {"condition": 2, "scale": 8, "normalized": 1},
+    **{f"cond1e{power}_fast": {"condition": power, "lr_cov": FAST} for power in CONDITIONS[::2]},
 }
 #: lambda of SINGD's example runs (f-dangel/singd, version 0.0.5); small, because that is where precision matters.
 DAMPING = 1e-4

@@ -165,10 +165,12 @@ def measure(
     params = problem.params
     stream = Stream(problem.shape, ROWS, steps, params, problem.seed)
     hyper = {**hyper, "damping": params["damping"]}
+    if {"normalized", "lr_cov"} & params.keys() and "refresh_period" in hyper:
+        return Finding(status="unsupported", reason="an option of SINGD alone", measured={}, detail={})
     if params.get("normalized"):
-        if "refresh_period" in hyper:
-            return Finding(status="unsupported", reason="an option of SINGD alone", measured={}, detail={})
         hyper["normalize_lr_cov"] = True
+    if "lr_cov" in params:
+        hyper["lr_cov"] = params["lr_cov"]
     held = problem.dtype if params["held"] == "half" else "float32"
     name = (key, params["stream"], problem.dtype)
     if name not in twins:
@@ -177,7 +179,15 @@ def measure(
         trace = walk(impl, hyper, stream, problem.dtype, held, problem.device)
     except Unsupported as error:
         return Finding(status="unsupported", reason=str(error), measured={}, detail={})
-    return judged(trace, twins[name], {"held": held, "steps": steps, "hyper": dict(hyper)})
+    found = judged(trace, twins[name], {"held": held, "steps": steps, "hyper": dict(hyper)})
+    if twins[name].broke is None:
+        cosine = _cosine(twins[name].updates[-1], stream.target(float(params["damping"])))
+        found.measured["target_cosine"] = (cosine, "1")
+    return found
+
+
+def _cosine(one: Tensor, other: Tensor) -> float:
+    return float((one * other).sum() / (one.norm() * other.norm()).clamp_min(1e-300))
 
 
 def judged(trace: Trace, twin: Trace, detail: Mapping[str, Any]) -> Finding:

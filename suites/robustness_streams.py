@@ -50,6 +50,14 @@ class Stream:
         rounded: Tensor = (whole / whole.norm()).to(torch.bfloat16).to(torch.float32)
         return rounded
 
+    def target(self, damping: float) -> Tensor:
+        """(G + damping)^-1 gradient (A + damping)^-1 of the true second moments at the end, float64."""
+        g, a = (root.mT @ root for root in self._roots)
+        wide = [10.0**-self.scale * g, 10.0 ** (self.scale + self.jump) * a]
+        left, right = (m + damping * torch.eye(len(m), dtype=torch.float64) for m in wide)
+        found: Tensor = torch.linalg.solve(left, torch.linalg.solve(right, self.gradient().double(), left=False))
+        return found
+
 
 def _root(width: int, power: float, share: float, generator: torch.Generator) -> Tensor:
     """R with R^T R = U diag U^T; rows of noise times R have that second moment."""

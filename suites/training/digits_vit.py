@@ -22,7 +22,7 @@ WORKLOAD = Workload(
         others=(0.85, 0.93),
     ),
     methods=("training.adamw", "training.sgd", "training.kfac-cholesky", "training.singd-dense"),
-    max_s=120.0,
+    max_s=300.0,
     tiers=("full",),
     notes="A smoke test of the transformer's layers. No augmentation. In bf16: --hyper precision=bf16.",
 )
@@ -47,7 +47,7 @@ CONVMIXER = Workload(
         others=(0.90, 0.95),
     ),
     methods=("training.adamw", "training.sgd", "training.kfac-cholesky", "training.singd-dense"),
-    max_s=120.0,
+    max_s=300.0,
     tiers=("full",),
     notes="A smoke test of grouped convolutions. No augmentation. In bf16: --hyper precision=bf16.",
 )

@@ -67,6 +67,14 @@ def test_rank_and_rounding() -> None:
     assert float(gradient.norm()) == pytest.approx(1.0, rel=1e-2)
 
 
+def test_the_target_is_the_damped_solve_of_the_mean_moments() -> None:
+    one = stream(scale=2)
+    a, g = mean_moments(one, range(200))
+    eye = [torch.eye(len(m), dtype=torch.float64) for m in (g, a)]
+    wanted = torch.linalg.inv(g + 1e-2 * eye[0]) @ one.gradient().double() @ torch.linalg.inv(a + 1e-2 * eye[1])
+    assert float((one.target(1e-2) - wanted).norm() / wanted.norm()) < 0.05
+
+
 class Descent(torch.optim.Optimizer):
     """w <- w - factor^step g; the factors' dtype is accepted, as the walk hands it over."""
 
@@ -155,6 +163,7 @@ def test_kfac_fails_with_half_factors_alone() -> None:
     method = "training.kfac-cholesky"
     kept = measured(method, "cond1e8", "bfloat16")
     assert (kept.status, kept.measured["failed_factorisations"][0]) == ("passed", 0.0)
+    assert kept.measured["target_cosine"][0] > 0.8
     half = measured(method, "cond1e8+half", "bfloat16")
     assert half.status == "inaccurate"
     assert "factorisations failed" in (half.reason or "")
