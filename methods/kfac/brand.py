@@ -320,7 +320,7 @@ class BrandKFAC(RandomizedKFAC):
         return tuple(jobs)
 
     def _refreshed(self, layers: Sequence[Layer]) -> None:
-        super()._refreshed(layers)
+        self._watch(layers)
         for layer in layers:
             if layer in self.held:
                 self._damp(layer)

@@ -32,6 +32,8 @@ _HYPER: dict[str, Any] = {
     "subsample": 1.0,
     "clip": "kl",
     "clip_value": 1e-3,
+    "packed": False,
+    "refresh_lag": 0,
     "product_dtype": "as-set",
     "inverse_dtype": "wide",
     "sharding": "none",
@@ -189,7 +191,7 @@ B_KFAC = _method(
     "B-KFAC: wide linear layers' factors as eigenpairs that Brand's update carries along, RS-KFAC elsewhere",
     "Puiu, arXiv 2210.08494; defaults: its code",
     f"{_BRAND}; {_FORMULA}",
-    without=("subsample", "sharding"),
+    without=("subsample", "sharding", "refresh_lag"),
     **BRAND,
 )
 B_R_KFAC = _method(
@@ -199,7 +201,7 @@ B_R_KFAC = _method(
     "B-R-KFAC: B-KFAC, its eigenpairs overwritten by a randomized decomposition every few refreshes",
     "Puiu, arXiv 2210.08494; defaults: its code",
     f"{_BRAND}; {_FORMULA}",
-    without=("subsample", "sharding"),
+    without=("subsample", "sharding", "refresh_lag"),
     **{**BRAND, "overwrite_period": 5},
 )
 B_KFAC_C = _method(
@@ -209,11 +211,13 @@ B_KFAC_C = _method(
     "B-KFAC-C: B-KFAC, a random share of its eigenpairs corrected by the dense running mean",
     "Puiu, arXiv 2210.08494; defaults: its code",
     f"{_BRAND}; T = U_s^T M U_s = H S H^T, U_s <- U_s H; {_FORMULA}",
-    without=("subsample", "sharding"),
+    without=("subsample", "sharding", "refresh_lag"),
     **{**BRAND, "correction_period": 5},
 )
 #: What SENG keeps of the options of K-FAC.
 _NOT_SENG = (
+    "packed",
+    "refresh_lag",
     "inverse_dtype",
     "sharding",
     "damping_mode",

@@ -11,7 +11,7 @@ from methods.kfac.catalogue import BRAND
 from methods.kfac.ekfac import EKFAC
 from methods.kfac.kfac import KFAC
 from methods.kfac.options import in_range
-from methods.kfac.randomized import RandomizedKFAC
+from methods.kfac.randomized import AdaptiveRankKFAC, RandomizedKFAC
 from methods.kfac.seng import SENG
 
 
@@ -55,12 +55,12 @@ def ekfac(
 
 def rs(model: nn.Module, *, lr: float = 1e-3, damping_mode: str = "adaptive", **options: Any) -> RandomizedKFAC:
     """RS-KFAC: randomized singular value decompositions of both factors."""
-    return RandomizedKFAC(model, lr, inverse="rsvd", **_split(_SKETCH, damping_mode=damping_mode, **options))
+    return _randomized(model, lr, "rsvd", _split(_SKETCH, damping_mode=damping_mode, **options))
 
 
 def sre(model: nn.Module, *, lr: float = 1e-3, damping_mode: str = "adaptive", **options: Any) -> RandomizedKFAC:
     """SRE-KFAC: symmetric randomized eigendecompositions of both factors."""
-    return RandomizedKFAC(model, lr, inverse="sre", **_split(_SKETCH, damping_mode=damping_mode, **options))
+    return _randomized(model, lr, "sre", _split(_SKETCH, damping_mode=damping_mode, **options))
 
 
 def rs_warm(
@@ -68,7 +68,7 @@ def rs_warm(
 ) -> RandomizedKFAC:
     """RS-KFAC on a subspace that is carried along, without a decomposition."""
     chosen = _split(_SUBSPACE, damping_mode=damping_mode, oversampling=oversampling, **options)
-    return RandomizedKFAC(model, lr, inverse="subspace", **chosen)
+    return _randomized(model, lr, "subspace", chosen)
 
 
 def b(model: nn.Module, *, lr: float = 1e-3, **options: Any) -> BrandKFAC:
@@ -89,6 +89,11 @@ def b_c(model: nn.Module, *, lr: float = 1e-3, **options: Any) -> BrandKFAC:
 def seng(model: nn.Module, *, lr: float = 0.05, **options: Any) -> SENG:
     """SENG: the sketched empirical Fisher of single samples, inverted by Woodbury's identity."""
     return SENG(model, lr, **options)
+
+
+def _randomized(model: nn.Module, lr: float, inverse: str, options: dict[str, Any]) -> RandomizedKFAC:
+    kind = AdaptiveRankKFAC if options.get("adaptive_rank") else RandomizedKFAC
+    return kind(model, lr, inverse=inverse, **options)
 
 
 def _brand(model: nn.Module, lr: float, own: dict[str, Any], options: dict[str, Any]) -> BrandKFAC:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.errors import UserError
 from methods.kfac.apply import Update
 from methods.kfac.inverse.base import State
 from methods.kfac.inverse.low_rank import Sketched
@@ -65,6 +66,8 @@ class RandomizedKFAC(KFAC):
     ) -> None:
         rule = Rule(target=rank_target, floor=rank_floor, cap=rank_cap)
         self.kept_ranks = Ranks(rank, rule if adaptive_rank else None)
+        if adaptive_rank and type(self)._refreshed is KFAC._refreshed:
+            raise UserError("adaptive_rank needs the class AdaptiveRankKFAC.")
         given = dict(sketch or {})
         for key, low in {"oversampling": 0, "power": 1 if inverse == "subspace" else 0, "seed": 0}.items():
             if key in given:
@@ -105,7 +108,8 @@ class RandomizedKFAC(KFAC):
         """Failures so far: their ladder changes states."""
         return sum(self.refresher.counters.values())
 
-    def _refreshed(self, layers: Sequence[Layer]) -> None:
+    def _watch(self, layers: Sequence[Layer]) -> None:
+        """Send the tail ratios of new inverses to the host."""
         if self.kept_ranks.rule is None:
             return
         ratios: dict[Hashable, Tensor] = {
@@ -137,3 +141,10 @@ class RandomizedKFAC(KFAC):
             for layer in self.layers
         }
         return super().describe() | {"ranks": kept}
+
+
+class AdaptiveRankKFAC(RandomizedKFAC):
+    """With ranks that follow the spectrum: each refresh looks at the one before, so none may be under way."""
+
+    def _refreshed(self, layers: Sequence[Layer]) -> None:
+        self._watch(layers)

@@ -247,6 +247,7 @@ KINDS = {
     "rs": {"rank": [[0, 2], [5, 4]]},
     "sre": {"rank": 3, "adaptive_rank": True, "rank_floor": 1, "warm": True},
     "rs_warm": {"rank": 2, "oversampling": 1},
+    "rs_warm-late": {"rank": 2, "oversampling": 1, "dense": False, "refresh_lag": 2, "packed": True},
     "rs_warm-scheduled": {"rank": [[0, 1], [4, 3]], "oversampling": 1, "dense": False},
     "rs_warm-adaptive": {"rank": 2, "oversampling": 1, "adaptive_rank": True, "rank_floor": 1, "dense": False},
 }
@@ -349,6 +350,11 @@ def test_wrong_ranks_are_refused(chosen, text, nets):
     with pytest.raises(UserError) as caught:
         factories.rs(nets["mlp"][0](), **chosen)
     assert text in str(caught.value)
+
+
+def test_an_adaptive_rank_needs_new_bases_at_once(nets):
+    with pytest.raises(UserError, match="refresh_lag is 0"):
+        factories.rs(nets["mlp"][0](), adaptive_rank=True, refresh_lag=1)
 
 
 def test_the_subspace_needs_a_product(nets):
