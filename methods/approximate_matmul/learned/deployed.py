@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from methods.approximate_matmul.encoders import TreeEncoder
 from methods.approximate_matmul.learned.layers import MaddnessConv2d, MaddnessLayer
+from methods.approximate_matmul.learned.overlap import Overlapping
 from methods.approximate_matmul.operator import LookupProduct
 from methods.approximate_matmul.tree import Trees
 
@@ -18,7 +19,8 @@ from methods.approximate_matmul.tree import Trees
 class Deployed(nn.Module):
     """A trained layer's operator, its bias and its geometry; no gradients, nothing to train.
 
-    A convolution gathers the windows' split columns only, column after column: at most 4 C of D are ever read.
+    On a CPU a convolution reads its windows where they lie (:mod:`.overlap`); on a GPU it gathers the windows' split
+    columns, column after column. Either way at most 4 C of D entries are ever read.
 
     Attributes:
         op: the look-up product; ``op.describe()`` says what runs.
@@ -31,6 +33,7 @@ class Deployed(nn.Module):
         super().__init__()
         self.op, self.shape = layer.to_operator(backend), None
         if isinstance(layer, MaddnessConv2d):
+            self._overlapping = Overlapping(self.op, layer.shape)
             self.op, columns = compact(self.op)
             self.shape = layer.shape
             self.register_buffer("taps", torch.from_numpy(columns.astype(np.int64)).to(self.op.device))
@@ -39,10 +42,16 @@ class Deployed(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """As the layer's."""
-        rows = x.reshape(-1, x.shape[-1]) if self.shape is None else self.shape.taps(x, self.taps)
+        if self.shape is None:
+            return self._summed(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.op.outer)
+        if x.device.type == "cpu":
+            y = self._overlapping(x)
+            return y if self.bias is None else y.add_(self.bias[:, None, None].to(y.dtype))
+        return self.shape.image(self._summed(self.shape.taps(x, self.taps)), x)
+
+    def _summed(self, rows: Tensor) -> Tensor:
         y = self.op(rows)
-        y = y if self.bias is None else y + self.bias
-        return y.view(*x.shape[:-1], self.op.outer) if self.shape is None else self.shape.image(y, x)
+        return y if self.bias is None else y.add_(self.bias)
 
     def extra_repr(self) -> str:
         """Shown by ``print``."""

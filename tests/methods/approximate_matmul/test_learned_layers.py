@@ -125,6 +125,15 @@ def test_a_convolution_is_the_product_of_its_windows(options):
     assert torch.equal(made(images), wanted)
     used = torch.tensor([0, weight.shape[1] - 1, weight.shape[1] // 2])
     assert torch.equal(made.shape.taps(images, used), rows[:, used])
+    spread = images.contiguous(memory_format=torch.channels_last)
+    for backend in ("numpy", "torch", "auto"):
+        net = deploy(made, backend)
+        torch.testing.assert_close(net(spread), wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(net(images[:1]), wanted[:1], atol=1e-5, rtol=1e-5)
+        assert net(images[:0]).shape == (0, *wanted.shape[1:])
+        larger = torch.randn(2, 4, 12, 11)
+        torch.testing.assert_close(net(larger), made(larger), atol=1e-5, rtol=1e-5)
+        assert net(images.double()).dtype == torch.float64
     torch.testing.assert_close(deploy(made, "torch")(images), wanted, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(deploy(made, "numpy")(images), wanted, atol=0, rtol=0)
 
