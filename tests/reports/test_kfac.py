@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from harness.judge.trained_runs import Trained
-from reports import break_even_width, html, kfac_spectrum, time_parts
+from reports import break_even_width, html, kfac_spectrum, time_parts, training
 
 DEVICE = "Toy GPU"
 WIDTHS = (256, 512, 1024, 2048)
@@ -168,3 +169,21 @@ def test_every_page_is_in_the_report_and_the_spectrum_is_no_timed_task(refreshes
     text = next(tmp_path.glob("break-even-width--*.html")).read_text(encoding="utf-8")
     assert "speedclaim run --suite preconditioning" in text
     assert "from about 2,000" in text
+
+
+def counting(**counters):
+    detail = {"counters": counters} if counters else {}
+    return Trained(file="f", device="d", workload="w", method="m", arm="m", seed=0, status="x", detail=detail)
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [
+        ([counting(kept=1, skipped_batches=0), counting(kept=2)], ["counted in 2 runs: kept 3"]),
+        ([counting(kept=0)], ["counted in 1 run: no failure"]),
+        ([counting()], []),
+    ],
+)
+def test_what_optimizers_counted_is_told_over_all_runs(runs, said):
+    place = SimpleNamespace(arms={"m": dict(enumerate(runs))})
+    assert training._counted(place, "m") == said
