@@ -10,7 +10,7 @@ from harness.judge import stats, training_summary
 from harness.judge.stats import RatioEstimate
 from harness.judge.trained_runs import AA, Trained
 from reports import board_figures, figures, plain, training
-from reports.boards import Board, Cell, Section, Table, number
+from reports.boards import Board, Cell, Section, Table, number, saved
 from reports.figures import Chart
 from reports.tables import SIDES
 from reports.training import Place
@@ -154,7 +154,7 @@ def _forest(place: Place, own: list[Row]) -> Chart:
     anchor, title = plain.anchor("chart", "ablation", place.workload, place.device), "Gain of each component"
     return Chart(
         id=anchor, title=title, sentence=lead(own), svg=board_figures.components(anchor, title, own),
-        rows=[{k: row[k] for k in _SAVED} for row in own],
+        rows=saved(own, _SAVED),
     )  # fmt: skip
 
 
@@ -171,11 +171,19 @@ def _table(own: Sequence[Row]) -> Table:
                 Cell(text=figures.short(row["with"]), small=(f"hits {row['hits'][1]}",)),
                 number(f"{glyph} {shown}", row["ratio"], "" if row["enough"] else "a screen, no verdict"),
                 Cell(text=plain.interval(row["low"], row["high"]), number=True),
-                number(plain.percent(row["floor"]) if row["floor"] is not None else plain.DASH, row["floor"]),
+                _floor(row["floor"]),
                 number(str(row["n"]), row["n"]),
             )
         )
     return Table(id="components-table", caption="Components of FOP", head=head, rows=made_rows)
+
+
+def _floor(floor: float | None) -> Cell:
+    if floor is None:
+        return number(plain.DASH, None)
+    if math.isinf(floor):
+        return number("unbounded", None, "the A/A pair missed too often")
+    return number(plain.percent(floor), floor)
 
 
 def _arms(place: Place) -> Table:

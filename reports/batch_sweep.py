@@ -162,10 +162,7 @@ def _steps(name: str, device: str, found: Sequence[Row], looks: Mapping[str, Row
         title=title,
         sentence=_shrink(found),
         svg=board_figures.sweep(anchor, title, list(found), looks),
-        rows=[
-            {k: row[k] for k in ("arm", "batch", "hits", "n", "steps", "samples", "time_s", "device_s")}
-            for row in found
-        ],
+        rows=boards.saved(found, ("arm", "batch", "hits", "n", "steps", "samples", "time_s", "device_s")),
     )
 
 

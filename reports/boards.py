@@ -5,12 +5,15 @@ A board is built from the same places as the pages of single workloads; a board 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from reports.figures import Chart
 from reports.training import Place
 
+Row = dict[str, Any]
 #: Pages that an earlier rendering may have left.
 EARLIER = ("sweep--*.html", "ablation--*.html", "longtail--*.html")
 
@@ -66,6 +69,15 @@ def number(text: str, value: float | None, *small: str, tone: str = "") -> Cell:
     return Cell(
         text=text, sort="" if value is None else value, small=tuple(s for s in small if s), number=True, tone=tone
     )
+
+
+def saved(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    """Columns of rows for a download; what is infinite or not a number is empty, as JSON has neither."""
+    return [{name: _plain(row[name]) for name in names} for row in rows]
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def boards(places: Sequence[Place]) -> list[Board]:

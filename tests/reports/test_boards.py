@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 from harness.record.store import read_headers, read_runs
 from reports import ablation, batch_sweep, boards, html, long_tail, published, training
 
+OLD = "sweep--old.html"
 DEVICE = "NVIDIA H100 80GB HBM3"
 ARMS = ("kfac-cholesky", "kfac-halves", "fop-beta0", "fop-random", "fop-eta1", "fop")
 #: Time constants in evaluations: halves give nothing, eta gives a third, the orthogonal term nothing.
@@ -49,6 +51,7 @@ def places(folder: Path) -> list[training.Place]:
 @pytest.fixture(scope="module")
 def rendered(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pages")
+    (out / OLD).write_text("a page of an earlier rendering", encoding="utf-8")
     html.render(read_runs(folder), read_headers(folder), [], out)
     return out
 
@@ -141,6 +144,16 @@ def test_few_seeds_only_screen(tmp_path: Path, trainer: Any, training_arm: Any) 
     assert "fewer updates" not in board.lead
 
 
+def test_an_alias_that_misses_leaves_the_floor_unbounded(tmp_path: Path, trainer: Any, training_arm: Any) -> None:
+    arms = [training_arm(method=f"training.{name}", tau=2.0, final=0.995) for name in ("fop", "fop-beta0")]
+    arms[0] = replace(arms[0], fates=dict.fromkeys(range(6), "budget_exhausted"))
+    trainer(workload="digits-fullbatch").write(tmp_path / "a.jsonl", arms, seeds=6)
+    (board,) = ablation.made(training.places(read_runs(tmp_path), read_headers(tmp_path)))
+    (row,) = board.sections[0].tables[0].rows
+    assert (row[5].text, row[5].sort) == ("unbounded", "")
+    assert board.sections[0].charts[0].rows[0]["floor"] is None
+
+
 # -- long tails and published figures ----------------------------------------------------------------------------------
 
 
@@ -182,14 +195,14 @@ def test_pages_are_written_linked_and_complete(rendered: Path) -> None:
         assert f'href="{name}"' in index
         ids = re.findall(r'\bid="([^"]+)"', text)
         assert len(ids) == len(set(ids)), name
+        for block in re.findall(r'<script type="application/json" class="rows">(.*?)</script>', text, re.DOTALL):
+            json.loads(block, parse_constant=lambda word, name=name: pytest.fail(f"{name} has {word}"))
         for href in re.findall(r'href="([^"#:]+\.html)', text):
             assert href in names, (name, href)
 
 
-def test_pages_of_an_earlier_rendering_go(rendered: Path, folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "sweep--old.html").write_text("old", encoding="utf-8")
-    html.render(read_runs(folder), read_headers(folder), [], tmp_path)
-    assert not (tmp_path / "sweep--old.html").exists()
+def test_pages_of_an_earlier_rendering_go(rendered: Path) -> None:
+    assert not (rendered / OLD).exists()
 
 
 def test_a_price_fills_the_bill(browser: Any, rendered: Path) -> None:
