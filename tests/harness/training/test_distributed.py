@@ -20,7 +20,7 @@ ALIKE = Path(__file__).parent / "ranks_alike.py"
 KFAC = "kfac-cholesky:lr=0.3,damping=0.1,clip=none,update_period=1,refresh_period=2"
 
 
-def alike(sizes, *texts, timeout=120):
+def alike(sizes, *texts, timeout=280):
     done = subprocess.run(
         [sys.executable, str(ALIKE), json.dumps(sizes), *texts], capture_output=True, text=True, timeout=timeout
     )
@@ -30,9 +30,10 @@ def alike(sizes, *texts, timeout=120):
 
 def test_weights_are_those_of_one_process(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    texts = ("sgd:lr=0.3", "adamw:lr=0.02", "muon:lr=0.05", KFAC)
-    found = alike([2, 4], *texts)
-    for size in (2, 4):
+    fop = KFAC.replace("kfac-cholesky", "fop")
+    texts = ("sgd:lr=0.3", "adamw:lr=0.02", "muon:lr=0.05", "singd-dense:lr=0.05", KFAC, f"{KFAC},sharding=owner", fop)
+    found = alike([2, 3, 4], *texts)
+    for size in (2, 3, 4):
         for text in texts:
             one = found[f"{size} {text}"]
             assert set(one["status"]) == {"budget_exhausted"}, one
