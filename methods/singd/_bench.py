@@ -1,4 +1,3 @@
-# CHIEF: H100 results of 17:02 are in /tmp/brief/gpu_results.md; read them, delete this line, do not commit it.
 """Time and memory of a training step with SINGD in every structure: VGG16 with batch norm, batch 256, random images.
 
     python -m methods.singd._bench [--quick] [--precision torch-default|ieee|tf32|bf16] [--arms PATTERN,...]

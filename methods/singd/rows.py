@@ -40,12 +40,14 @@ class Rows(ABC):
 
     Attributes:
         batch: B.
+        count: n.
         d: width, the bias' column of ones counted.
         dtype: of products.
     """
 
-    def __init__(self, batch: int, d: int, bias: bool, scale: float | Tensor, dtype: torch.dtype) -> None:
-        self.batch, self.d, self.bias, self.scale, self.dtype = batch, d, bias, scale, dtype
+    def __init__(self, shape: tuple[int, int, int], bias: bool, scale: float | Tensor, dtype: torch.dtype) -> None:
+        self.batch, self.count, self.d = shape
+        self.bias, self.scale, self.dtype = bias, scale, dtype
 
     @abstractmethod
     def pieces(self, limit: int = _PIECE) -> Iterator[Tensor]:
@@ -77,7 +79,7 @@ class PlainRows(Rows):
     """
 
     def __init__(self, x: Tensor, bias: bool, scale: float | Tensor, dtype: torch.dtype) -> None:
-        super().__init__(x.shape[0], x.shape[3] + bias, bias, scale, dtype)
+        super().__init__((x.shape[0], x.shape[1] * x.shape[2], x.shape[3] + bias), bias, scale, dtype)
         self.x = x
 
     def pieces(self, limit: int = _PIECE) -> Iterator[Tensor]:
@@ -91,7 +93,7 @@ class PlainRows(Rows):
         """See :class:`Rows`."""
         found: Tensor = torch.linalg.vector_norm(self.x, dim=(1, 2), dtype=wide(self.dtype)) * self.scale
         if self.bias:
-            one = torch.ones_like(found[:, :1]) * self.scale * (self.x.shape[1] * self.x.shape[2]) ** 0.5
+            one = torch.ones_like(found[:, :1]) * self.scale * self.count**0.5
             found = torch.cat([found, one], dim=1)
         return found.square()
 
@@ -117,9 +119,10 @@ class PatchRows(Rows):
     def __init__(
         self, module: nn.Conv2d, inputs: Tensor, bias: bool, scale: float | Tensor, dtype: torch.dtype
     ) -> None:
-        super().__init__(module.groups, module.weight[0].numel() + bias, bias, scale, dtype)
         self.module, self.inputs = module, inputs if inputs.ndim == 4 else inputs[None]
         self.outputs = patches(module, self.inputs[:1]).shape[1:3]
+        count = self.inputs.shape[0] * self.outputs.numel()
+        super().__init__((module.groups, count, module.weight[0].numel() + bias), bias, scale, dtype)
 
     def pieces(self, limit: int = _PIECE) -> Iterator[Tensor]:
         """See :class:`Rows`."""
@@ -140,8 +143,7 @@ class PatchRows(Rows):
         sums = torch.linalg.vector_norm(self.inputs, dim=0, dtype=wide(self.dtype)).mul(self.scale).square()
         found = patches(self.module, sums[None]).sum((0, 1, 2)).reshape(self.batch, -1)
         if self.bias:
-            count = self.inputs.shape[0] * self.outputs.numel()
-            found = torch.cat([found, torch.full_like(found[:, :1], count) * self.scale**2], dim=1)
+            found = torch.cat([found, torch.full_like(found[:, :1], self.count) * self.scale**2], dim=1)
         return found
 
     def times(self, w: Tensor) -> Tensor:

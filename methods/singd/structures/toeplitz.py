@@ -8,6 +8,7 @@ from torch import Tensor
 from methods.singd.products import product
 from methods.singd.rows import Rows, wide
 from methods.singd.structures.base import Sizes, Structure
+from methods.singd.structures.dense import inner_moment
 from methods.singd.tensors import unflatten
 
 #: Bytes of rows that one transform takes: about what stays in an H100's 50 MB of L2 with its spectrum.
@@ -117,10 +118,7 @@ class TrilToeplitz(Structure):
 
     def _gather_half(self, k: Tensor, rows: Rows) -> Tensor:
         """The dense moment on tensor cores, then its diagonal sums."""
-        dense, total = self.to_dense(k), k.new_zeros(k.shape[0], self.d, self.d, dtype=torch.float32)
-        for piece in rows.pieces():
-            found = product(piece, dense)
-            total += product(found.mT, found)
+        total = inner_moment(self.to_dense(k), rows)
         # Reading rows of d as rows of d + 1 shears the upper triangle: diagonal l becomes column l.
         sheared = unflatten(torch.nn.functional.pad(total.triu().flatten(1), (0, self.d)), 1, (self.d, self.d + 1))
         return self._averages(sheared[:, :, : self.d].sum(1))

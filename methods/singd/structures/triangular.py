@@ -8,7 +8,7 @@ from torch import Tensor
 from methods.singd.products import product
 from methods.singd.rows import Rows, wide
 from methods.singd.structures.base import Sizes, Structure
-from methods.singd.structures.dense import moment
+from methods.singd.structures.dense import inner_moment
 from methods.singd.tensors import unflatten
 
 
@@ -78,13 +78,12 @@ class Tril(Structure):
         return self._pack(found if self._lower else found.mT)
 
     def gather(self, k: Tensor, rows: Rows) -> Tensor:
-        """See :class:`Structure`."""
-        return moment(rows).flatten(1)
+        """See :class:`Structure`. With K already applied."""
+        return self._projected(inner_moment(self.to_dense(k), rows))
 
     def inner(self, k: Tensor, sums: Tensor) -> Tensor:
         """See :class:`Structure`."""
-        dense = self.to_dense(k)
-        return self._projected(product(dense.mT, product(unflatten(sums.to(k.dtype), 1, (self.d, self.d)), dense)))
+        return sums.to(k.dtype)
 
     def gram(self, k: Tensor) -> Tensor:
         """See :class:`Structure`."""
