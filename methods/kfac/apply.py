@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,6 +47,7 @@ class Stack:
         self.height, self.width = padded(first.d_out, align), padded(first.d_in, align)
         self.inverses: list[State | None] = [None, None]
         self._views: list[list[State]] = [[], []]
+        self._known: dict[int, tuple[list[Tensor], Tensor]] | None = None
         self._momentum: Tensor | None = None
         self._momenta: list[Tensor] = []
         self._pieces: list[list[Tensor] | None] = []
@@ -62,7 +64,32 @@ class Stack:
 
     def view(self, stack: Tensor, index: int) -> Tensor:
         """(groups, d_out, d_in) of layer ``index``."""
-        return self.one(stack, index)[:, : self.d_out, : self.d_in]
+        if not stack.is_contiguous():
+            return self.one(stack, index)[:, : self.d_out, : self.d_in]
+        area = self.height * self.width
+        place = stack.storage_offset() + index * self.groups * area
+        return stack.as_strided((self.groups, self.d_out, self.d_in), (area, self.width, 1), place)
+
+    def views(self, stack: Tensor, count: int) -> list[Tensor]:
+        """(groups, d_out, d_in) of the first ``count`` layers of a stack; in a step they are known to be its parts."""
+        found = [self.view(stack, index) for index in range(count)]
+        if self._known is not None:
+            self._known[id(found[0])] = (found, stack)
+        return found
+
+    def know(self, stepping: bool) -> None:
+        """Begin or end a step: outside, nothing is kept."""
+        self._known = {} if stepping else None
+
+    def gathered(self, matrices: Sequence[Tensor]) -> Tensor:
+        """Matrices (groups, d_out, d_in) as one stack: the one that they are the known parts of, or a copy."""
+        known = self._known.get(id(matrices[0])) if self._known is not None else None
+        if known is not None and len(known[0]) == len(matrices) and all(map(is_, matrices, known[0])):
+            return known[1]
+        made = self.zeros(len(matrices))
+        for index, matrix in enumerate(matrices):
+            self.view(made, index).copy_(matrix)
+        return made
 
     # -- inverses ------------------------------------------------------------------------------------------------------
 
@@ -211,9 +238,9 @@ class Update:
             slots = [self.optimizer.slots[layer] for layer in stack.layers]
             a, g = stack.whole(0, [pair[0] for pair in slots]), stack.whole(1, [pair[1] for pair in slots])
             if a is not None and g is not None:
-                columns = gathered(stack, [wanted[layer] for layer in stack.layers])
+                columns = stack.gathered([wanted[layer] for layer in stack.layers])
                 out = self.optimizer.precondition(a, g, columns).contiguous()
-                found |= {layer: stack.view(out, index) for index, layer in enumerate(stack.layers)}
+                found.update(zip(stack.layers, stack.views(out, len(stack.layers)), strict=True))
         pairs = zip(layers, gradients, strict=True)
         return [found[one] if one in found else self.optimizer.direction(one, x) for one, x in pairs]
 
@@ -221,7 +248,7 @@ class Update:
 
     def seen(self) -> list[Layer]:
         """Layers with a gradient."""
-        return [one for one in self.optimizer.layers if any(p.grad is not None for p in one.parameters)]
+        return [layer for layer in self.optimizer.layers if layer.weight.grad is not None or _bias_gradient(layer)]
 
     def gradients(self) -> tuple[list[Layer], list[Tensor]]:
         """Layers with a gradient that this rank updates, and their gradients as views of stacks."""
@@ -231,11 +258,11 @@ class Update:
         targets: list[Tensor] = []
         sources: list[Tensor] = []
         for stack in self.stacks:
-            mine = [(index, layer) for index, layer in enumerate(stack.layers) if layer in chosen]
-            room = stack.zeros() if mine else None
-            for index, layer in mine:
-                assert room is not None
-                views[layer] = stack.view(room, index)
+            mine = [layer for layer in stack.layers if layer in chosen]
+            if not mine:
+                continue
+            for layer, view in zip(mine, stack.views(stack.zeros(len(mine)), len(mine)), strict=True):
+                views[layer] = view
                 grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in layer.parameters]
                 sources += layer.parts(grads)
                 targets += _split(layer, views[layer])
@@ -245,32 +272,41 @@ class Update:
 
     def step(self, lr: float, decays: float, finite: Tensor | None) -> None:
         """Move the weights; nothing moves when the batch was not finite."""
-        opt, ranks = self.optimizer.options, self.optimizer.ranks
         seen = self.seen()
         if not seen:
             return
+        for stack in self.stacks:
+            stack.know(True)
+        try:
+            self._step(seen, lr, decays, finite)
+        finally:
+            for stack in self.stacks:
+                stack.know(False)
+        self.optimizer.ranks.spread(seen)
+
+    def _step(self, seen: Sequence[Layer], lr: float, decays: float, finite: Tensor | None) -> None:
+        opt, total = self.optimizer.options, self.optimizer.ranks.total
         active, gradients = self.gradients()
         if decays and active and opt.weight_decay_mode == "gradient":
             _add_weights(active, gradients, decays)
         units = self._units(active, gradients, self.optimizer._combine(active, gradients)) if active else []
-        _clip(units, opt.clip, opt.clip_value, lr, ranks.total, seen[0].weight.device)
+        _clip(units, opt.clip, opt.clip_value, lr, total, seen[0].weight.device)
         if decays and units and opt.weight_decay_mode == "coupled":
             _add_weights([one for u in units for one in u.layers], [view for u in units for view in u.views()], decays)
         if units:
             self._move(units, lr, 1 - lr * decays if opt.weight_decay_mode == "decoupled" else 1.0, finite)
-        ranks.spread(seen)
 
     def _units(self, active: Sequence[Layer], gradients: Sequence[Tensor], found: Sequence[Tensor]) -> list[Unit]:
         x, v = dict(zip(active, gradients, strict=True)), dict(zip(active, found, strict=True))
         units: list[Unit] = []
         for stack in self.stacks:
             if all(layer in v for layer in stack.layers):
-                whole = [gathered(stack, [one[layer] for layer in stack.layers]) for one in (v, x)]
+                whole = [stack.gathered([one[layer] for layer in stack.layers]) for one in (v, x)]
                 units.append(Unit(stack.layers, whole[0], whole[1], stack, 0))
                 continue
             for index, layer in enumerate(stack.layers):
                 if layer in v:
-                    units.append(Unit([layer], gathered(stack, [v[layer]]), gathered(stack, [x[layer]]), stack, index))
+                    units.append(Unit([layer], stack.gathered([v[layer]]), stack.gathered([x[layer]]), stack, index))
         return units
 
     def _move(self, units: Sequence[Unit], lr: float, shrink: float, finite: Tensor | None) -> None:
@@ -314,6 +350,10 @@ class Update:
 # -- stacks and lists --------------------------------------------------------------------------------------------------
 
 
+def _bias_gradient(layer: Layer) -> bool:
+    return layer.bias is not None and layer.bias.grad is not None
+
+
 def _same_memory(one: Tensor, other: Tensor) -> bool:
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
@@ -323,21 +363,8 @@ def _room(value: Tensor, dims: Sequence[int]) -> torch.Size:
 
 
 def gathered(stack: Stack, matrices: Sequence[Tensor]) -> Tensor:
-    """Matrices (groups, d_out, d_in) in a stack: the memory that they already lie in together, or a copy."""
-    first = matrices[0]
-    area, size = stack.height * stack.width, first.element_size()
-    lies = first.stride() == (area, stack.width, 1) if stack.groups > 1 else first.stride()[1:] == (stack.width, 1)
-    step = stack.groups * area * size
-    room = first.untyped_storage().nbytes() - first.storage_offset() * size >= len(matrices) * step
-    if lies and room and first.dtype == stack.layers[0].dtype:
-        begin = first.data_ptr()
-        if all(one.data_ptr() == begin + i * step and one.stride() == first.stride() for i, one in enumerate(matrices)):
-            shape = (len(matrices) * stack.groups, stack.height, stack.width)
-            return first.as_strided(shape, (area, stack.width, 1))
-    made = stack.zeros(len(matrices))
-    for index, matrix in enumerate(matrices):
-        stack.view(made, index).copy_(matrix)
-    return made
+    """:meth:`Stack.gathered`."""
+    return stack.gathered(matrices)
 
 
 def _split(layer: Layer, matrix: Tensor) -> list[Tensor]:

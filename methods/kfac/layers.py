@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -67,6 +68,11 @@ class Layer:
         """Inputs of one group, the bias column counted."""
         return self.weight[0].numel() + (self.bias is not None)
 
+    @cached_property
+    def channels_last(self) -> bool:
+        """See :func:`channels_last`."""
+        return channels_last(self.weight)
+
     @property
     def parameters(self) -> list[nn.Parameter]:
         """Weight and, if trained, bias."""
@@ -84,7 +90,7 @@ class Layer:
 
     def parts(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """[weight-like, bias-like] as (groups, d_out, columns), views where possible."""
-        first = tensors[0].permute(0, 2, 3, 1) if channels_last(self.weight) else tensors[0]
+        first = tensors[0].permute(0, 2, 3, 1) if self.channels_last else tensors[0]
         return [one.reshape(self.groups, self.d_out, -1) for one in (first, *tensors[1:])]
 
     def gradient(self) -> Tensor | None:
@@ -98,7 +104,7 @@ class Layer:
     def views(self, matrix: Tensor) -> list[Tensor]:
         """The parts of a matrix (groups, d_out, d_in) in the parameters' shapes and dtype."""
         weight = matrix if self.bias is None else matrix[:, :, :-1]
-        if channels_last(self.weight):
+        if self.channels_last:
             out, channels, *kernel = self.weight.shape
             parts = [weight.reshape(out, *kernel, channels).permute(0, 3, 1, 2)]
         else:
