@@ -30,9 +30,14 @@ def _method(
     )
 
 
-DENSE = _method("dense", "make_dense", "the trained network as it is", "torch", "library")
+DENSE = _method("dense", "make_dense", "the trained network as it is", "PyTorch, torch.nn", "library")
 BF16 = _method(
-    "bf16", "make_bf16", "weights, inputs and arithmetic in bfloat16", "torch", "library", tags=("slow-cpu",)
+    "bf16",
+    "make_bf16",
+    "weights, inputs and arithmetic in bfloat16",
+    "PyTorch, torch.bfloat16",
+    "library",
+    tags=("slow-cpu",),
 )
 MADDNESS = _method(
     "maddness",
