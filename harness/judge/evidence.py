@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 #: Statuses that mean a wrong answer; an error or a missing need is not one.
 WRONG = frozenset({"inaccurate", "unfaithful", "nonfinite", "impure"})
 #: Metrics that the allocator or arithmetic counts exactly: one value is the whole population.
-COUNTED = frozenset({"peak_device_bytes", "optimizer_state_bytes", "executed_flops", "bytes_read", "multiplies"})
+COUNTED = frozenset(
+    {"peak_device_bytes", "optimizer_state_bytes", "held_bytes", "executed_flops", "bytes_read", "multiplies"}
+)
 #: Rows with the same values here were made by one invocation in one environment.
 IDENTITY = ("file", "device", "commit", "protocol", "threads", "precision")
 COLUMNS = (
