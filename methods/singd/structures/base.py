@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from harness.errors import Unsupported
 from methods.singd.rows import PlainRows, Rows
 
 
@@ -95,7 +96,7 @@ class Structure(ABC):
 
     def keep(self, k: Tensor) -> Tensor:
         """K K^T in the form that :meth:`apply_kept` wants, for a class with ``squares``."""
-        raise NotImplementedError(f"K K^T of {self.name} is not {self.name}.")
+        raise Unsupported(f"K K^T of {self.name} is not {self.name}.")
 
     def apply_kept(self, kept: Tensor, m: Tensor) -> Tensor:
         """K K^T M from what was kept: (B, d, n) in M's dtype."""
