@@ -75,6 +75,8 @@ class KFAC(torch.optim.Optimizer):
             )
         if opt.refresh_lag and type(self)._refreshed is not KFAC._refreshed:
             raise UserError(f"{self.label} needs new bases at once; refresh_lag is 0 for it, got {opt.refresh_lag}.")
+        if opt.spread and type(self)._take is not KFAC._take:
+            raise UserError(f"{self.label} takes all layers' statistics from one batch; spread is False for it.")
         self.layers, others, self.left_over = find(model, opt.exclude)
         self.grad_scaler = grad_scaler
         self.fallback = fallback.optimizer([parameter for _, parameter in others], opt)
@@ -98,11 +100,12 @@ class KFAC(torch.optim.Optimizer):
         )
         costs = [float(layer.groups * (layer.d_in**3 + layer.d_out**3)) for layer in self.layers]
         self.ranks = self.statistics.ranks = Sharing(self.layers, costs, opt.sharding)
-        self.policy = Policy(opt.update_period, opt.refresh_period, opt.stagger, costs)
+        self.policy = Policy(opt.update_period, opt.refresh_period, opt.stagger, costs, opt.spread)
         self.refresher = Refresher(self.backend)
         self.half = getattr(torch, opt.inverse_dtype) if opt.inverse_dtype != "wide" else None
         self.update = Update(self)
         self.slots = {layer: (self._slot(layer, 0), self._slot(layer, 1)) for layer in self.layers}
+        self._order = {layer: index for index, layer in enumerate(self.layers)}
         self.momenta: dict[Layer, Tensor] = {}
         self.steps = 0
         self._skipped = torch.zeros((), dtype=torch.int64)
@@ -124,6 +127,8 @@ class KFAC(torch.optim.Optimizer):
         return self.options.fisher == "empirical" and self.captures(self.steps)
 
     def _take(self, layer: Layer, module: Any, inputs: Tensor, gradients: Tensor, backward: int) -> None:
+        if not self.policy.takes(self._order[layer], self.steps):
+            return
         with self._parts.span("factor", gradients.is_cuda):
             self.statistics.take(layer, module, inputs, gradients, backward)
 

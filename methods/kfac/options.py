@@ -45,6 +45,7 @@ class Options:
         update_period: T_cov, steps between statistics.
         refresh_period: T_inv, steps between refreshes of one layer.
         stagger: spread the layers' refreshes over the period.
+        spread: take each layer's statistics at its own step of the update period, but for the first step.
         refresh_lag: steps after which a refresh' result is used, but for the first; on a GPU it runs beside them.
         subsample: share of the rows that enters the statistics.
         clip: ``kl``, ``rms`` or ``none``.
@@ -85,6 +86,7 @@ class Options:
     update_period: Schedule = 10
     refresh_period: Schedule = 100
     stagger: bool = False
+    spread: bool = False
     refresh_lag: int = 0
     subsample: float = 1.0
     clip: str = "kl"

@@ -38,18 +38,34 @@ class Policy:
         refresh_period: T_inv, may be a schedule.
         stagger: spread the refreshes over the period.
         costs: work of each layer's refresh, any unit.
+        spread: take each layer's statistics at its own step of the update period; the first step takes all.
     """
 
     def __init__(
-        self, update_period: Schedule, refresh_period: Schedule, stagger: bool, costs: Sequence[float]
+        self,
+        update_period: Schedule,
+        refresh_period: Schedule,
+        stagger: bool,
+        costs: Sequence[float],
+        spread: bool = False,
     ) -> None:
         self.update_period, self.refresh_period, self.stagger = update_period, refresh_period, stagger
-        self._costs = list(costs)
+        self.spread, self._costs = spread, list(costs)
         self._slots: dict[int, list[int]] = {}
 
     def statistics_due(self, step: int) -> bool:
-        """Whether the batch of this step is to be captured."""
-        return step % max(1, int(value_at(self.update_period, step))) == 0
+        """Whether the batch of this step is to be captured, for some layer at least."""
+        period = max(1, int(value_at(self.update_period, step)))
+        if step == 0 or not self.spread:
+            return step % period == 0
+        return step % period < min(period, len(self._costs))
+
+    def takes(self, index: int, step: int) -> bool:
+        """Whether the statistics of layer ``index`` are taken at a step that is captured."""
+        if step == 0 or not self.spread:
+            return True
+        period = max(1, int(value_at(self.update_period, step)))
+        return index % period == step % period
 
     def due(self, step: int) -> list[int]:
         """Indices of the layers to refresh at this step."""
@@ -63,7 +79,8 @@ class Policy:
         """The step of the period at which each layer is refreshed."""
         if period not in self._slots:
             every = max(1, int(value_at(self.update_period, 0)))
-            busy = max(self._costs, default=0.0) if 1 < every <= period and period % every == 0 else 0.0
+            crowded = 1 < every <= period and period % every == 0 and not self.spread
+            busy = max(self._costs, default=0.0) if crowded else 0.0
             load = [busy if slot % every == 0 else 0.0 for slot in range(period)]
             slots = [0] * len(self._costs)
             for index in sorted(range(len(slots)), key=lambda i: (-self._costs[i], i)):

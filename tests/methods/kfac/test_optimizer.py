@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import warnings
 
 import pytest
@@ -20,6 +21,7 @@ FAST = {"lr": 0.05, "update_period": 2, "refresh_period": 4, "damping": 0.03, "c
 KINDS = {
     "cholesky": {},
     "cholesky-late": {"refresh_lag": 2, "stagger": True},
+    "cholesky-spread": {"spread": True, "stagger": True, "factor_init": "first-batch"},
     "eigh": {"factor_init": "bias-corrected"},
     "newton_schulz": {"stagger": True},
     "ekfac": {"scaling": "intra-batch", "scale_decay": 0.5},
@@ -178,6 +180,21 @@ def test_stagger_avoids_the_steps_that_take_statistics():
     assert sorted(slots)[0] == 1
     crowded = Policy(2, 2, True, [2.0, 2.0, 2.0]).slots(2)
     assert sorted(crowded) == [0, 1, 1]
+
+
+def test_spread_statistics_take_each_layer_once_a_period(nets, train):
+    model = nets["conv"][0]()
+    optimizer = build("cholesky", model, spread=True, update_period=4, refresh_period=8)
+    counts = []
+    for k in range(13):
+        train(model, optimizer, nets["conv"][1], 1, first=k)
+        counts.append([int(optimizer.statistics.factors[layer].count) for layer in optimizer.layers])
+    assert counts[0] == [1, 1, 1]
+    changes = [[b - a for a, b in zip(one, other, strict=True)] for one, other in itertools.pairwise(counts)]
+    assert changes[:7] == [[0, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
+    assert counts[-1] == [4, 4, 4]
+    with pytest.raises(UserError, match="spread is False for it"):
+        factories.ekfac(model, spread=True)
 
 
 def test_staggered_refreshes_happen(nets, train):
