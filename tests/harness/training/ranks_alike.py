@@ -27,7 +27,7 @@ WORKLOAD = Workload(
     data="",
     runtime="",
     batch=30,
-    epochs=3,
+    epochs=2,
     target=Target(metric="test_accuracy", value=1.01, source="tests"),
 )
 
