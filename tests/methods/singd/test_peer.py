@@ -107,8 +107,8 @@ def test_the_packages_blocks_multiply_by_the_wrong_transpose(peer, monkeypatch):
     assert (block.rmatmat(m) - dense.mT @ m).abs().max() > 1
     monkeypatch.setattr(Block30DiagonalMatrix, "rmatmat", lambda self, m: self.to_dense().mT @ m)
 
-    def inner(self, x=None):
-        root = self.to_dense().mT if x is None else self.to_dense().mT @ x
+    def inner(self, X=None):
+        root = self.to_dense().mT if X is None else self.to_dense().mT @ X
         return type(self).from_dense(root @ root.mT)
 
     monkeypatch.setattr(Block30DiagonalMatrix, "from_inner", inner)
