@@ -21,7 +21,7 @@ from methods.kfac.layers import Layer, find
 from methods.kfac.options import in_range
 from methods.kfac.policy import Policy, value_at
 from methods.kfac.timing import Parts
-from methods.singd import checkpoint, stacks
+from methods.singd import checkpoint, matrices, stacks
 from methods.singd.options import parse
 from methods.singd.products import precision
 from methods.singd.stacks import Side, Stack
@@ -255,7 +255,8 @@ class SINGD(torch.optim.Optimizer):
         parameters = [p for layer in active for p in layer.parameters]
         if opt.weight_decay:
             for i, layer in enumerate(active):
-                for p, part in zip(layer.parameters, _split(v[i * groups : (i + 1) * groups], layer), strict=True):
+                parts = matrices.split(v[i * groups : (i + 1) * groups], layer)
+                for p, part in zip(layer.parameters, parts, strict=True):
                     part.add_(p.reshape(part.shape), alpha=opt.weight_decay)
         if opt.momentum:
             if stack.momentum is None:
@@ -267,10 +268,10 @@ class SINGD(torch.optim.Optimizer):
                 held = stack.momentum if chosen is None else stacks.cut(stack.momentum, chosen)
                 v = torch.add(v, held, alpha=opt.momentum)
                 stacks.write(stack.momentum, v, good, chosen)
-        views = _views(v, active, groups)
+        views = matrices.views(v, active, groups)
         kept = [(p, part) for p, part in zip(parameters, views, strict=True) if p.grad is not None]
         if good is None:
-            _add([p for p, _ in kept], [part for _, part in kept], -lr)
+            torch._foreach_add_([p for p, _ in kept], [part for _, part in kept], alpha=-lr)
             return
         for parameter, part in kept:
             moved = torch.add(parameter, part, alpha=-lr)
@@ -280,9 +281,9 @@ class SINGD(torch.optim.Optimizer):
         """C C^T dW K K^T for members of a stack: (B, d_out, d_in)."""
         first, second = stack.a.value.dtype, stack.g.value.dtype
         if stack.g.kind.by_rows:
-            found = stack.g.apply(_gradients(stack, active, second), chosen).to(first)
+            found = stack.g.apply(matrices.gradients(stack, active, second), chosen).to(first)
             return stack.a.apply(found.mT, chosen).mT.contiguous()
-        found = stack.a.apply(_gradients(stack, active, first).mT, chosen).mT
+        found = stack.a.apply(matrices.gradients(stack, active, first).mT, chosen).mT
         return stack.g.apply(found.to(second), chosen).contiguous()
 
     def _step_fallback(self, good: Tensor | None) -> None:
@@ -387,41 +388,6 @@ class SINGD(torch.optim.Optimizer):
         """Remove the hooks; the optimizer cannot be used afterwards."""
         self.capture.close()
         self.forget()
-
-
-def _gradients(stack: Stack, active: Sequence[Layer], dtype: torch.dtype) -> Tensor:
-    """Gradients of some members (B, d_out, d_in)."""
-    batch, d_out, d_in = stack.shape
-    groups, first = stack.layers[0].groups, active[0]
-    if len(active) == 1 and first.bias is None and first.weight.grad is not None:
-        return first.weight.grad.reshape(groups, d_out, d_in).to(dtype)
-    whole = torch.empty(batch // len(stack.layers) * len(active), d_out, d_in, dtype=dtype, device=first.weight.device)
-    for i, layer in enumerate(active):
-        place = whole[i * groups : (i + 1) * groups]
-        for parameter, part in zip(layer.parameters, _split(place, layer), strict=True):
-            if parameter.grad is None:
-                part.zero_()
-            else:
-                part.copy_(parameter.grad.reshape(part.shape))
-    return whole
-
-
-def _split(matrix: Tensor, layer: Layer) -> list[Tensor]:
-    """Weight and bias parts of (groups, d_out, d_in), views."""
-    return [matrix] if layer.bias is None else [matrix[:, :, :-1], matrix[:, :, -1]]
-
-
-def _views(matrix: Tensor, active: Sequence[Layer], groups: int) -> list[Tensor]:
-    """The parts of (B, d_out, d_in) in the parameters' shapes, views where the strides allow."""
-    found = []
-    for i, layer in enumerate(active):
-        parts = _split(matrix[i * groups : (i + 1) * groups], layer)
-        found += [part.reshape(p.shape) for p, part in zip(layer.parameters, parts, strict=True)]
-    return found
-
-
-def _add(targets: list[Tensor], values: list[Tensor], alpha: float) -> None:
-    torch._foreach_add_(targets, values, alpha=alpha)
 
 
 def _reduce(tensors: Sequence[Tensor]) -> None:
