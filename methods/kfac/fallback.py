@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from methods.first_order import adamw
 from methods.first_order.groups import decay_groups
@@ -29,6 +31,97 @@ def optimizer(parameters: Sequence[nn.Parameter], opt: Options) -> torch.optim.O
         )
     groups = decay_groups(parameters, opt.fallback_weight_decay, "matrices")
     return torch.optim.SGD(groups, lr=opt.fallback_lr, momentum=opt.fallback_momentum, fused=True)
+
+
+@dataclass
+class _Plan:
+    """One group of AdamW as lists for its fused kernel."""
+
+    group: dict[str, Any]
+    params: list[Tensor]
+    means: list[Tensor]
+    squares: list[Tensor]
+    counts: list[Tensor]
+
+
+class Stepper:
+    """Steps the fallback; AdamW by its own fused kernel on lists that are kept, which spares the host collecting them.
+
+    Args:
+        optimizer: the fallback.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer: Any = optimizer
+        self._plans: list[_Plan] = []
+
+    def step(self, finite: Tensor | None) -> None:
+        """One step; nothing changes unless ``finite`` (a 0-d bool on the device, None for yes)."""
+        found_inf = None if finite is None else (~finite).float()
+        if self._planned():
+            grads = [[p.grad for p in plan.params if p.grad is not None] for plan in self._plans]
+            if all(len(found) == len(plan.params) for found, plan in zip(grads, self._plans, strict=True)):
+                for plan, group in zip(self._plans, grads, strict=True):
+                    _fused(plan, group, found_inf)
+                return
+        if found_inf is not None:
+            self.optimizer.found_inf = found_inf
+        try:
+            self.optimizer.step()
+        finally:
+            if found_inf is not None:
+                del self.optimizer.found_inf
+
+    def _planned(self) -> bool:
+        """Whether the lists are there and still the optimizer's."""
+        state = self.optimizer.state
+        if self._plans and all(
+            len(plan.group["params"]) == len(plan.params)
+            and state[plan.params[0]].get("exp_avg") is plan.means[0]
+            and plan.means[0].device == plan.params[0].device
+            and plan.means[0].dtype == plan.params[0].dtype
+            for plan in self._plans
+        ):
+            return True
+        self._plans = []
+        if type(self.optimizer) is not torch.optim.AdamW:
+            return False
+        for group in self.optimizer.param_groups:
+            params = group["params"]
+            same = len({(p.device, p.dtype) for p in params}) == 1
+            plain = group["fused"] and not group["amsgrad"] and not group["maximize"] and isinstance(group["lr"], float)
+            if not same or not plain or not all("exp_avg" in state.get(p, {}) for p in params):
+                self._plans = []
+                return False
+            lists = [[state[p][key] for p in params] for key in ("exp_avg", "exp_avg_sq", "step")]
+            self._plans.append(_Plan(group, list(params), *lists))
+        return True
+
+
+def _fused(plan: _Plan, grads: list[Tensor], found_inf: Tensor | None) -> None:
+    group = plan.group
+    if found_inf is not None:
+        found_inf = found_inf.to(plan.params[0].device)
+    torch._foreach_add_(plan.counts, 1)
+    torch._fused_adamw_(
+        plan.params,
+        grads,
+        plan.means,
+        plan.squares,
+        [],
+        plan.counts,
+        amsgrad=False,
+        lr=group["lr"],
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+        grad_scale=None,
+        found_inf=found_inf,
+    )
+    if found_inf is not None:
+        torch._foreach_sub_(plan.counts, [found_inf] * len(plan.counts))
 
 
 def announce(label: str, name: str, left_over: Mapping[str, str]) -> None:

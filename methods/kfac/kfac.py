@@ -80,6 +80,7 @@ class KFAC(torch.optim.Optimizer):
         self.layers, others, self.left_over = find(model, opt.exclude)
         self.grad_scaler = grad_scaler
         self.fallback = fallback.optimizer([parameter for _, parameter in others], opt)
+        self._stepper = None if self.fallback is None else fallback.Stepper(self.fallback)
         mine = [parameter for layer in self.layers for parameter in layer.parameters]
         super().__init__([{"params": mine, "lr": lr}], {"lr": lr})
         self._main = self.param_groups[0]
@@ -286,15 +287,8 @@ class KFAC(torch.optim.Optimizer):
         self.update.step(lr, opt.weight_decay if self.steps >= opt.weight_decay_start else 0.0, finite)
 
     def _step_fallback(self, finite: Tensor | None) -> None:
-        if self.fallback is None:
-            return
-        if finite is not None:
-            self.fallback.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        try:
-            self.fallback.step()
-        finally:
-            if finite is not None:
-                del self.fallback.found_inf  # type: ignore[attr-defined]
+        if self._stepper is not None:
+            self._stepper.step(finite)
 
     # -- the model moves -----------------------------------------------------------------------------------------------
 

@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from harness.errors import Unsupported, UserError
 from harness.measure.training import state as training_state
-from methods.kfac import factories, packing
+from methods.kfac import factories, fallback, packing
 from methods.kfac.kfac import KFAC
+from methods.kfac.options import parse
 from methods.kfac.policy import Policy, value_at
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*leaves to")
@@ -577,6 +578,29 @@ def test_parts_memory_and_sgd_fallback(nets, train):
     assert usage["fallback"] == 8 * 8
     assert optimizer.coverage == {"ekfac": 76 + 72 + 21, "sgd": 8}
     assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.1]
+
+
+def test_the_fallback_steps_as_adamw_does():
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(5)), nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(4))]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    options = parse({"fallback_weight_decay": 0.1, "fallback_lr": 0.02})
+    first, second = fallback.optimizer(ours, options), fallback.optimizer(theirs, options)
+    stepper = fallback.Stepper(first)
+    for k in range(8):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = None if k == 5 and p is ours[0] else torch.randn_like(p)
+            q.grad = None if p.grad is None else p.grad.clone()
+        finite = torch.tensor(k != 3) if k % 3 == 0 else None
+        stepper.step(finite)
+        if finite is not None:
+            second.found_inf = (~finite).float()
+        second.step()
+        second.__dict__.pop("found_inf", None)
+        if k == 6:
+            first.load_state_dict(copy.deepcopy(first.state_dict()))
+        assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True)), k
+    assert int(first.state[ours[1]]["step"]) == 7
 
 
 def test_no_warning_without_leftovers(nets):
