@@ -226,8 +226,6 @@ class Update:
             if slot.state is not None:
                 slot.state = self.allocate(layer, side, slot.state)
 
-    # -- directions ----------------------------------------------------------------------------------------------------
-
     def directions(self, layers: Sequence[Layer], gradients: Sequence[Tensor]) -> list[Tensor]:
         """Preconditioned gradients: a stack at once where all of its layers are asked for and have inverses."""
         wanted = dict(zip(layers, gradients, strict=True))
