@@ -25,6 +25,8 @@ ERRORS: Mapping[str, str] = {
     "or against the float64 running factor for an update; gated for exact back-ends",
     "fidelity_error": "||X - X_ref||_F / ||X_ref||_F against the plain float64 twin: the best low-rank operator of the "
     "same rank, Brand's recursion from exact decompositions, the dense empirical Fisher; gated where there is a twin",
+    "fidelity_residual": "||S(X - X_ref)||_F / ||S(X_ref)||_F with S(X) = (G + lam I) X (A + lam I): the same, seen "
+    "where the factors are large, so that V / lam fails at every width; gated with it",
     "residual": "||(G + lam I) X (A + lam I) - V||_F / ||V||_F: what the answer leaves of the system",
 }
 

@@ -228,9 +228,14 @@ class PreconditioningRuntime:
         if reference is not None:
             assert isinstance(reference, Operation)
             reference.rewind()
-            errors["fidelity_error"] = _relative(output, reference(content))
-            limit = FIDELITY_LIMIT[problem.kind.partition("_")[2]]
-            metric, status = "fidelity_error", "unfaithful"
+            wanted = reference(content)
+            errors["fidelity_error"] = _relative(output, wanted)
+            limit, status = FIDELITY_LIMIT[problem.kind.partition("_")[2]], "unfaithful"
+            metric = "fidelity_error"
+            if inputs.operation(problem) != "update":
+                system = _system(content, problem)
+                errors["fidelity_residual"] = _relative(system(output), system(wanted))
+                metric = max(("fidelity_error", "fidelity_residual"), key=errors.__getitem__)
         if not errors[metric] <= limit:
             return Judgement(
                 status=status, reason=f"{metric} is {errors[metric]:.4g}, its limit {limit:.3g}", errors=errors
@@ -263,6 +268,26 @@ def _solved(factor: Tensor, damping: float, right: Tensor) -> Tensor:
     whole.diagonal().add_(damping)
     found: Tensor = torch.cholesky_solve(right, torch.linalg.cholesky(whole))  # type: ignore[no-untyped-call]
     return found
+
+
+def _system(content: Given, problem: Problem) -> Callable[[Tensor], Tensor]:
+    """X -> (G + lam I) X (A + lam I) in float64, G the identity without an output side.
+
+    Of a random V most lies where the factor is far below lam, and V / lam alone is within 20 % of the answer from some
+    hundred columns on; seen through the system, the few large eigenvalues weigh what they do.
+    """
+    damping, (first, width) = problem.params["damping"], problem.shape
+    if inputs.operation(problem) == "refresh":
+        right = content["factor"].double()
+        return lambda x: x.double() @ right + damping * x.double()
+    right, left = inputs.prior(problem, width).double(), inputs.prior(problem, first).double()
+
+    def applied(x: Tensor) -> Tensor:
+        half = left @ x.double() + damping * x.double()
+        found: Tensor = half @ right + damping * half
+        return found
+
+    return applied
 
 
 def _residual(output: Tensor, content: Given, damping: float) -> float:

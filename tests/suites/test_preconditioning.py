@@ -182,6 +182,32 @@ def test_a_wrong_back_end_is_caught(monkeypatch, name, status):
     assert check(wrong, problem()).status == status
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("refresh", (16, 640)), ("refresh_flat", (16, 1200)), ("apply", (640, 640))]
+)
+def test_an_inverse_without_its_factor_is_caught_at_every_width(monkeypatch, kind, shape):
+    """V / lam is close to the inverse of a wide factor in most of its directions, but not in those that matter."""
+    sides = 2 if kind == "apply" else 1
+    monkeypatch.setattr(
+        preconditioning, "spoilt_for_test", _low_rank_without_modes(preconditioning.rsvd, sides), raising=False
+    )
+    found = registry.method("preconditioning.rsvd")
+    fields = {f: getattr(found, f) for f in found.__dataclass_fields__}
+    wrong = Method(**{**fields, "impl": "methods.kfac.preconditioning:spoilt_for_test"})
+    outcome = check(wrong, problem(kind, shape), rank=40)
+    assert outcome.status == "unfaithful"
+    assert "fidelity_residual" in outcome.reason
+
+
+def _low_rank_without_modes(factory, sides):
+    def make(d_out, d_in, **options):
+        made = factory(d_out, d_in, **options)
+        made.precondition = lambda v: v / made.damping**sides
+        return made
+
+    return make
+
+
 def test_calls_start_from_the_same_state_and_blocks_time_them():
     made = problem()
     op = RUNTIME.bind(registry.load("preconditioning.newton-schulz"), made, {"iterations": 1})
