@@ -92,13 +92,20 @@ def break_even(slow: Mapping[int, Case], fast: Mapping[int, Case]) -> list[float
 
 
 def told(slow: Mapping[int, Case], fast: Mapping[int, Case]) -> Cell:
-    """From which width on ``fast`` takes less time than ``slow``."""
+    """At which widths ``fast`` takes less time than ``slow``."""
     shared = [width for width in slow if width in fast]
     if len(shared) < 2:
         return Cell(text=plain.DASH, title="fewer than two shared widths")
-    first, last = (_time(slow[w]) / _time(fast[w]) for w in (shared[0], shared[-1]))
+    ratios = [_time(slow[w]) / _time(fast[w]) for w in shared]
+    first, last = ratios[0], ratios[-1]
     ratio = f"{plain.times(last)} at {shared[-1]}"
     crossings = break_even(slow, fast)
+    if last <= 1 and max(ratios) > 1:
+        ends = break_even(fast, slow)
+        end = _rounded(ends[-1]) if ends else str(shared[-1])
+        start = f" from about {_rounded(crossings[-1])}" if crossings else ""
+        text = f"only{start} up to about {end}"
+        return Cell(text=text, sub=(ratio,), sort=math.inf)
     if last <= 1:
         return Cell(text=f"never up to {shared[-1]}", sub=(ratio,), tone="bad", sort=math.inf)
     if not crossings:
@@ -206,7 +213,7 @@ def _pair_table(place: str, heading: str, own: Series) -> Table:
         for slow in names
     ]
     note = (
-        "From which width on the column's back-end takes less time than the row's; small: ratio at the largest shared "
+        "At which widths the column's back-end takes less time than the row's; small: ratio at the largest shared "
         "width. Interpolated between measured widths, never extrapolated."
     )
     return Table(

@@ -19,10 +19,12 @@ _PART = re.compile(r"^bucket_optimizer_(?P<part>.+)_s$")
 #: Parts in the order of a step; others follow. Statistics are also taken inside backward.
 ORDER = ("factor", "refresh", "apply")
 REST = "rest of the step"
+#: Seconds in collectives, which are inside other parts (statistics, application): not a part of its own.
+INSIDE = ("communication",)
 NOTE = (
     "Milliseconds of one update on the training clock, median over seeds. Factor: statistics, wherever they are taken, "
     "inside backward too. The rest: data, forward, backward without statistics, and what of the optimizer is in "
-    "none of its parts."
+    "none of its parts. Between processes each part holds its own collectives; their share is told under scaling."
 )
 
 Row = dict[str, Any]
@@ -45,6 +47,7 @@ def split(run: Trained) -> dict[str, float] | None:
     if not steps or whole <= 0:
         return None
     own = {m["part"]: value for name, value in run.metrics.items() if (m := _PART.match(name))}
+    own = {name: value for name, value in own.items() if name not in INSIDE}
     named = {name: own[name] for name in (*ORDER, *sorted(set(own) - set(ORDER))) if name in own}
     rest = max(0.0, whole - sum(named.values()))
     return {name: value / steps for name, value in {**named, REST: rest}.items()}
