@@ -43,7 +43,8 @@ class FOP(Halves):
         self.rule, others = projection.split_options(options)
         super().__init__(model, lr, split=self.rule.split, **others)
         self._parts = Parts(("factor", "halves", "refresh", "apply"))
-        self._sums = {layer: torch.zeros(len(_KEPT), dtype=torch.float64) for layer in self.layers}
+        #: By layer: sums of what is kept, and of how many steps.
+        self._sums = {layer: torch.zeros(len(_KEPT) + 1, dtype=torch.float64) for layer in self.layers}
         #: The newest coefficients, (L,) tensors on the device in the order of ``chosen_layers``.
         self.chosen: projection.Chosen | None = None
         self.chosen_layers: list[Layer] = []
@@ -72,11 +73,15 @@ class FOP(Halves):
         """Beta = 0: eta* is exactly the factor of the reference, and d is not needed."""
         self._apart = {}
         self._difference = {}
-        eta = projection.REFERENCES[self.rule.eta_ref] if self.rule.eta == "optimal" else 1.0
-        eta = max(eta, self.rule.eta_min or eta)
-        eta = min(eta, self.rule.eta_max or eta)
-        found = self.directions(active, gradients)
+        eta, found = self._eta(), self.directions(active, gradients)
         return found if eta == 1.0 else [eta * one for one in found]
+
+    def _eta(self) -> float:
+        """Every layer's eta where beta = 0."""
+        rule = self.rule
+        eta = projection.REFERENCES[rule.eta_ref] if rule.eta == "optimal" else 1.0
+        eta = eta if rule.eta_min is None else max(eta, rule.eta_min)
+        return eta if rule.eta_max is None else min(eta, rule.eta_max)
 
     def _blocks(self, active: Sequence[Layer], gradients: Sequence[Tensor]) -> list[Block]:
         """Stacks of equal layers at once where all are active and have inverses; other layers one by one."""
@@ -155,7 +160,8 @@ class FOP(Halves):
 
     def _keep(self, active: Sequence[Layer], chosen: projection.Chosen) -> None:
         self.chosen, self.chosen_layers = chosen, list(active)
-        rows = torch.stack([chosen.beta, (chosen.beta < 0).double(), chosen.eta, chosen.c], 1).nan_to_num(0.0, 0.0, 0.0)
+        kept = (chosen.beta, (chosen.beta < 0).double(), chosen.eta, chosen.c, torch.ones_like(chosen.eta))
+        rows = torch.stack(kept, 1).nan_to_num(0.0, 0.0, 0.0)
         held = []
         for layer in active:
             if self._sums[layer].device != rows.device:
@@ -164,10 +170,14 @@ class FOP(Halves):
         torch._foreach_add_(held, list(rows.unbind()))
 
     def coefficients(self) -> dict[str, float]:
-        """Means of beta, of beta < 0, of eta and of c over layers and steps so far; reading waits for the device."""
-        steps = max(1, self.steps)
-        total = torch.stack([one.cpu() for one in self._sums.values()]).sum(0) / (steps * len(self.layers))
-        return dict(zip(_KEPT, total.tolist(), strict=True))
+        """Means of beta, of beta < 0, of eta and of c over the steps so far and the layers that this process updates.
+
+        Reading waits for the device. With ``beta="zero"`` they are known beforehand, and c, which needs d, is left out.
+        """
+        if self.rule.beta == "zero":
+            return {"beta": 0.0, "beta_negative": 0.0, "eta": self._eta()}
+        total = torch.stack([one.cpu() for one in self._sums.values()]).sum(0)
+        return dict(zip(_KEPT, (total[:-1] / total[-1].clamp_min(1.0)).tolist(), strict=True))
 
     def describe(self) -> dict[str, Any]:
         """As K-FAC's, with the components in use and the coefficients so far."""

@@ -150,6 +150,24 @@ def test_the_arms_differ(nets, steps, distance):
             assert distance(one, other) > 1e-4
 
 
+@pytest.mark.parametrize(("arm", "eta"), [("beta_zero", 2.0), ("kfac_halves", 1.0)])
+def test_arms_without_beta_tell_the_eta_that_they_use(arm, eta, nets, steps):
+    model = nets["conv"][0]()
+    optimizer = build(model, arm)
+    steps(model, optimizer, nets["conv"][1], 2)
+    assert optimizer.coefficients() == {"beta": 0.0, "beta_negative": 0.0, "eta": eta}
+
+
+def test_coefficients_are_means_over_the_layers_that_moved(nets, steps):
+    """A layer that another process keeps, or without a gradient, does not count as eta = 0."""
+    model = nets["mlp"][0]()
+    optimizer = build(model, clip="none")
+    model[0].requires_grad_(False)  # after construction: a layer of the optimizer that gets no gradient
+    steps(model, optimizer, nets["mlp"][1], 3)
+    assert [len(optimizer.layers), len(optimizer.chosen_layers)] == [2, 1]
+    assert 1.0 <= optimizer.coefficients()["eta"] <= 2.0
+
+
 def test_coefficients_are_told(nets, steps):
     model = nets["conv"][0]()
     optimizer = build(model)
