@@ -23,7 +23,7 @@ from methods.kfac.damping import mean_diagonal
 from methods.kfac.inverse import brand
 from methods.kfac.inverse.base import LinAlgError, State
 from methods.kfac.layers import Layer
-from methods.kfac.options import in_range
+from methods.kfac.options import flag, in_range
 from methods.kfac.policy import Schedule, value_at
 from methods.kfac.randomized import SIDES, Loose, RandomizedKFAC
 from methods.kfac.rank import Ranks, Rule
@@ -75,6 +75,8 @@ class BrandKFAC(RandomizedKFAC):
             raise UserError(
                 f"inverse of the Brand methods is rsvd or sre, whose states are eigenpairs; got {inverse!r}."
             )
+        flag("truncate", truncate)
+        flag("adaptive_brand_rank", adaptive_brand_rank)
         in_range("brand_period", brand_period, 1, whole=True)
         in_range("overwrite_period", overwrite_period, 0, whole=True)
         in_range("correction_period", correction_period, 0, whole=True)
@@ -83,7 +85,8 @@ class BrandKFAC(RandomizedKFAC):
             raise UserError(f"subsample has to be 1 with Brand's update; got {options['subsample']!r}.")
         # The published code's rule for Brand ranks.
         rule = Rule(above=0.015, below=0.02, up=10, down=5, floor=70, cap=500) if adaptive_brand_rank else None
-        self.brand_ranks = Ranks(options.get("rank", 220) if brand_rank is None else brand_rank, rule)
+        own = brand_rank is not None
+        self.brand_ranks = Ranks(brand_rank if own else options.get("rank", 220), rule, "brand_rank" if own else "rank")
         self.brand_period, self.truncate = brand_period, truncate
         self.overwrite_period, self.correction_period = overwrite_period, correction_period
         self.correction_share = correction_share
@@ -303,6 +306,10 @@ class BrandKFAC(RandomizedKFAC):
             return super()._jobs(layer)
         self.sketched.rank = self.kept_ranks.start(self.steps)
         dense = self._dense(layer)
+        if self._overwrites() and layer in self.statistics.factors:
+            # The dense mean has taken every batch, the pairs one in brand_period: from here on they stand for all.
+            # With their own, larger share of the identity, what is left below would have negative eigenvalues.
+            held.count = self.statistics.factors[layer].count.clone()
         jobs = []
         for index, (slot, lam) in enumerate(zip(self.slots[layer], self._lams(layer, dense), strict=True)):
             matrix = dense[index]

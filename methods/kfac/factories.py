@@ -6,23 +6,24 @@ from typing import Any
 
 from torch import nn
 
+from harness.errors import UserError
 from methods.kfac.brand import BrandKFAC
 from methods.kfac.catalogue import BRAND
 from methods.kfac.ekfac import EKFAC
 from methods.kfac.kfac import KFAC
-from methods.kfac.options import in_range
+from methods.kfac.options import flag, in_range
 from methods.kfac.randomized import AdaptiveRankKFAC, RandomizedKFAC
 from methods.kfac.seng import SENG
 
 
 def cholesky(model: nn.Module, *, lr: float = 1e-3, **options: Any) -> KFAC:
     """K-FAC with explicit inverses by Cholesky."""
-    return KFAC(model, lr, inverse="cholesky", **options)
+    return KFAC(model, lr, inverse="cholesky", **_free("kfac-cholesky", options))
 
 
 def eigh(model: nn.Module, *, lr: float = 1e-3, damping_mode: str = "exact", **options: Any) -> KFAC:
     """K-FAC with eigendecompositions; by default the product is damped, which needs them."""
-    return KFAC(model, lr, inverse="eigh", damping_mode=damping_mode, **options)
+    return KFAC(model, lr, inverse="eigh", damping_mode=damping_mode, **_free("kfac-eigh", options))
 
 
 def newton_schulz(
@@ -37,8 +38,9 @@ def newton_schulz(
     """K-FAC with inverses iterated from the ones before."""
     in_range("iterations", iterations, 1, whole=True)
     in_range("tolerance", tolerance, 0.0, 1.0, left=False, right=False)
+    flag("half", half)
     chosen = {"iterations": int(iterations), "tolerance": tolerance, "half": half}
-    return KFAC(model, lr, inverse="newton-schulz", inverse_options=chosen, **options)
+    return KFAC(model, lr, inverse="newton-schulz", inverse_options=chosen, **_free("kfac-newton-schulz", options))
 
 
 def ekfac(
@@ -50,7 +52,8 @@ def ekfac(
     **options: Any,
 ) -> EKFAC:
     """EKFAC with the scalings of single samples or of running mean gradients."""
-    return EKFAC(model, lr, scaling=scaling, scale_decay=scale_decay, **options)
+    chosen = _free("ekfac", options, ("inverse", "damping_mode"))
+    return EKFAC(model, lr, scaling=scaling, scale_decay=scale_decay, **chosen)
 
 
 def rs(model: nn.Module, *, lr: float = 1e-3, damping_mode: str = "adaptive", **options: Any) -> RandomizedKFAC:
@@ -93,7 +96,19 @@ def seng(model: nn.Module, *, lr: float = 0.05, **options: Any) -> SENG:
 
 def _randomized(model: nn.Module, lr: float, inverse: str, options: dict[str, Any]) -> RandomizedKFAC:
     kind = AdaptiveRankKFAC if options.get("adaptive_rank") else RandomizedKFAC
-    return kind(model, lr, inverse=inverse, **options)
+    return kind(model, lr, inverse=inverse, **_free(f"the one with {inverse}", options))
+
+
+def _free(method: str, options: dict[str, Any], fixed: tuple[str, ...] = ("inverse",)) -> dict[str, Any]:
+    """Options without those that the method stands for.
+
+    Raises:
+        UserError: one of them was given.
+    """
+    for name in fixed:
+        if name in options:
+            raise UserError(f"{name} is fixed by {method}; got {options[name]!r}. Choose the method that has it.")
+    return options
 
 
 def _brand(model: nn.Module, lr: float, own: dict[str, Any], options: dict[str, Any]) -> BrandKFAC:

@@ -125,27 +125,63 @@ class Options:
         for name, known in names.items():
             if getattr(self, name) not in known:
                 raise UserError(f"{name} is one of {', '.join(known)}; got {getattr(self, name)!r}.")
+        flags(self)
+        patterns("exclude", self.exclude)
+        fallback(self)
         in_range("momentum", self.momentum, 0.0, 1.0, right=False)
         in_range("factor_decay", self.factor_decay, 0.0, 1.0, right=False)
         in_range("subsample", self.subsample, 0.0, 1.0, left=False)
         in_range("weight_decay", self.weight_decay, 0.0)
         in_range("clip_value", self.clip_value, 0.0, left=False)
-        in_range("fallback_lr", self.fallback_lr, 0.0)
         in_range("weight_decay_start", self.weight_decay_start, 0, whole=True)
-        in_range("refresh_lag", self.refresh_lag, 0, min(values(self.refresh_period)) - 1, whole=True)
         in_range("mc_samples", self.mc_samples, 1, whole=True)
-        for value in values(self.damping):
+        for value in values(self.damping, "damping"):
             in_range("damping", value, 0.0, left=False)
         for name in ("update_period", "refresh_period"):
-            for value in values(getattr(self, name)):
+            for value in values(getattr(self, name), name):
                 in_range(name, value, 1, whole=True)
+        in_range("refresh_lag", self.refresh_lag, 0, min(values(self.refresh_period)) - 1, whole=True)
 
 
-def values(schedule: Schedule) -> list[float]:
-    """Every value that a schedule takes, as far as it can be told: a function's at step 0."""
+def flags(options: Any) -> None:
+    """Refuse a switch that is neither true nor false: a text such as ``False`` would count as true."""
+    for one in fields(options):
+        flag(one.name, getattr(options, one.name), isinstance(one.default, bool))
+
+
+def flag(name: str, value: Any, is_flag: bool = True) -> None:
+    """Refuse what is neither true nor false."""
+    if is_flag and not isinstance(value, bool):
+        raise UserError(f"{name} is true or false; got {value!r}.")
+
+
+def patterns(name: str, value: Any) -> None:
+    """Refuse what is not a pattern or a list of them."""
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, Sequence) or not all(isinstance(one, str) for one in listed):
+        raise UserError(f"{name} is a list of patterns of module names; got {value!r}.")
+
+
+def fallback(options: Any) -> None:
+    """Refuse numbers that the fallback optimizers cannot use."""
+    for name in ("fallback_lr", "fallback_eps", "fallback_weight_decay"):
+        in_range(name, getattr(options, name), 0.0)
+    for name in ("fallback_momentum", "fallback_beta1", "fallback_beta2"):
+        in_range(name, getattr(options, name), 0.0, 1.0, right=False)
+
+
+def values(schedule: Schedule, name: str = "") -> list[float]:
+    """Every value that a schedule takes, as far as it can be told: a function's at step 0.
+
+    Raises:
+        UserError: what is not a schedule, with the ``name`` of the hyper-parameter.
+    """
+    try:
+        first = value_at(schedule, 0)
+    except UserError as error:
+        raise UserError(f"{name}: {error}" if name else str(error)) from error
     if callable(schedule) or isinstance(schedule, int | float):
-        return [value_at(schedule, 0)]
-    value_at(schedule, 0)
+        return [first]
     return [float(piece[1]) for piece in schedule]
 
 

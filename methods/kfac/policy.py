@@ -20,10 +20,14 @@ def value_at(schedule: Schedule, step: int) -> float:
         return float(schedule(step))
     if isinstance(schedule, int | float):
         return float(schedule)
-    starts = [int(piece[0]) for piece in schedule]
+    try:
+        pieces = [(int(start), float(value)) for start, value in schedule]
+    except (TypeError, ValueError, OverflowError):
+        pieces = []
+    starts = [start for start, _ in pieces]
     if not starts or starts[0] != 0 or starts != sorted(starts):
         raise UserError(f"a schedule is a number or sorted [[step, value], ...] from step 0 on; got {schedule!r}.")
-    return float([piece[1] for piece, start in zip(schedule, starts, strict=True) if start <= step][-1])
+    return [value for start, value in pieces if start <= step][-1]
 
 
 class Policy:

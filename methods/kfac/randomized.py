@@ -14,7 +14,7 @@ from methods.kfac.inverse.base import State
 from methods.kfac.inverse.low_rank import Sketched
 from methods.kfac.kfac import KFAC
 from methods.kfac.layers import Layer
-from methods.kfac.options import in_range
+from methods.kfac.options import flag, in_range
 from methods.kfac.policy import Schedule
 from methods.kfac.rank import Ranks, Rule
 from methods.kfac.refresh import Job
@@ -64,11 +64,14 @@ class RandomizedKFAC(KFAC):
         sketch: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
+        flag("adaptive_rank", adaptive_rank)
         rule = Rule(target=rank_target, floor=rank_floor, cap=rank_cap)
         self.kept_ranks = Ranks(rank, rule if adaptive_rank else None)
         if adaptive_rank and type(self)._refreshed is KFAC._refreshed:
             raise UserError("adaptive_rank needs the class AdaptiveRankKFAC.")
         given = dict(sketch or {})
+        for key in ("continuation", "warm", "dense"):
+            flag(key, given.get(key, False))
         for key, low in {"oversampling": 0, "power": 1 if inverse == "subspace" else 0, "seed": 0}.items():
             if key in given:
                 in_range(key, given[key], low, whole=True)

@@ -60,15 +60,17 @@ class Ranks:
     Args:
         schedule: rank, or pieces [[step, rank], ...]; with a rule its value at step 0 is where it starts.
         rule: None without adaptation.
+        name: of the hyper-parameter, for messages.
     """
 
     schedule: Schedule
     rule: Rule | None = None
+    name: str = "rank"
     _watched: dict[Hashable, tuple[_Watch, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for value in values(self.schedule):
-            in_range("rank", value, 1, whole=True)
+        for value in values(self.schedule, self.name):
+            in_range(self.name, value, 1, whole=True)
 
     @property
     def varies(self) -> bool:

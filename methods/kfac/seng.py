@@ -18,7 +18,7 @@ from harness.errors import Unsupported, UserError
 from methods.kfac.inverse.cholesky import Cholesky
 from methods.kfac.kfac import KFAC
 from methods.kfac.layers import Layer
-from methods.kfac.options import in_range
+from methods.kfac.options import flag, in_range, values
 from methods.kfac.policy import Schedule, value_at
 from methods.kfac.seng_sketch import Samples, also, chosen, explicit, implicit, joined
 from methods.kfac.statistics import Terms
@@ -68,6 +68,11 @@ class SENG(KFAC):
         for name, value in (("svd_rank", svd_rank), ("col_sample", col_sample)):
             if value is not None:
                 in_range(name, value, 1, whole=True)
+        flag("exact", exact)
+        in_range("seed", seed, 0, whole=True)
+        in_range("lr", lr, 0.0)
+        for value in values(damping, "damping"):
+            in_range("damping", value, 0.0, left=False)
         in_range("explicit_threshold", explicit_threshold, 0, whole=True)
         self.positions, self.columns_sampled = (None, None) if exact else (svd_rank, col_sample)
         self.explicit_threshold, self.seed = explicit_threshold, seed

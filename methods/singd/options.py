@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from harness.errors import UserError
-from methods.kfac.options import FALLBACKS, in_range, values
+from methods.kfac.options import FALLBACKS, fallback, flags, in_range, patterns, values
 from methods.kfac.policy import Schedule
 from methods.kfac.statistics import LOSS_TERMS, REDUCTIONS, SHARING
 from methods.singd.products import PRODUCTS
@@ -94,26 +94,30 @@ class Options:
                 raise UserError(f"{name} is one of {', '.join(known)}; got {getattr(self, name)!r}.")
         pairs: dict[str, tuple[str, ...]] = {"structures": tuple(STRUCTURES), "preconditioner_dtype": DTYPES}
         for name, known in pairs.items():
-            if len(pair(getattr(self, name))) != 2 or any(one not in known for one in pair(getattr(self, name))):
-                raise UserError(f"{name} is a pair of {', '.join(known)}; got {getattr(self, name)!r}.")
+            given = getattr(self, name)
+            both = pair(given) if isinstance(given, Sequence) else ()
+            if len(both) != 2 or any(one not in known for one in both):
+                raise UserError(f"{name} is a pair of {', '.join(known)}; got {given!r}.")
         for name in ("momentum", "alpha1"):
             in_range(name, getattr(self, name), 0.0, 1.0, right=False)
-        for name in ("weight_decay", "fallback_lr", "fallback_weight_decay"):
-            in_range(name, getattr(self, name), 0.0)
+        flags(self)
+        patterns("exclude", self.exclude)
+        fallback(self)
+        in_range("weight_decay", self.weight_decay, 0.0)
         in_range("init_grad_scale", self.init_grad_scale, 0.0, left=False)
         for name in ("block", "rank"):
             in_range(name, getattr(self, name), 1, whole=True)
-        if len(self.ranks) != 2:
+        if not isinstance(self.ranks, Sequence) or len(self.ranks) != 2:
             raise UserError(f"ranks is a pair of whole numbers; got {self.ranks!r}.")
         for value in self.ranks:
             in_range("ranks", value, 0, whole=True)
         if sum(self.ranks) == 0:
             raise UserError("ranks is [0, 0]: hierarchical without a dense block; use structure diagonal.")
-        for number in values(self.damping):
+        for number in values(self.damping, "damping"):
             in_range("damping", number, 0.0)
-        for number in values(self.lr_cov):
+        for number in values(self.lr_cov, "lr_cov"):
             in_range("lr_cov", number, 0.0)
-        for number in values(self.update_period):
+        for number in values(self.update_period, "update_period"):
             in_range("update_period", number, 1, whole=True)
         if self.kfac_like and self.alpha1:
             raise UserError(f"kfac_like has no Riemannian momentum: alpha1 must be 0; got {self.alpha1!r}.")
