@@ -85,8 +85,8 @@ class BrandKFAC(RandomizedKFAC):
             raise UserError(f"subsample has to be 1 with Brand's update; got {options['subsample']!r}.")
         # The published code's rule for Brand ranks.
         rule = Rule(above=0.015, below=0.02, up=10, down=5, floor=70, cap=500) if adaptive_brand_rank else None
-        own = brand_rank is not None
-        self.brand_ranks = Ranks(brand_rank if own else options.get("rank", 220), rule, "brand_rank" if own else "rank")
+        chosen, name = (options.get("rank", 220), "rank") if brand_rank is None else (brand_rank, "brand_rank")
+        self.brand_ranks = Ranks(chosen, rule, name)
         self.brand_period, self.truncate = brand_period, truncate
         self.overwrite_period, self.correction_period = overwrite_period, correction_period
         self.correction_share = correction_share
@@ -190,7 +190,7 @@ class BrandKFAC(RandomizedKFAC):
         return held
 
     def _follow_side(self, layer: Layer, index: int, batch: Tensor, keep: Tensor, good: Tensor, read: Tensor) -> None:
-        """Brand's update of one side's pairs; nothing changes where the batch was not finite."""
+        """Brand's update of one side's pairs; where the batch was not finite the old ones stay, as many as fit."""
         held, slot = self.held[layer], self.slots[layer][index]
         state = slot.state if slot.state is not None else empty(batch)
         key, size = (layer.name, f"brand-{SIDES[index]}"), batch.shape[2]
@@ -206,7 +206,8 @@ class BrandKFAC(RandomizedKFAC):
         values = values / held.weight()
         if self.truncate:
             vectors, values = vectors[:, :, :rank], values[:, :rank]
-        width = max(vectors.shape[2], state["vectors"].shape[2])
+        # Zeros behind fewer modes than before would be the smallest kept eigenvalue.
+        width = vectors.shape[2]
         pairs = ((vectors, state["vectors"]), (values, state["values"]))
         new_vectors, new_values = (torch.where(good, widened(new, width), widened(old, width)) for new, old in pairs)
         slot.state = {"vectors": new_vectors, "values": new_values, "damping": torch.ones_like(new_values[:, 0])}

@@ -80,6 +80,7 @@ class BrandTwin(Twin):
             return
         period = int(value_at(self.opt.refresh_period, self.steps))
         if self.overwrite_period and self.steps and (self.steps // period) % self.overwrite_period == 0:
+            self.counts[held] = held.count
             for index, matrix in enumerate(held.factors[0]):
                 eye, count = torch.eye(len(matrix)).double(), self.counts[held]
                 rest = self._rest(count)

@@ -72,5 +72,5 @@ def empty(batch: Tensor) -> State:
 
 
 def widened(tensor: Tensor, width: int) -> Tensor:
-    """The last dimension filled up with zeros."""
+    """The last dimension cut, or filled up with zeros."""
     return nn.functional.pad(tensor, (0, width - tensor.shape[-1]))

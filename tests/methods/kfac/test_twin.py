@@ -91,6 +91,7 @@ BRAND = {"lr": 0.05, "rank": 9, "refresh_period": 2, "update_period": 1, "weight
         ("b", "brand", {"damping_mode": "same", "brand_period": 2, "brand_rank": 4, "continuation": False}),
         ("b", "brand", {"truncate": True, "momentum": 0.9}),
         ("b_r", "brand_overwritten", {"overwrite_period": 2}),
+        ("b_r", "brand_overwritten", {"overwrite_period": 2, "brand_period": 2}),
     ],
 )
 def test_brand_steps_equal_the_plain_twin(initial, fast, plain, options, nets, train, distance):
@@ -104,6 +105,19 @@ def test_brand_steps_equal_the_plain_twin(initial, fast, plain, options, nets, t
         train(model, optimizer, nets["conv"][1], 9)
     assert [layer.name for layer in one.held] == ["head", "wide"]
     assert distance(models[0], models[2]) > 1e-2
+    assert distance(models[0], models[1]) < 1e-7
+
+
+def test_a_smaller_batch_leaves_the_spectrum_continued(nets, train, distance):
+    """Fewer new modes than before: those that were not kept still count as the smallest kept one."""
+    models, batches = [], nets["conv"][1]
+    for _ in range(2):
+        torch.manual_seed(0)
+        models.append(Wide().double())
+    options = {**BRAND, "update_period": 2, "factor_init": "first-batch", "continuation": True, "damping": 1e-3}
+    one, other = factories.b(models[0], **options), brand_reference.brand(models[1], **options)
+    for model, optimizer in zip(models, (one, other), strict=True):
+        train(model, optimizer, lambda k: batches(k, 3 if k == 4 else 6), 8)
     assert distance(models[0], models[1]) < 1e-7
 
 
