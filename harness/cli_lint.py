@@ -30,8 +30,8 @@ def lint_claims(
     """Recompute published ratios, sentences and ledger rows from the sources' own tables; flag what disagrees."""
     from harness.judge import claim, lint
 
-    if price is not None and not price > 0:
-        raise UserError(f"--price {price:g}: expected money per GPU-hour above 0.")
+    if price is not None and not 0 < price < float("inf"):
+        raise UserError(f"--price {price:g}: expected money per GPU-hour, a finite number above 0.")
     sources = lint.load_sources(source)
     known = claim.load_claims()
     checks = [check for one in sources for check in lint.lint(one, known)]

@@ -87,6 +87,8 @@ def measure(asked: Asked, out: Path, as_json: bool) -> tuple[list[Row], list[Fin
 
     with listener.for_terminal(quiet=as_json) as shown:
         files, failed = scaling.measure(asked, out, command, shown, say)
+    if failed and not files:
+        raise UserError(f"nothing could be measured: {next(iter(failed.values()))}")
     rows = judged.rows(judged.cells(store.read_runs(files))) if files else []
     found = judged.findings(rows)
     if as_json:

@@ -9,6 +9,7 @@ method in float64. Measured by a command of its own that writes an ordinary reco
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,8 @@ from typing import Any, Literal
 from harness.catalogue import registry
 from harness.catalogue.suite import Problem, Suite, Tier
 from harness.catalogue.task import Task
-from harness.errors import UnknownName
+from harness.errors import UnknownName, UserError
+from suites import command
 
 ERRORS: Mapping[str, str] = {
     "update_error": "||D - D64||_F / ||D64||_F of the last update, D64: the same method in float64 on the same numbers",
@@ -147,6 +149,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="steps of a stream")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the record")
     given = parser.parse_args(arguments)
+    if given.steps < 1:
+        raise UserError(f"--steps {given.steps}: expected at least 1.")
     for name in given.method:
         if name not in METHODS:
             raise UnknownName("method", name, METHODS)
@@ -161,4 +165,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command.ended(main))

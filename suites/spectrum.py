@@ -21,7 +21,8 @@ from pathlib import Path
 from harness.catalogue.method import Method
 from harness.catalogue.suite import Problem
 from harness.catalogue.task import Task
-from harness.errors import SpeedclaimError, UserError
+from harness.errors import UserError
+from suites import command
 
 #: Modes count while they are at least this share of the largest (Puiu's target for the adaptive rank, 0.033, code).
 SHARE = 1 / 33
@@ -88,6 +89,11 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     for name, low in (("seeds", 1), ("updates", 10), ("every", 1), ("points", 1)):
         if getattr(found, name) < low:
             raise UserError(f"--{name}: expected at least {low}, got {getattr(found, name)}.")
+    for width in found.widths or ():
+        if width < 1:
+            raise UserError(f"--widths: expected at least 1, got {width}.")
+    if not 0 < found.lr < float("inf"):
+        raise UserError(f"--lr: expected a finite number above 0, got {found.lr}.")
     for decay in found.decays:
         if not 0 <= decay < 1:
             raise UserError(f"--decays: expected numbers in [0, 1), got {decay}.")
@@ -96,14 +102,13 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(given: Sequence[str] | None = None) -> int:
     """Measure and write the record; 2 for a user's mistake."""
-    try:
+
+    def measure() -> None:
         from suites import spectrum_run
 
         spectrum_run.main(arguments(given))
-    except SpeedclaimError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+
+    return command.ended(measure)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ Nothing is timed. Measured by a command of its own that writes an ordinary recor
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from harness.catalogue import registry
 from harness.catalogue.suite import Problem, Suite, Tier
 from harness.catalogue.task import Task
 from harness.errors import UnknownName
+from suites import command
 
 ERRORS: Mapping[str, str] = {
     "optimizer_state_bytes": "bytes of the optimizer's state after two steps: every storage in its state_dict",
@@ -147,4 +149,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command.ended(main))

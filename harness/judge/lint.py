@@ -198,8 +198,14 @@ def _texts(paths: Iterable[str | Path] | None) -> Iterator[tuple[str, str]]:
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"no source at {path}; expected a TOML file or a folder of them.")
-        for file in sorted(path.glob("*.toml")) if path.is_dir() else [path]:
-            yield str(file), file.read_text(encoding="utf-8")
+        files = sorted(path.glob("*.toml")) if path.is_dir() else [path]
+        if not files:
+            raise UserError(f"no source in the folder {path}; expected TOML files.")
+        for file in files:
+            try:
+                yield str(file), file.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}.") from error
 
 
 def lint(source: Source, claims: Sequence[Claim] = ()) -> list[Check]:

@@ -144,9 +144,11 @@ def build(request: Request) -> Plan:
         raise UserError(f"--budget-s {request.budget_s}: expected a positive number of seconds.")
     chosen = [registry.suite(name) for name in dict.fromkeys(request.suites)] or list(registry.suites().values())
     wanted = _wanted(request, chosen)
+    _check_problems(request, chosen)
     parts = [part for suite in chosen if (part := _suite(suite, request, device, wanted)) is not None]
     if not parts:
-        raise UserError(f"nothing to measure: no suite has a problem of tier {request.tier} on {device}.")
+        chosen_by = "of those named" if request.problems else f"of tier {request.tier}"
+        raise UserError(f"nothing to measure: no suite has a problem {chosen_by} on {device}.")
     blocks = request.blocks if request.blocks is not None else _default_blocks(request, parts)
     least = max(part.protocol.min_blocks for part in parts)
     if blocks < least:
@@ -172,14 +174,19 @@ def _wanted(request: Request, suites: Sequence[Suite]) -> set[str] | None:
     return set(request.methods)
 
 
+def _check_problems(request: Request, suites: Sequence[Suite]) -> None:
+    """A problem has to be one of any chosen suite; a suite without a chosen problem is left out."""
+    known = {problem.id for suite in suites for problem in suite.problems}
+    for name in request.problems:
+        if name not in known:
+            raise UnknownName("problem", name, known)
+
+
 def _suite(suite: Suite, request: Request, device: str, wanted: set[str] | None) -> SuitePlan | None:
     problems = list(suite.tier(request.tier, (device,)))
     if request.problems:
-        known = {p.id: p for p in suite.problems}
-        for name in request.problems:
-            if name not in known:
-                raise UnknownName("problem", name, known)
-        problems = [known[name] for name in dict.fromkeys(request.problems) if known[name].device == device]
+        known = {p.id: p for p in suite.problems if p.device == device}
+        problems = [known[name] for name in dict.fromkeys(request.problems) if name in known]
     if not problems:
         return None
     task = suite.task.name

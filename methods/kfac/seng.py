@@ -71,8 +71,8 @@ class SENG(KFAC):
         flag("exact", exact)
         in_range("seed", seed, 0, whole=True)
         in_range("lr", lr, 0.0)
-        for value in values(damping, "damping"):
-            in_range("damping", value, 0.0, left=False)
+        for number in values(damping, "damping"):
+            in_range("damping", number, 0.0, left=False)
         in_range("explicit_threshold", explicit_threshold, 0, whole=True)
         self.positions, self.columns_sampled = (None, None) if exact else (svd_rank, col_sample)
         self.explicit_threshold, self.seed = explicit_threshold, seed

@@ -9,7 +9,8 @@ from harness.catalogue import registry
 from harness.catalogue.method import Method
 from harness.catalogue.suite import Problem
 from harness.catalogue.task import Stateful
-from harness.measure import gate, micro
+from harness.errors import UserError
+from harness.measure import gate, micro, plan
 from harness.measure.device import open_device
 from methods.kfac import preconditioning
 from methods.kfac.inverse_plain import ExactLowRank
@@ -248,3 +249,13 @@ def test_the_twin_of_wide_factors_finds_the_leading_pairs_without_a_full_decompo
     assert part[0].shape == (1, 20)
     assert torch.allclose(part[0][:, :10], full[0][:, :10], rtol=1e-9)
     assert torch.allclose((part[1][0, :, :10].mT @ full[1][0, :, :10]).abs(), torch.eye(10).double(), atol=1e-6)
+
+
+def test_a_problem_of_one_of_two_suites_leaves_the_other_out():
+    request = plan.Request(suites=("preconditioning", "polar"), problems=("apply-64x256-float32-cpu",), device="cpu")
+    [part] = plan.build(request).suites
+    assert (part.suite.name, [problem.id for problem in part.problems]) == ("preconditioning", [*request.problems])
+    with pytest.raises(UserError, match="unknown problem 'nope'"):
+        plan.build(plan.Request(suites=("preconditioning", "polar"), problems=("nope",), device="cpu"))
+    with pytest.raises(UserError, match="no suite has a problem of those named on cpu"):
+        plan.build(plan.Request(problems=("apply-512x1153-float32-cuda",), device="cpu"))

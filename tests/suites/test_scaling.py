@@ -1,7 +1,12 @@
 """What the scaling runs ask for: every combination once, whole refresh periods, one batch kept."""
 
+from dataclasses import replace
+
+import pytest
+
+from harness.errors import UserError
 from harness.measure.training.plan import build
-from harness.measure.training.scaling import Asked, points, request
+from harness.measure.training.scaling import Asked, check, points, request
 from suites.scaling_bench import METHODS, asked
 
 CPU = Asked(
@@ -53,3 +58,23 @@ def test_the_gpu_script_asks_for_whole_refresh_periods():
         "none": ("training.sgd",),
         "owner": ("training.kfac-cholesky", "training.fop"),
     }
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"workload": "nope"}, "unknown workload 'nope'"),
+        ({"methods": ("nope",)}, "unknown method 'training.nope'"),
+        ({"rounds": 0}, "--rounds 0: expected at least 1"),
+        ({"blocks": 1}, "--blocks 1: expected at least 2"),
+        ({"period": 0}, "--period 0"),
+        ({"per_rank": 0}, "--per-rank 0"),
+        ({"sharded": ("nope",)}, "--sharded nope: expected one of the methods measured"),
+        ({"precision": "fp7"}, "expected one of ieee"),
+        ({"per_rank": 1}, "fewer samples than the"),
+    ],
+)
+def test_what_no_point_can_survive_is_refused_before_anything_runs(wrong, text):
+    with pytest.raises(UserError) as caught:
+        check(replace(CPU, **wrong))
+    assert text in str(caught.value)

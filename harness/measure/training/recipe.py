@@ -146,6 +146,11 @@ def resolve(workload: Workload, method: Method, given: Mapping[str, Any]) -> Hyp
 
 
 def _check_factory(method: Method, factory: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+    for name, value in factory.items():
+        if isinstance(method.hyper.get(name), bool) and not isinstance(value, bool):
+            raise UserError(
+                f"{method.name}: hyper-parameter {name}={value!r} (from the {sources[name]}): expected true or false."
+            )
     unknown = [name for name in factory if name not in method.hyper]
     if not unknown:
         return

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import SpeedclaimError
+from harness.errors import SpeedclaimError, UserError
 from harness.measure.training import executor
 from harness.measure.training.listener import Listener, Silent
 from harness.measure.training.plan import TrainRequest, build
@@ -146,7 +146,11 @@ def measure(
     """Run every point of every round; returns the record files, and what could not be run with its reason.
 
     One point's failure is told and the rest goes on.
+
+    Raises:
+        UserError: a mistake that no point can survive, before anything runs.
     """
+    check(asked)
     files: list[Path] = []
     failed: dict[str, str] = {}
     for round_ in range(asked.rounds):
@@ -162,6 +166,27 @@ def measure(
                 failed[label] = str(error)
                 say(f"  left out: {error}")
     return files, failed
+
+
+def check(asked: Asked) -> None:
+    """Refuse names and numbers that are wrong for every point.
+
+    Raises:
+        UserError: with the option and its range, or what a plan on one process says.
+    """
+    for name, least in (("per_rank", 1), ("rounds", 1), ("blocks", 2), ("period", 1)):
+        if getattr(asked, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(asked, name)}: expected at least {least}.")
+    measured = {full_name(name) for name in asked.methods}
+    for name in asked.sharded:
+        if full_name(name) not in measured:
+            raise UserError(f"--sharded {name}: expected one of the methods measured: {', '.join(asked.methods)}.")
+    if "strong" in asked.modes and asked.per_rank < max(asked.worlds):
+        raise UserError(
+            f"--per-rank {asked.per_rank}: fewer samples than the {max(asked.worlds)} processes to share them."
+        )
+    one = Point(world=1, per_rank=asked.per_rank, modes=asked.modes, sharding="none", methods=asked.methods)
+    build(request(asked, one, 0))
 
 
 def _turned(found: Sequence[Point], round_: int) -> list[Point]:

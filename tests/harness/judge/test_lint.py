@@ -174,3 +174,18 @@ def test_formulas():
         Formula("t.a.n +")
     with pytest.raises(FormulaError, match="is not arithmetic"):
         Formula("[1 for x in t]")(names)
+
+
+def test_a_folder_without_sources_and_a_file_that_is_no_text_are_errors(tmp_path):
+    with pytest.raises(UserError, match="no source in the folder"):
+        lint.load_sources([tmp_path])
+    (tmp_path / "noise.toml").write_bytes(bytes(range(128, 256)))
+    with pytest.raises(UserError, match="is not UTF-8 text"):
+        lint.load_sources([tmp_path])
+
+
+@pytest.mark.parametrize("price", ["nan", "inf", "0", "-1"])
+def test_a_price_is_a_finite_number_above_zero(price):
+    found = CliRunner().invoke(app, ["lint-claims", "--price", price])
+    assert isinstance(found.exception, UserError)
+    assert "a finite number above 0" in str(found.exception)
