@@ -121,6 +121,13 @@ class Halves(KFAC):
         return 2 if self.options.fisher == "empirical" else super()._model_passes(closure)
 
     def _loss_scale(self) -> Tensor | float | None:
+        """As there; also between statistics, as the first half is caught at every step."""
+        unscaled = hasattr(self, "found_inf") and getattr(self, "grad_scale", None) is None
+        if unscaled and self.grad_scaler is None and (self._first is not None or self._half):
+            raise Unsupported(
+                "gradients were unscaled before the step (gradient clipping?), so the scale of the first half's is "
+                "unknown; give the scaler to the constructor: grad_scaler=scaler."
+            )
         if self._first is not None and hasattr(self, "found_inf") and not self._first_is_finite():
             return None
         scale = super()._loss_scale()

@@ -383,6 +383,34 @@ def test_resume_is_bitwise(arm, nets, steps):
     assert resumed.coefficients() == optimizer.coefficients()
 
 
+@pytest.mark.parametrize("split", ["passes", "batch"])
+def test_halves_of_unknown_scale_are_refused_between_statistics_too(split):
+    """``unscale_`` reaches ``.grad`` alone; with the scaler given, d is that of the unscaled run."""
+    x, y = torch.randn(8, 5, generator=torch.Generator().manual_seed(1)), torch.arange(8) % 3
+    told = {}
+    for name in ("plain", "given", "unknown"):
+        torch.manual_seed(0)
+        model = nn.Linear(5, 3)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=name != "plain")
+        optimizer = FOP(model, lr=0.0, split=split, update_period=3, grad_scaler=scaler if name == "given" else None)
+        for k in range(2):
+            optimizer.zero_grad()
+            for rows in (slice(0, 4), slice(4, 8)) if split == "passes" else (slice(0, 8),):
+                scaler.scale(functional.cross_entropy(model(x[rows]), y[rows])).backward()
+                if rows.stop == 4:
+                    optimizer.first_half()
+            if k == 1:
+                scaler.unscale_(optimizer)
+            if k == 1 and name == "unknown":
+                with pytest.raises(Unsupported, match="scale of the first half"):
+                    scaler.step(optimizer)
+                break
+            scaler.step(optimizer)
+            scaler.update()
+        told[name] = optimizer.chosen.s
+    assert torch.allclose(told["given"], told["plain"], rtol=1e-4)
+
+
 def test_a_batch_with_nan_is_skipped(nets, steps, distance):
     make, batches = nets["conv"]
     model = make().eval()
