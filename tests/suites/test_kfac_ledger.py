@@ -43,6 +43,14 @@ def test_every_named_claim_has_rows_and_the_headline_is_told_three_ways():
         assert [c.counter for c in ways.values()] == [False, True, True]
 
 
+def test_an_objection_is_confirmed_by_its_own_row():
+    """The candidate is what the objection says is faster, so that "reproduced" means that the objection holds."""
+    objections = [claim for claim in LEDGER if claim.words.startswith("Objection")]
+    assert len(objections) == 2
+    assert {claim.candidate for claim in objections} == {"preconditioning.cholesky"}
+    assert not [claim.id for claim in objections if "should fail" in claim.words]
+
+
 @pytest.mark.parametrize("claim", GROWTH, ids=lambda claim: claim.id)
 def test_growth_can_come_out_either_way(claim):
     (verdict,) = judge(claim, grown(claim, claim.ratio))
