@@ -33,6 +33,10 @@ COMPONENTS = (
     ("training.fop-random", FULL, "the sign of beta", "the orthogonal term in its own direction, not a random one"),
     ("training.kfac-cholesky", FULL, "all together", "FOP against K-FAC"),
 )
+#: Arms whose eta is close to 2 (1 with ``eta_ref="mean"``), so that their step is that much longer at one rate.
+_WITH_ETA = ("training.fop", "training.fop-beta0", "training.fop-random")
+#: Lengths of steps that differ by more than this may be the whole difference of two arms.
+_ALIKE = 1.1
 _ARMS = frozenset(name for one in COMPONENTS for name in one[:2])
 
 
@@ -49,8 +53,24 @@ def rows(place: Place) -> list[Row]:
             continue
         found.append({"component": name, "what": what, "without": without, "with": with_it, "floor": floor,
                       **_numbers(estimate, floor),
+                      "rates": [rate(arm, side) for arm, side in zip((without, with_it), sides, strict=True) if side],
                       "hits": [f"{_hits(side)} of {len(side)}" for side in sides if side is not None]})  # fmt: skip
     return found
+
+
+def rate(arm: str, runs: Mapping[int, Trained]) -> float | None:
+    """Learning rate times the largest eta of the arm: what its step is long at small c; None where it is not told."""
+    hyper = max(runs.values(), key=lambda run: run.utc).hyper
+    lr = plain.number(hyper.get("lr"))
+    if lr is None:
+        return None
+    return lr * (2.0 if arm in _WITH_ETA and hyper.get("eta_ref", "sum") == "sum" else 1.0)
+
+
+def unequal(row: Row) -> bool:
+    """Whether the two sides' rates are known to differ, so that the rate may be what is seen."""
+    one, two = row["rates"]
+    return one is not None and two is not None and max(one, two) > _ALIKE * min(one, two)
 
 
 def _file(runs: Mapping[int, Trained]) -> str:
@@ -144,6 +164,8 @@ def lead(own: Sequence[Row]) -> str:
     left = [row["component"] for row in parts if row["side"] == "open"]
     if left:
         told.append(f"Not decided: {', '.join(left)}.")
+    if names := [row["component"] for row in own if unequal(row)]:
+        told.append(f"The two sides' rate times eta differs for {', '.join(names)}: the rate may be what is seen.")
     seeds = min((row["n"] for row in own), default=0)
     if seeds < stats.MIN_BLOCKS:
         told.append(f"{plain.count(seeds, 'seed')} can only screen: a verdict needs six.")
@@ -167,8 +189,8 @@ def _table(own: Sequence[Row]) -> Table:
         made_rows.append(
             (
                 Cell(text=row["component"], small=(row["what"],)),
-                Cell(text=figures.short(row["without"]), small=(f"hits {row['hits'][0]}",)),
-                Cell(text=figures.short(row["with"]), small=(f"hits {row['hits'][1]}",)),
+                Cell(text=figures.short(row["without"]), small=_small(row, 0)),
+                Cell(text=figures.short(row["with"]), small=_small(row, 1)),
                 number(f"{glyph} {shown}", row["ratio"], "" if row["enough"] else "a screen, no verdict"),
                 Cell(text=plain.interval(row["low"], row["high"]), number=True),
                 _floor(row["floor"]),
@@ -176,6 +198,11 @@ def _table(own: Sequence[Row]) -> Table:
             )
         )
     return Table(id="components-table", caption="Components of FOP", head=head, rows=made_rows)
+
+
+def _small(row: Row, side: int) -> tuple[str, ...]:
+    rate_of = row["rates"][side]
+    return (f"hits {row['hits'][side]}", *(() if rate_of is None else (f"rate × eta {rate_of:.3g}",)))
 
 
 def _floor(floor: float | None) -> Cell:

@@ -128,6 +128,27 @@ def test_each_component_is_one_paired_ratio(places: list[training.Place]) -> Non
     assert {row[0].text for row in board.sections[1].tables[0].rows} == {f"training.{name}" for name in ARMS}
 
 
+@pytest.mark.parametrize("halved", [False, True])
+def test_a_longer_step_is_not_told_as_a_component(
+    tmp_path: Path, trainer: Any, training_arm: Any, halved: bool
+) -> None:
+    """At one learning rate the arms with an eta of 2 take steps twice as long."""
+    arms = []
+    for name in ARMS:
+        long = name in ("fop", "fop-beta0", "fop-random")
+        hyper = {"lr": 0.05 if long and halved else 0.1, **({"eta_ref": "sum"} if long else {})}
+        arms.append(replace(training_arm(method=f"training.{name}", tau=TAU[name], final=0.995), hyper=hyper))
+    trainer(workload="digits-fullbatch").write(tmp_path / "a.jsonl", arms, seeds=6)
+    (board,) = ablation.made(training.places(read_runs(tmp_path), read_headers(tmp_path)))
+    said = "rate times eta differs for eta alone, eta of each layer, all together: the rate may be what is seen"
+    assert (said in board.lead) is not halved
+    first = board.sections[0].tables[0].rows[1]
+    assert [cell.small[1] for cell in first[1:3]] == [
+        "rate × eta 0.1",
+        "rate × eta 0.1" if halved else "rate × eta 0.2",
+    ]
+
+
 def test_arms_of_other_files_are_not_compared(tmp_path: Path, trainer: Any, training_arm: Any) -> None:
     for k, names in enumerate((("fop", "fop-beta0"), ("kfac-cholesky", "kfac-halves"))):
         arms = [training_arm(method=f"training.{name}", tau=2.0, final=0.995) for name in names]
