@@ -70,7 +70,7 @@ def _arriving(optimizer: KFAC, stored: Mapping[str, Any]) -> Late:
 def _layer(optimizer: KFAC, layer: Layer) -> dict[str, Any]:
     found: dict[str, Any] = {"channels_last": channels_last(layer.weight)}
     if (factors := optimizer.statistics.factors.get(layer)) is not None:
-        found |= {"factor_a": factors.held[0], "factor_g": factors.held[1], "count": factors.count}
+        found |= {"factor_a": factors.compact(0), "factor_g": factors.compact(1), "count": factors.count.clone()}
     for side, slot in zip(_SIDES, optimizer.slots[layer], strict=True):
         if slot.state is not None:
             found[f"inverse_{side}"] = dict(slot.state)

@@ -197,7 +197,7 @@ class KFAC(torch.optim.Optimizer):
 
     def count(self, finite: Tensor) -> None:
         """Count a batch that is skipped, on the device."""
-        self._skipped = self._skipped.to(finite.device) + (~finite).long()
+        self._skipped = self._skipped.to(finite.device) + ~finite
 
     def _known(self) -> Mapping[Layer, Any]:
         return self.statistics.factors

@@ -160,7 +160,8 @@ def find(
     if not layers:
         raise Unsupported(
             "the model has no layer with Kronecker factors: a trained nn.Linear or nn.Conv2d that is not excluded "
-            f"(it has {', '.join(sorted({type(m).__name__ for _, m in model.named_modules()}))})."
+            f"(it has {', '.join(sorted({type(m).__name__ for _, m in model.named_modules()}))})"
+            + (f"; {'; '.join(sorted(set(why.values())))}." if why else ".")
         )
     taken = {parameter for layer in layers for parameter in layer.parameters}
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and p not in taken]
@@ -194,7 +195,8 @@ def patches(module: nn.Conv2d, inputs: Tensor) -> Tensor:
 
     Stride, dilation and every padding (integers, ``same``, ``valid``, all padding modes) as in the module.
     """
-    inputs = functional.pad(inputs, _padding(module), mode=_mode(module))
+    if any(sides := _padding(module)):
+        inputs = functional.pad(inputs, sides, mode=_mode(module))
     (kernel, step, gap), count = (_pair(module.kernel_size), _pair(module.stride), _pair(module.dilation)), inputs.shape
     out = [(count[2 + i] - gap[i] * (kernel[i] - 1) - 1) // step[i] + 1 for i in (0, 1)]
     n, c, h, w = inputs.stride()

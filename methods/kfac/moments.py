@@ -7,6 +7,8 @@ moments are computed in panels of their lower triangle and mirrored.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,8 +18,8 @@ from methods.kfac import shifts
 from methods.kfac.apply import padded
 from methods.kfac.layers import channels_last, output_rows, patches
 
-#: Most numbers in one piece of rows: 64 MiB in float32, small beside a net's activations, large for a product.
-PIECE = 2**24
+#: Most numbers in one piece of rows: 128 MiB in float32, small beside a net's activations, large for a product.
+PIECE = 2**25
 #: Output tiles of 128 x 128 that keep every multiprocessor of a large GPU busy twice over (132 on an H100).
 TILES = 264
 #: Fewest rows in one of several products that are summed afterwards.
@@ -25,6 +27,14 @@ ROWS = 1024
 #: From this width on the moment is computed in four panels of its lower triangle: 5 / 8 of the multiply-adds.
 PANELS_FROM = 2048
 PANELS = 4
+#: From this width on moments and their running means keep their padding: sums in one piece need no copy, and it is at
+#: most 3 % of their memory.
+ROOM_FROM = 512
+
+
+def room(size: int) -> int:
+    """Width in which a moment of true width ``size`` is kept."""
+    return padded(size) if size >= ROOM_FROM else size
 
 
 def gram(rows: Tensor, half: torch.dtype | None, splits: int | None = None) -> Tensor:
@@ -39,7 +49,7 @@ def gram(rows: Tensor, half: torch.dtype | None, splits: int | None = None) -> T
     parts = _splits(rows) if splits is None else splits
     if width >= PANELS_FROM:
         return _panels(rows, half)
-    cut = rows.reshape(groups * parts, count // parts, width)
+    cut = rows if parts == 1 else rows.reshape(groups * parts, count // parts, width)
     found = product(cut.mT, cut, half)
     return found if parts == 1 else found.reshape(groups, parts, width, width).sum(1)
 
@@ -47,11 +57,11 @@ def gram(rows: Tensor, half: torch.dtype | None, splits: int | None = None) -> T
 def product(left: Tensor, right: Tensor, half: torch.dtype | None) -> Tensor:
     """Batched product with operands rounded to ``half`` and a float32 (or wider) result."""
     if half is None:
-        return left @ right
+        return torch.bmm(left, right)
     left, right = left.to(half), right.to(half)
     if left.is_cuda:
         return torch.bmm(left, right, out_dtype=torch.float32)  # type: ignore[call-overload,no-any-return]
-    return left.float() @ right.float()
+    return torch.bmm(left.float(), right.float())
 
 
 def _splits(rows: Tensor) -> int:
@@ -73,7 +83,8 @@ def _panels(rows: Tensor, half: torch.dtype | None) -> Tensor:
     for start in range(0, width, height):
         end = min(start + height, width)
         found[:, start:end, :end] = product(rows[:, :, start:end].mT, rows[:, :, :end], half)
-        found[:, :start, start:end] = found[:, start:end, :start].mT
+        if start:
+            found[:, :start, start:end] = found[:, start:end, :start].mT
     return found
 
 
@@ -83,14 +94,25 @@ def input_moment(module: nn.Linear | nn.Conv2d, inputs: Tensor, bias: bool, dtyp
     Returns:
         (groups, d_in, d_in) in ``dtype``, maybe a view of a padded tensor.
     """
-    if isinstance(module, nn.Conv2d) and inputs.ndim == 4 and shifts.fits(module, *inputs.shape[2:]):
-        return shifts.moment(inputs, bias, dtype, half, channels_last(module.weight))
+    found, width = padded_moment(module, inputs, bias, dtype, half)
+    return found[:, :width, :width]
+
+
+def padded_moment(
+    module: nn.Linear | nn.Conv2d, inputs: Tensor, bias: bool, dtype: torch.dtype, half: Any
+) -> tuple[Tensor, int]:
+    """As :func:`input_moment`, with all padding (zeros): in one piece, at least :func:`room` wide; and d_in."""
+    ieee = half is None and not (dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32)
+    if shifts.chosen(module, inputs.shape, inputs.device.type, ieee):
+        width = 9 * inputs.shape[1] + bias
+        return shifts.moment(inputs, bias, dtype, half, channels_last(module.weight), room(width)), width
     total: Tensor | None = None
+    width = 0
     for rows, width in _pieces(module, inputs, bias, dtype if half is None else half):
-        new = gram(rows, half).to(dtype)[:, :width, :width]
+        new = gram(rows, half).to(dtype)
         total = new if total is None else total.add_(new)
     assert total is not None
-    return total
+    return total, width
 
 
 def _pieces(module: nn.Linear | nn.Conv2d, inputs: Tensor, bias: bool, dtype: torch.dtype) -> Any:
@@ -102,15 +124,30 @@ def _pieces(module: nn.Linear | nn.Conv2d, inputs: Tensor, bias: bool, dtype: to
         columns *= size
     width = columns + bias
     wide = padded(width)
-    count = max(1, min(samples, PIECE // (groups * height * across * wide)))
-    room = torch.zeros(groups, count, height, across, wide, dtype=dtype, device=inputs.device)
-    if bias:
-        room[..., columns] = 1.0
+    positions = height * across
+    count = max(1, min(samples, PIECE // (groups * positions * wide)))
+    rows = torch.empty(groups, count * positions, wide, dtype=dtype, device=inputs.device)
+    if wide > columns:
+        rows[:, :, columns:] = _tail(bias, wide - columns, dtype, inputs.device)
+    sizes, strides = _dense_rows((height, across, *rest), wide)
     for start in range(0, samples, count):
-        piece = view[:, start : start + count]
-        part = room[:, : piece.shape[1]]
-        part.as_strided(piece.shape, (*part.stride()[:4], *_dense(rest))).copy_(piece)
-        yield part.reshape(groups, -1, wide), width
+        taken = min(count, samples - start)
+        part = rows if taken == count else rows[:, : taken * positions]
+        piece = view if taken == samples else view[:, start : start + taken]
+        part.as_strided((groups, taken, *sizes), (count * positions * wide, positions * wide, *strides)).copy_(piece)
+        yield part, width
+
+
+@lru_cache(maxsize=32)
+def _tail(bias: bool, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What follows the columns in a padded row: the bias' 1 and zeros."""
+    return torch.tensor([float(bias), *[0.0] * (length - 1)], dtype=dtype, device=device)
+
+
+def _dense_rows(sizes: Sequence[int], wide: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Sizes (height, across, columns...) and their strides in rows of ``wide`` numbers."""
+    height, across, *rest = sizes
+    return (height, across, *rest), (across * wide, wide, *_dense(list(rest)))
 
 
 def _dense(sizes: list[int]) -> list[int]:
@@ -127,9 +164,15 @@ def _patches(module: nn.Linear | nn.Conv2d, inputs: Tensor) -> Tensor:
         flat = inputs.reshape(1, -1) if inputs.ndim == 1 else inputs
         return flat.reshape(1, flat.shape[0], -1, 1, flat.shape[-1])
     found = patches(module, inputs if inputs.ndim == 4 else inputs[None])
-    n, height, width, channels, *kernel = found.shape
-    split = found.reshape(n, height, width, module.groups, channels // module.groups, *kernel)
-    return split.permute((3, 0, 1, 2, 5, 6, 4) if channels_last(module.weight) else (3, 0, 1, 2, 4, 5, 6))
+    # One view instead of a reshape and a permutation.
+    sizes, strides = list(found.shape), list(found.stride())
+    channels = sizes[3] // module.groups
+    order = (4, 5, 3) if channels_last(module.weight) else (3, 4, 5)
+    sizes[3] = channels
+    return found.as_strided(
+        (module.groups, *sizes[:3], *[sizes[i] for i in order]),
+        (strides[3] * channels, *strides[:3], *[strides[i] for i in order]),
+    )
 
 
 def output_moment(module: nn.Linear | nn.Conv2d, gradients: Tensor, dtype: torch.dtype, half: Any) -> Tensor:

@@ -132,9 +132,10 @@ class Sharing:
 
     def agree(self, finite: Tensor | None, device: torch.device) -> Tensor:
         """Whether every rank's statistics were finite (``None``: this rank keeps no layer of the batch)."""
+        if not self.sharded:
+            return torch.ones((), dtype=torch.bool, device=device) if finite is None else finite
         flag = torch.ones((), device=device) if finite is None else finite.float()
-        if self.sharded:
-            distributed.all_reduce(flag, op=distributed.ReduceOp.MIN)
+        distributed.all_reduce(flag, op=distributed.ReduceOp.MIN)
         return flag > 0.5
 
     # -- the step ------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ two more zero columns and two more zero rows, so a shift is a distance between r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -22,6 +23,8 @@ LEFT_OUT = {0: 0, 2: 1}
 CHANNELS_FROM = 16
 #: Products that the structure saves must outweigh the padding: of the 81 blocks the other way computes at least 45.
 BLOCKS = 45
+#: Multiply-adds of one block, N H W C^2, from which shifts are faster on a GPU in IEEE float32; see :func:`chosen`.
+GPU_FROM = 2**29
 
 
 def fits(module: nn.Linear | nn.Conv2d, height: int, width: int) -> bool:
@@ -35,7 +38,29 @@ def fits(module: nn.Linear | nn.Conv2d, height: int, width: int) -> bool:
     return plain and module.in_channels >= CHANNELS_FROM and more < BLOCKS * height * width
 
 
-def moment(inputs: Tensor, bias: bool, dtype: torch.dtype, half: torch.dtype | None, last: bool) -> Tensor:
+def chosen(module: nn.Linear | nn.Conv2d, shape: Sequence[int], device: str, ieee: bool) -> bool:
+    """Whether shifts are the faster way for inputs (N, C, H, W): the one place that decides.
+
+    On a CPU wherever they fit. On a GPU they are about seventy launches, 2.1 ms a layer whatever its size, and patches
+    are one copy and one product: with TF32 or half-width products patches took 0.5 to 2.0 ms for every layer of VGG16
+    at batch 256, in IEEE float32 more than shifts from N H W C^2 = 2^30 on and less at 2^28 and below (one H100, host
+    at 20 us an operation, 2026-11-22; a table for each layer and precision is in the README).
+
+    Args:
+        module: the layer.
+        shape: of its inputs.
+        device: type of the device.
+        ieee: products are IEEE float32 or wider.
+    """
+    if len(shape) != 4 or not fits(module, shape[2], shape[3]):
+        return False
+    samples, channels, height, width = shape
+    return device != "cuda" or (ieee and samples * height * width * channels**2 >= GPU_FROM)
+
+
+def moment(
+    inputs: Tensor, bias: bool, dtype: torch.dtype, half: torch.dtype | None, last: bool, room: int | None = None
+) -> Tensor:
     """The sum of a a^T over all positions of (N, C, H, W), a with a 1 appended if ``bias``: (1, d, d) in ``dtype``.
 
     Args:
@@ -44,6 +69,7 @@ def moment(inputs: Tensor, bias: bool, dtype: torch.dtype, half: torch.dtype | N
         dtype: of the result.
         half: operands are rounded to it; None leaves them in ``dtype``.
         last: columns run (kernel row, kernel column, channel) and not (channel, kernel row, kernel column).
+        room: the result is padded with zeros to this width.
     """
     samples, channels, height, width = inputs.shape
     parts, rows, step = _cut(inputs)
@@ -59,15 +85,18 @@ def moment(inputs: Tensor, bias: bool, dtype: torch.dtype, half: torch.dtype | N
     sides = _strips(torch.stack([image[:, :, width - 1], image[:, :, 0]]))
     corners = torch.stack([image[:, y, x] for y in (height - 1, 0) for x in (width - 1, 0)])
     blocks = _blocks(torch.stack(found), _along(border, half, dtype), _along(sides, half, dtype), corners, half, dtype)
-    whole = inputs.new_empty(1, 9 * channels + bias, 9 * channels + bias, dtype=dtype)
+    width_in = 9 * channels + bias
+    wide = width_in if room is None else room
+    whole = (inputs.new_empty if wide == width_in else inputs.new_zeros)((1, wide, wide), dtype=dtype)
     inner = whole[0, : 9 * channels, : 9 * channels]
     shape, strides = ((9, channels), (channels, 1)) if last else ((channels, 9), (9, 1))
     place = inner.as_strided((*shape, *shape), (*[s * whole.shape[1] for s in strides], *strides))
     place.copy_(blocks.view(9, 9, channels, channels).permute((0, 2, 1, 3) if last else (2, 0, 3, 1)))
     if bias:
         sums = _sums(flat, border, sides, corners, dtype)
-        whole[0, -1, :-1] = whole[0, :-1, -1] = (sums if last else sums.T).reshape(-1)
-        whole[0, -1, -1] = float(samples * height * width)
+        end = width_in - 1
+        whole[0, end, :end] = whole[0, :end, end] = (sums if last else sums.T).reshape(-1)
+        whole[0, end, end] = float(samples * height * width)
     return whole
 
 
@@ -84,7 +113,7 @@ def _cut(inputs: Tensor) -> tuple[int, int, int]:
 def _product(left: Tensor, right: Tensor, half: torch.dtype | None, dtype: torch.dtype) -> Tensor:
     """left^T right of stacks of rows."""
     if half is None:
-        return left.mT @ right
+        return torch.bmm(left.mT, right) if left.ndim == 3 else left.mT @ right
     if left.is_cuda:
         return torch.bmm(left.mT, right, out_dtype=torch.float32)  # type: ignore[call-overload,no-any-return]
     return left.to(dtype).mT @ right.to(dtype)

@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from harness.errors import Unsupported
 from methods.kfac import packing, products
 from methods.kfac.layers import Layer, averaged_rows, input_positions, input_rows, output_rows
-from methods.kfac.moments import gram, input_moment, output_moment
+from methods.kfac.moments import gram, output_moment, padded_moment, room
 from methods.kfac.sharding import Sharing
 
 INITIAL = ("identity", "first-batch", "bias-corrected")
@@ -70,15 +71,26 @@ class Sums:
 
 def moment(rows: Tensor, bias: bool, half: torch.dtype | None = None) -> Tensor:
     """sum_n r r^T of rows (groups, n, d), r with a 1 appended if ``bias``: (groups, d (+ 1), d (+ 1))."""
+    width = rows.shape[2] + bias
+    return padded(rows, bias, half)[:, :width, :width]
+
+
+def padded(rows: Tensor, bias: bool, half: torch.dtype | None) -> Tensor:
+    """As :func:`moment`, with its padding if ``bias``."""
     product = gram(rows, half)
     if not bias:
         return product
     groups, count, width = rows.shape
-    whole = product.new_empty(groups, width + 1, width + 1)
+    wide = room(width + 1)
+    whole = (product.new_zeros if wide > width + 1 else product.new_empty)((groups, wide, wide))
     whole[:, :width, :width] = product
     whole[:, width, :width] = whole[:, :width, width] = rows.sum(1)
     whole[:, width, width] = float(count)
     return whole
+
+
+#: Layer -> sums of A and of G, and what they are to be multiplied with.
+_Batch = dict[Layer, tuple[Tensor, Tensor, Tensor | float, Tensor | float]]
 
 
 class Factors:
@@ -86,13 +98,14 @@ class Factors:
 
     Args:
         layer: the layer.
-        held: A and G, (groups, d, d) or packed flat (:mod:`methods.kfac.packing`).
+        held: A and G, (groups, d, d), wide ones padded with zeros, or packed flat (:mod:`methods.kfac.packing`).
         count: batches that have entered (a 0-d tensor on the device).
     """
 
     def __init__(self, layer: Layer, held: Sequence[Tensor], count: Tensor) -> None:
         self.held, self.count = list(held), count
         self._shapes = [(layer.groups, layer.d_in), (layer.groups, layer.d_out)]
+        self._views: list[tuple[Tensor, Tensor] | None] = [None, None]
 
     @property
     def a(self) -> Tensor:
@@ -105,8 +118,21 @@ class Factors:
         return self._whole(1)
 
     def _whole(self, side: int) -> Tensor:
-        held = self.held[side]
-        return held if held.ndim == 3 else packing.unpack(held, *self._shapes[side])
+        held, (groups, size) = self.held[side], self._shapes[side]
+        if held.ndim != 3:
+            return packing.unpack(held, groups, size)
+        if held.shape[1] == size:
+            return held
+        known = self._views[side]
+        if known is None or known[0] is not held:
+            known = self._views[side] = (held, held[:, :size, :size])
+        return known[1]
+
+    def compact(self, side: int) -> Tensor:
+        """A (side 0) or G (1) as it is saved: packed if it is, else (groups, d, d); a copy in one piece."""
+        return (self.held[side] if self.held[side].ndim != 3 else self._whole(side)).clone(
+            memory_format=torch.contiguous_format
+        )
 
 
 class Statistics:
@@ -157,7 +183,7 @@ class Statistics:
         half = torch.bfloat16 if self.product == "bfloat16" and layer.dtype == torch.float32 else None
         with products.scope(self.product):
             first, second, count = self._moments(layer, module, inputs, gradients, half)
-            first, second = self.kept(first), self.kept(second)
+            first, second = self.kept(first, layer.d_in), self.kept(second, layer.d_out)
         sums = self.sums.get(layer)
         if sums is None:
             sums = self.sums[layer] = Sums(first, second)
@@ -167,26 +193,32 @@ class Statistics:
         sums.rows += count
         sums.terms.add(self.terms(module, gradients), backward)
 
-    def kept(self, matrices: Tensor) -> Tensor:
-        """Factors (groups, d, d) as they are kept, or from another way to keep them."""
-        if not self.packed or matrices.shape[1] < packing.PACKED_FROM:
-            return matrices
-        return packing.pack(matrices)
+    def kept(self, matrices: Tensor, size: int) -> Tensor:
+        """Factors (groups, d, d), or padded with zeros, as they are kept: in one piece, all of one shape."""
+        if self.packed and size >= packing.PACKED_FROM:
+            return packing.pack(matrices[:, :size, :size])
+        more = room(size) - matrices.shape[1]
+        if more > 0:
+            matrices = functional.pad(matrices, (0, more, 0, more))
+        elif more < 0:
+            matrices = matrices[:, : room(size), : room(size)]
+        return matrices.contiguous()
 
     def enter(self, layer: Layer, a: Tensor, g: Tensor, count: Tensor) -> None:
         """Set a layer's running means, (groups, d, d) or flat."""
         whole = Factors(layer, (a, g), count)
-        self.factors[layer] = Factors(layer, (self.kept(whole.a), self.kept(whole.g)), count)
+        held = self.kept(whole.a, layer.d_in), self.kept(whole.g, layer.d_out)
+        self.factors[layer] = Factors(layer, held, count)
 
     def _moments(
         self, layer: Layer, module: Any, inputs: Tensor, gradients: Tensor, half: torch.dtype | None
     ) -> tuple[Tensor, Tensor, int]:
-        """Sums of A and G over the rows of one call, and how many rows those of A are."""
+        """Sums of A (maybe padded) and G over the rows of one call, and how many rows those of A are."""
         if self.sharing == "expand" and self.subsample == 1.0:
             outputs = output_rows(module, gradients)
             positions = outputs.shape[1] * outputs.shape[2]
             self._matching(layer, input_positions(module, inputs), outputs.shape[1:3])
-            first = input_moment(module, inputs, layer.bias is not None, layer.dtype, half)
+            first, _ = padded_moment(module, inputs, layer.bias is not None, layer.dtype, half)
             return first, output_moment(module, gradients, layer.dtype, half), positions
         a, b = self.rows(layer, module, inputs, gradients)
         groups, samples, shared, _ = b.shape
@@ -196,7 +228,7 @@ class Statistics:
         if self.subsample < 1.0 and full > 1:
             chosen = self._chosen(full, a.device)
             a, b = a[:, chosen], b[:, chosen]
-        first, second = moment(a, layer.bias is not None, half), moment(b, False, half)
+        first, second = padded(a, layer.bias is not None, half), gram(b, half)
         if a.shape[1] != full:
             second *= full / a.shape[1]
         return first, second, a.shape[1]
@@ -237,31 +269,49 @@ class Statistics:
         if not self.sums:
             return None
         batch = self._batch(scale, passes, columns)
-        traces = [
-            packing.trace(m, layer.groups, size)
-            for layer, entry in batch.items()
-            for m, size in zip(entry[:2], (layer.d_in, layer.d_out), strict=True)
-        ]
         home = next(iter(self.sums)).weight.device
-        # A second moment that is not finite anywhere has a diagonal that is not (Cauchy and Schwarz).
-        good_here = torch.stack([trace.to(home) for trace in traces]).isfinite().all() if traces else None
-        finite = self.ranks.agree(good_here, home)
-        for layer, (a, g, for_a, for_g) in batch.items():
-            held = self.held(layer)
-            old, good = held.count, finite.to(a.device, held.count.dtype)
-            share = 1 - ((old > 0).to(old.dtype) * self.decay if self.initial == "first-batch" else self.decay)
-            share = good * share
-            for running, new, weight in zip(held.held, (a, g), (for_a, for_g), strict=True):
-                running.mul_(1 - share).addcmul_(new.nan_to_num_(0.0, 0.0, 0.0), share * weight)
-            held.count = old + good
+        finite = self.ranks.agree(_all_finite([m for entry in batch.values() for m in entry[:2]], home), home)
+        if self.initial == "first-batch":
+            self._mix_from_the_first(batch, finite)
+        else:
+            self._mix(batch, finite)
         self.forget()
         return finite
 
+    def _mix_from_the_first(self, batch: _Batch, finite: Tensor) -> None:
+        """M <- (1 - share) M + share batch, share = 1 for a layer's first good batch: the device alone knows."""
+        for layer, (a, g, for_a, for_g) in batch.items():
+            held = self.held(layer)
+            old, good = held.count, finite.to(a.device, held.count.dtype)
+            share = good * (1 - (old > 0).to(old.dtype) * self.decay)
+            for running, new, weight in zip(held.held, (a, g), (for_a, for_g), strict=True):
+                running.mul_(1 - share).addcmul_(new.nan_to_num_(0.0, 0.0, 0.0), share * weight)
+            held.count = old + good
+
+    def _mix(self, batch: _Batch, finite: Tensor) -> None:
+        """M <- rho M + (1 - rho) batch of all layers at once, nothing if the batch is not finite.
+
+        The fused kernel of SGD computes p - lr (wd p - g) for lists of tensors and skips all of it by a flag on the
+        device: with lr = 1, wd = 1 - rho and g = (1 - rho) batch that is the running mean.
+        """
+        lists: dict[Any, tuple[list[Tensor], list[Tensor], list[Any], list[Tensor]]] = {}
+        for layer, (a, g, for_a, for_g) in batch.items():
+            held = self.held(layer)
+            running, new, weights, counts = lists.setdefault((a.device, a.dtype), ([], [], [], []))
+            running += held.held
+            new += [a, g]
+            weights += [(1 - self.decay) * for_a, (1 - self.decay) * for_g]
+            counts.append(held.count)
+        for (device, dtype), (running, new, weights, counts) in lists.items():
+            _scale(new, weights)
+            fused_mix(running, new, 1 - self.decay, (~finite).to(device, torch.float32))
+            torch._foreach_add_(counts, finite.to(device, dtype))
+
     def _batch(
         self, scale: Tensor | float, passes: int, columns: bool
-    ) -> dict[Layer, tuple[Tensor, Tensor, Tensor | float, Tensor | float]]:
+    ) -> _Batch:
         """Sums over the ranks of each layer that this one keeps, and what they are to be multiplied with."""
-        found: dict[Layer, tuple[Tensor, Tensor, Tensor | float, Tensor | float]] = {}
+        found: _Batch = {}
         whole = self.ranks.collect(self.sums, per_rank=self.reduction == "mean" and not columns)
         for layer, (a, g, rows, terms) in whole.items():
             found[layer] = (a, g, 1.0 / rows, self.weight(terms, passes, columns) / scale**2)
@@ -287,13 +337,14 @@ class Statistics:
 
     def _start(self, layer: Layer, size: int) -> Tensor:
         packed = self.packed and size >= packing.PACKED_FROM
-        shape: tuple[int, ...] = (packing.length(layer.groups, size),) if packed else (layer.groups, size, size)
+        wide = room(size)
+        shape: tuple[int, ...] = (packing.length(layer.groups, size),) if packed else (layer.groups, wide, wide)
         made = torch.zeros(shape, dtype=layer.dtype, device=layer.weight.device)
         if self.initial == "bias-corrected":
             return made
         if packed:
             return packing.add_to_diagonal(made, layer.groups, size, 1.0)
-        made.diagonal(dim1=1, dim2=2).fill_(1.0)
+        made.diagonal(dim1=1, dim2=2)[:, :size].fill_(1.0)
         return made
 
     def read(self, layer: Layer) -> tuple[Tensor, Tensor]:
@@ -303,6 +354,44 @@ class Statistics:
             return held.a, held.g
         weight = 1 - self.decay**held.count
         return _corrected(held.a, weight), _corrected(held.g, weight)
+
+
+def _all_finite(matrices: Sequence[Tensor], home: torch.device) -> Tensor | None:
+    """Whether every number is finite, a 0-d bool; None of nothing."""
+    if not matrices:
+        return None
+    largest = torch._foreach_norm(list(matrices), float("inf"))
+    return torch.stack([one.to(home) for one in largest]).amax() < float("inf")
+
+
+def _scale(tensors: list[Tensor], factors: list[Any]) -> None:
+    """Multiply each in place, by numbers or by 0-d tensors."""
+    if not any(isinstance(one, Tensor) for one in factors):
+        torch._foreach_mul_(tensors, factors)
+        return
+    for tensor, factor in zip(tensors, factors, strict=True):
+        tensor.mul_(factor)
+
+
+def fused_mix(running: list[Tensor], new: list[Tensor], share: float, bad: Tensor) -> None:
+    """running <- (1 - share) running + new, all or, where ``bad`` (a 0-d float) is 1, none of them; one kernel."""
+    pairs = zip(running, new, strict=True)
+    # On a GPU the kernel takes equal strides alone, also of dimensions of length 1.
+    new = [one if one.stride() == held.stride() else torch.empty_like(held).copy_(one) for held, one in pairs]
+    torch._fused_sgd_(
+        running,
+        new,
+        [],
+        weight_decay=share,
+        momentum=0.0,
+        lr=1.0,
+        dampening=0.0,
+        nesterov=False,
+        maximize=True,
+        is_first_step=False,
+        grad_scale=None,
+        found_inf=bad,
+    )
 
 
 def _corrected(running: Tensor, weight: Tensor) -> Tensor:
