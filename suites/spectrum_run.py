@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from harness.catalogue import registry
 from harness.catalogue.protocol import Protocol
+from harness.catalogue.suite import Problem
 from harness.catalogue.workload import Workload
 from harness.errors import UserError
 from harness.record import environment, nvidia, store
@@ -184,7 +185,7 @@ def main(given: argparse.Namespace) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S%fZ")
     path = given.out / f"{stamp}-{socket.gethostname()}-{os.getpid()}.jsonl"
-    cells = [spectrum.problem(given.workload, width, decay, device) for width in widths for decay in given.decays]
+    cells = [_cell(given, width, decay, device) for width in widths for decay in given.decays]
     with store.Writer(path) as writer:
         writer.header(_header(given, workload, cells, device))
         for width in widths:
@@ -200,8 +201,13 @@ def main(given: argparse.Namespace) -> None:
     print(f"written to {path}", flush=True)
 
 
+def _cell(given: argparse.Namespace, width: int, decay: float, device: str) -> Problem:
+    """Made-up data have a name of their own: no claim about the workload is judged by them."""
+    return spectrum.problem(f"{'synthetic-' if given.synthetic else ''}{given.workload}", width, decay, device)
+
+
 def _run(given: argparse.Namespace, width: int, decay: float, device: str, found: Sequence[dict[str, Any]]) -> Run:
-    cell = spectrum.problem(given.workload, width, decay, device)
+    cell = _cell(given, width, decay, device)
     final = [one["final"][decay] for one in found]
     first = found[0]["path"][decay]
     samples: dict[str, Sequence[float]] = {

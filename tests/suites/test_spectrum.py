@@ -1,5 +1,7 @@
 """The command ``spectrum``: averages, modes, the wide head, and a record that reads back."""
 
+import fnmatch
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 import harness
 from harness.catalogue import registry
 from harness.errors import UserError
+from harness.judge.claim import load_claims
 from suites import spectrum
 from suites.spectrum_run import Averages, modes, points, tail, widened
 
@@ -90,6 +93,16 @@ def test_the_command_writes_a_record_with_one_sample_a_seed(tmp_path, capsys):
     assert len(detail["path"]) == 2
     assert detail["spectrum_a"][0] == [1, 1.0]
     assert "width 24, seed 1" in capsys.readouterr().out
+
+
+def test_generated_data_are_no_evidence_about_the_workload(tmp_path):
+    given = ["--widths", "16", "--seeds", "1", "--updates", "10", "--points", "1", "--decays", "0.95", "--synthetic"]
+    assert spectrum.main([*given, "--device", "cpu", "--out", str(tmp_path)]) == 0
+    (name,) = set(harness.read_runs(tmp_path)["problem"])
+    assert name == "synthetic_digits_cnn_r95-16-float32-cpu"
+    patterns = [p for claim in load_claims() if claim.task == "spectrum" for p in claim.problems]
+    assert patterns
+    assert not [p for p in patterns if fnmatch.fnmatchcase(name, p)]
 
 
 @pytest.mark.parametrize(("given", "said"), [(["--decays", "1.0"], "--decays"), (["--seeds", "0"], "--seeds"),
