@@ -99,11 +99,12 @@ def follow(request: TrainRequest, as_json: bool) -> None:
 
 def measure(request: TrainRequest, out: Path, as_json: bool) -> Path:
     """Plan, train, print; returns the record's file."""
-    from harness.measure.training import executor, listener
+    from harness.measure.training import executor, listener, probe
     from harness.measure.training.plan import build
     from harness.record import store
 
     plan = build(request)
+    probe.check(plan)
     if not as_json:
         _announce(plan)
     command = "speedclaim " + " ".join(sys.argv[1:])
@@ -203,7 +204,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> None:
             shown(row["final"]),
             shown(row["step_s"], units.seconds),
             shown(row["optimizer_step_s"], units.seconds),
-            shown(row["stall"], lambda x: f"{100 * x:.1f} %"),
+            shown(row["stall"], lambda x: f"{100 * max(0.0, x):.1f} %"),
             shown(row["peak_bytes"], units.size),
         )
     console.print(made)

@@ -24,9 +24,13 @@ def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Name and parameter of all that is trained, in the model's order, a shared parameter once.
 
     Raises:
-        UserError: nothing requires a gradient.
+        UserError: not a model, or nothing requires a gradient.
         Unsupported: a parameter is complex or has no values yet (lazy modules).
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"expected the model itself (a torch.nn.Module), got {type(model).__name__}; not its parameters."
+        )
     found = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not found:
         raise UserError("the model has no parameter that requires a gradient; nothing can be trained.")

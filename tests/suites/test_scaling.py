@@ -64,7 +64,7 @@ def test_the_gpu_script_asks_for_whole_refresh_periods():
     ("wrong", "text"),
     [
         ({"workload": "nope"}, "unknown workload 'nope'"),
-        ({"methods": ("nope",)}, "unknown method 'training.nope'"),
+        ({"methods": ("nope",), "sharded": ()}, "unknown method 'training.nope'"),
         ({"rounds": 0}, "--rounds 0: expected at least 1"),
         ({"blocks": 1}, "--blocks 1: expected at least 2"),
         ({"period": 0}, "--period 0"),

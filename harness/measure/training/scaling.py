@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import SpeedclaimError, UserError
-from harness.measure.training import executor
+from harness.measure.training import executor, probe
 from harness.measure.training.listener import Listener, Silent
 from harness.measure.training.plan import TrainRequest, build
 from harness.measure.training.recipe import full_name
@@ -186,7 +186,7 @@ def check(asked: Asked) -> None:
             f"--per-rank {asked.per_rank}: fewer samples than the {max(asked.worlds)} processes to share them."
         )
     one = Point(world=1, per_rank=asked.per_rank, modes=asked.modes, sharding="none", methods=asked.methods)
-    build(request(asked, one, 0))
+    probe.check(build(request(asked, one, 0)))
 
 
 def _turned(found: Sequence[Point], round_: int) -> list[Point]:

@@ -47,6 +47,13 @@ def test_one_invocation_for_machines_and_for_people(cli):
     [
         (("train", "blobs", "toy-sgd", "--hyper", "lrr=1"), "no hyper-parameter 'lrr'"),
         (("train", "blobs", "toy-sgd", "--precision", "fp8"), "expected one of ieee"),
+        (("train", "digits-cnn", "rs-kfac", "--hyper", "rank=-5"), "training.rs-kfac refuses rank=-5: rank is a whole"),
+        (("train", "digits-cnn", "kfac-eigh", "--hyper", "dampling=1"), "unknown hyper-parameter 'dampling'"),
+        (
+            ("train", "digits-cnn", "kfac-cholesky", "--hyper", "packed=False"),
+            "packed='False' (from the command line): expected true or false",
+        ),
+        (("train", "digits-cnn", "sgd", "--hyper", "lr=fast"), "training.sgd refuses lr='fast'"),
         (("train", "blobbs"), "unknown workload 'blobbs'"),
         (("train", "blobs", "polar.svd"), "training needs training.* methods"),
         (("train", "--tier", "tiny"), "expected one of quick"),

@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from harness.errors import UserError
+from harness.errors import Unsupported, UserError
 from methods.kfac import factories
 from methods.singd import factories as singd
 
@@ -47,3 +47,17 @@ def test_a_wrong_value_is_named(make, options, text):
     with pytest.raises(UserError) as caught:
         make(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), **options)
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [factories.cholesky, factories.seng, singd.dense])
+def test_parameters_are_not_a_model(make):
+    with pytest.raises(UserError, match="expected the model itself"):
+        make(nn.Linear(4, 3).parameters())
+
+
+@pytest.mark.parametrize("make", [factories.cholesky, singd.dense])
+def test_a_model_whose_only_linear_layer_is_refused_says_why(make):
+    model = nn.Sequential(nn.Embedding(6, 8), nn.Linear(8, 6, bias=False))
+    model[1].weight = model[0].weight
+    with pytest.raises(Unsupported, match="Embedding shares the weight has no factors"):
+        make(model)
