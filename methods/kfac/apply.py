@@ -17,6 +17,7 @@ from torch import Tensor
 from methods.kfac import clipping
 from methods.kfac.inverse.base import State
 from methods.kfac.layers import Layer
+from methods.kfac.products import fused_mix
 
 if TYPE_CHECKING:
     from methods.kfac.kfac import KFAC
@@ -51,6 +52,7 @@ class Stack:
         self._momentum: Tensor | None = None
         self._momenta: list[Tensor] = []
         self._pieces: list[list[Tensor] | None] = []
+        self._gradients: tuple[Tensor, list[Tensor], list[list[Tensor]]] | None = None
 
     def zeros(self, count: int | None = None) -> Tensor:
         """A new stack in the factors' dtype, of ``count`` layers."""
@@ -90,6 +92,24 @@ class Stack:
         for index, matrix in enumerate(matrices):
             self.view(made, index).copy_(matrix)
         return made
+
+    # -- gradients -----------------------------------------------------------------------------------------------------
+
+    def gradients(self) -> tuple[Tensor, list[Tensor], list[list[Tensor]]]:
+        """A stack that is kept between steps, every layer's part of it, and that in the parameters' shapes."""
+        if self._gradients is None:
+            whole = self.zeros()
+            parts = [self.view(whole, index) for index in range(len(self.layers))]
+            pairs = zip(self.layers, parts, strict=True)
+            self._gradients = whole, parts, [_like_parameters(layer, part) for layer, part in pairs]
+        whole, parts, _ = self._gradients
+        if self._known is not None:
+            self._known[id(parts[0])] = (parts, whole)
+        return self._gradients
+
+    def release(self) -> None:
+        """Give the kept gradients' memory back."""
+        self._gradients = None
 
     # -- inverses ------------------------------------------------------------------------------------------------------
 
@@ -220,6 +240,11 @@ class Update:
         half = self.optimizer.half if layer.dtype == torch.float32 else None
         return stack.allocate(side, index, start, self.optimizer.backend.wide, half)
 
+    def release(self) -> None:
+        """Give back what is kept between steps to spare views: before a backward that needs the memory more."""
+        for stack in self.stacks:
+            stack.release()
+
     def adopt(self, layer: Layer) -> None:
         """Move a layer's states (loaded, or cast) into their stack."""
         for side, slot in enumerate(self.optimizer.slots[layer]):
@@ -258,6 +283,14 @@ class Update:
         for stack in self.stacks:
             mine = [layer for layer in stack.layers if layer in chosen]
             if not mine:
+                continue
+            if len(mine) == len(stack.layers):
+                _, parts, rooms = stack.gradients()
+                for layer, part, room in zip(mine, parts, rooms, strict=True):
+                    views[layer] = part
+                    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in layer.parameters]
+                    sources += grads if room[0].shape == layer.weight.shape else layer.parts(grads)
+                    targets += room
                 continue
             for layer, view in zip(mine, stack.views(stack.zeros(len(mine)), len(mine)), strict=True):
                 views[layer] = view
@@ -317,11 +350,10 @@ class Update:
             if finite is None:
                 torch._foreach_mul_(held, mu)
                 torch._foreach_add_(held, moving)
+                moving = held
             else:
-                for old, new in zip(held, moving, strict=True):
-                    old.copy_(torch.where(finite.to(old.device), old * mu + new, old))
-            moving = held
-        if finite is not None:
+                moving = _checked(held, moving, mu, finite)
+        elif finite is not None:
             moving = [torch.where(finite.to(v.device), v, 0.0) for v in moving]
         self._weights(units, moving, lr, shrink, finite)
 
@@ -363,6 +395,35 @@ def _room(value: Tensor, dims: Sequence[int]) -> torch.Size:
 def gathered(stack: Stack, matrices: Sequence[Tensor]) -> Tensor:
     """:meth:`Stack.gathered`."""
     return stack.gathered(matrices)
+
+
+def _checked(held: Sequence[Tensor], new: Sequence[Tensor], mu: float, finite: Tensor) -> list[Tensor]:
+    """held <- mu held + new unless the batch was not finite; what the weights move by, zero then."""
+    where: dict[Any, list[int]] = {}
+    for index, one in enumerate(held):
+        where.setdefault((one.device, one.dtype), []).append(index)
+    found: dict[int, Tensor] = {}
+    for (device, dtype), members in where.items():
+        kept = [held[index] for index in members]
+        fused_mix(kept, [new[index] for index in members], 1 - mu, (~finite).to(device, torch.float32))
+        # What is kept is finite, whatever ``new`` has.
+        found.update(zip(members, torch._foreach_mul(kept, finite.to(device, dtype)), strict=True))
+    return [found[index] for index in range(len(held))]
+
+
+def _like_parameters(layer: Layer, matrix: Tensor) -> list[Tensor]:
+    """Views of a matrix (groups, d_out, d_in) that gradients are copied into: in the parameters' shapes where a view
+    of it can have them, else as :meth:`Layer.parts`.
+    """
+    weight = matrix if layer.bias is None else matrix[:, :, :-1]
+    if layer.groups > 1:
+        return _split(layer, matrix)
+    if layer.channels_last:
+        out, channels, *kernel = layer.weight.shape
+        found = [weight[0].unflatten(1, (*kernel, channels)).permute(0, 3, 1, 2)]
+    else:
+        found = [weight[0].unflatten(1, layer.weight.shape[1:])]
+    return found if layer.bias is None else [*found, matrix[0, :, -1]]
 
 
 def _split(layer: Layer, matrix: Tensor) -> list[Tensor]:

@@ -175,6 +175,8 @@ class KFAC(torch.optim.Optimizer):
         self._step_fallback(finite)
         self.steps += 1
         self.capture.enabled = self._catches()
+        if self.capture.enabled:
+            self.update.release()
         return loss
 
     def _cuda(self) -> bool:

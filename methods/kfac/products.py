@@ -43,3 +43,24 @@ def multiply(left: Tensor, right: Tensor) -> Tensor:
         found: Tensor = torch.bmm(left.to(half), right.to(half), out_dtype=wide)  # type: ignore[call-overload]
         return found
     return left.to(half).to(wide) @ right.to(half).to(wide)
+
+
+def fused_mix(running: list[Tensor], new: list[Tensor], share: float, bad: Tensor) -> None:
+    """running <- (1 - share) running + new, all or, where ``bad`` (a 0-d float) is 1, none of them; one kernel."""
+    pairs = zip(running, new, strict=True)
+    # On a GPU the kernel takes equal strides alone, also of dimensions of length 1.
+    new = [one if one.stride() == held.stride() else torch.empty_like(held).copy_(one) for held, one in pairs]
+    torch._fused_sgd_(
+        running,
+        new,
+        [],
+        weight_decay=share,
+        momentum=0.0,
+        lr=1.0,
+        dampening=0.0,
+        nesterov=False,
+        maximize=True,
+        is_first_step=False,
+        grad_scale=None,
+        found_inf=bad,
+    )

@@ -304,8 +304,9 @@ class Statistics:
             counts.append(held.count)
         for (device, dtype), (running, new, weights, counts) in lists.items():
             _scale(new, weights)
-            fused_mix(running, new, 1 - self.decay, (~finite).to(device, torch.float32))
-            torch._foreach_add_(counts, finite.to(device, dtype))
+            products.fused_mix(running, new, 1 - self.decay, (~finite).to(device, torch.float32))
+            # A list: a single tensor would be read by the host.
+            torch._foreach_add_(counts, [finite.to(device, dtype)] * len(counts))
 
     def _batch(
         self, scale: Tensor | float, passes: int, columns: bool
@@ -371,27 +372,6 @@ def _scale(tensors: list[Tensor], factors: list[Any]) -> None:
         return
     for tensor, factor in zip(tensors, factors, strict=True):
         tensor.mul_(factor)
-
-
-def fused_mix(running: list[Tensor], new: list[Tensor], share: float, bad: Tensor) -> None:
-    """running <- (1 - share) running + new, all or, where ``bad`` (a 0-d float) is 1, none of them; one kernel."""
-    pairs = zip(running, new, strict=True)
-    # On a GPU the kernel takes equal strides alone, also of dimensions of length 1.
-    new = [one if one.stride() == held.stride() else torch.empty_like(held).copy_(one) for held, one in pairs]
-    torch._fused_sgd_(
-        running,
-        new,
-        [],
-        weight_decay=share,
-        momentum=0.0,
-        lr=1.0,
-        dampening=0.0,
-        nesterov=False,
-        maximize=True,
-        is_first_step=False,
-        grad_scale=None,
-        found_inf=bad,
-    )
 
 
 def _corrected(running: Tensor, weight: Tensor) -> Tensor:
