@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -38,6 +40,29 @@ def separate(mode: str, damping: float, a: Tensor, g: Tensor) -> tuple[Tensor, T
         return damping * largest(a), damping * largest(g)
     ratio = (mean_diagonal(a).clamp_min(_FLOOR) / mean_diagonal(g).clamp_min(_FLOOR)).sqrt()
     return ratio * damping**0.5, damping**0.5 / ratio
+
+
+def separate_all(mode: str, damping: float, factors: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """:func:`separate` of many layers; few operations where they share dtype and device."""
+    tensors = [one for pair in factors for one in pair]
+    if mode == "adaptive" or len({(one.device, one.dtype) for one in tensors}) != 1:
+        return [separate(mode, damping, a, g) for a, g in factors]
+    counts = [len(one) for one in tensors]
+    if mode == "same":
+        amounts = list(tensors[0].new_full((sum(counts),), damping).split(counts))  # type: ignore[no-untyped-call]
+        return list(zip(amounts[::2], amounts[1::2], strict=True))
+    # (groups,) means of all diagonals: A's in one tensor, G's in another.
+    means = [torch.cat([_mean(one) for one in tensors[side::2]]).clamp_min_(_FLOOR) for side in (0, 1)]
+    ratio = (means[0] / means[1]).sqrt_()
+    pairs = (ratio * damping**0.5).split(counts[::2]), (damping**0.5 / ratio).split(counts[::2])  # type: ignore[no-untyped-call]
+    return list(zip(*pairs, strict=True))
+
+
+def _mean(stack: Tensor) -> Tensor:
+    """As :func:`mean_diagonal`, from one view."""
+    count, size = stack.shape[:2]
+    strides = stack.stride()
+    return stack.as_strided((count, size), (strides[0], strides[1] + strides[2])).mean(1)
 
 
 def multiply(mode: str, damping: float | None, a: Tensor, g: Tensor, vector: Tensor) -> Tensor:
@@ -73,8 +98,12 @@ def largest(stack: Tensor, steps: int = POWER_STEPS) -> Tensor:
     index = stack.diagonal(dim1=1, dim2=2).argmax(1)
     vector = stack.gather(2, index[:, None, None].expand(-1, stack.shape[1], 1))
     for _ in range(steps):
-        vector = vector / vector.norm(dim=1, keepdim=True).clamp_min(_FLOOR)
-        vector = stack @ vector
-    unit = vector / vector.norm(dim=1, keepdim=True).clamp_min(_FLOOR)
-    found: Tensor = (unit * (stack @ unit)).sum((1, 2))
+        vector = torch.bmm(stack, _unit(vector))
+    unit = _unit(vector)
+    found: Tensor = (unit * torch.bmm(stack, unit)).sum((1, 2))
     return found
+
+
+def _unit(vector: Tensor) -> Tensor:
+    """Columns (k, d, 1) of length 1, zero stays zero."""
+    return vector / vector.norm(dim=1, keepdim=True).add_(_FLOOR)

@@ -218,22 +218,32 @@ class KFAC(torch.optim.Optimizer):
         with products.scope(self.options.product_dtype):
             arrived = [layer for layers in self.refresher.arrive(self.steps) for layer in layers]
             if now:
-                self.refresher.refresh([job for layer in now for job in self._jobs(layer)])
+                self.refresher.refresh(self._all_jobs(now))
             if late:
-                jobs = [job for layer in late for job in self._jobs(layer)]
-                self.refresher.start(jobs, self.steps + self.options.refresh_lag, late)
+                self.refresher.start(self._all_jobs(late), self.steps + self.options.refresh_lag, late)
         if now or arrived:
             self._refreshed([*arrived, *now])
 
+    def _all_jobs(self, layers: Sequence[Layer]) -> list[Job]:
+        """A's and G's job of every layer."""
+        if type(self)._jobs is not KFAC._jobs:
+            return [job for layer in layers for job in self._jobs(layer)]
+        return self._jobs_of(layers)
+
     def _jobs(self, layer: Layer) -> tuple[Job, Job]:
-        a, g = self.statistics.read(layer)
-        mode = self.options.damping_mode
+        """The jobs of one layer; a relative may make them differently."""
+        first, second = self._jobs_of([layer])
+        return first, second
+
+    def _jobs_of(self, layers: Sequence[Layer]) -> list[Job]:
+        mode, factors = self.options.damping_mode, [self.statistics.read(layer) for layer in layers]
         if mode in damping.JOINT:
-            for_a, for_g = torch.zeros_like(a[:, 0, 0]), torch.zeros_like(g[:, 0, 0])
+            amounts = [(a.new_zeros(len(a)), g.new_zeros(len(g))) for a, g in factors]
         else:
-            for_a, for_g = damping.separate(mode, self.damping(), a, g)
-        first, second = self.slots[layer]
-        return Job(first, a, for_a), Job(second, g, for_g)
+            amounts = damping.separate_all(mode, self.damping(), factors)
+        slots = [slot for layer in layers for slot in self.slots[layer]]
+        matrices, lams = ([one for pair in pairs for one in pair] for pairs in (factors, amounts))
+        return [Job(*one) for one in zip(slots, matrices, lams, strict=True)]
 
     def _refreshed(self, layers: Sequence[Layer]) -> None:
         """What a relative does after its bases have changed."""

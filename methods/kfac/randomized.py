@@ -97,7 +97,7 @@ class RandomizedKFAC(KFAC):
         if not backend.relative:
             return super()._jobs(layer)
         factors = self.statistics.read(layer)
-        lams = [torch.full_like(m[:, 0, 0], self.damping()) for m in factors]
+        lams = [m.new_full((len(m),), self.damping()) for m in factors]
         one, other = (Job(slot, m, lam) for slot, m, lam in zip(self.slots[layer], factors, lams, strict=True))
         return one, other
 

@@ -152,12 +152,12 @@ class Refresher:
         states = [state for state in held if state is not None and self.backend.uses_state]
         old = {key: self._old([state[key] for state in states], matrices) for key in states[0]} if states else None
         new, good = self.backend.refresh(matrices, damping, old)
-        found, start = [], 0
-        for job in jobs:
-            part = slice(start, start + len(job.matrix))
-            found.append(({key: value[part] for key, value in new.items()}, good[part]))
-            start += len(job.matrix)
-        return found
+        if len(jobs) == 1:
+            return [(new, good)]
+        counts = [len(job.matrix) for job in jobs]
+        parts = {key: value.split(counts) for key, value in new.items()}  # type: ignore[no-untyped-call]
+        goods = good.split(counts)  # type: ignore[no-untyped-call]
+        return [({key: part[i] for key, part in parts.items()}, goods[i]) for i in range(len(jobs))]
 
     def _take_over(self, jobs: list[Job], found: Sequence[Found]) -> None:
         for job, (new, good) in zip(jobs, found, strict=True):
@@ -179,8 +179,11 @@ class Refresher:
             held = held_state[key]
             if held.shape != value.shape:
                 held = held_state[key] = _fitted(held, value)
-            mask = good.reshape(-1, *[1] * (held.ndim - 1))
-            held.copy_(torch.where(mask, value, held))
+            mask = good.view(-1, *[1] * (held.ndim - 1))
+            if held.dtype == value.dtype:
+                torch.where(mask, value, held, out=held)
+            else:
+                held.copy_(torch.where(mask, value, held))
 
     # -- failures ------------------------------------------------------------------------------------------------------
 

@@ -308,9 +308,7 @@ class Statistics:
             # A list: a single tensor would be read by the host.
             torch._foreach_add_(counts, [finite.to(device, dtype)] * len(counts))
 
-    def _batch(
-        self, scale: Tensor | float, passes: int, columns: bool
-    ) -> _Batch:
+    def _batch(self, scale: Tensor | float, passes: int, columns: bool) -> _Batch:
         """Sums over the ranks of each layer that this one keeps, and what they are to be multiplied with."""
         found: _Batch = {}
         whole = self.ranks.collect(self.sums, per_rank=self.reduction == "mean" and not columns)

@@ -73,17 +73,19 @@ def _factor(work: Tensor, count: int, block: int) -> tuple[Tensor, Tensor]:
     """Right-looking factorisation in place (strictly lower blocks); returns the inverted diagonal blocks and info."""
     root = torch.zeros_like(work)
     infos = []
+    wide = count * block
     eye = eye_like(work[:, :block, :block])
-    for start in range(0, count * block, block):
+    for start in range(0, wide, block):
         end = start + block
-        factor, info = torch.linalg.cholesky_ex(work[:, start:end, start:end], check_errors=False)
+        factor, info = torch.linalg.cholesky_ex(_part(work, start, end, start, end), check_errors=False)
         infos.append(info)
         own = torch.linalg.solve_triangular(factor, eye, upper=False)
-        root[:, start:end, start:end] = own
-        if end < count * block:
-            panel = work[:, end:, start:end] @ own.mT
-            work[:, end:, start:end] = panel
-            work[:, end:, end:].baddbmm_(panel, panel.mT, alpha=-1)
+        _part(root, start, end, start, end).copy_(own)
+        if end < wide:
+            below = _part(work, end, wide, start, end)
+            panel = torch.bmm(below, own.mT)
+            below.copy_(panel)
+            _part(work, end, wide, end, wide).baddbmm_(panel, panel.mT, alpha=-1)
     return root, torch.stack(infos).sum(0)
 
 
@@ -94,9 +96,17 @@ def _join(factor: Tensor, root: Tensor, low: int, high: int, block: int) -> None
     middle = (low + high) // 2
     _join(factor, root, low, middle, block)
     _join(factor, root, middle, high, block)
-    top, bottom = slice(low * block, middle * block), slice(middle * block, high * block)
-    below = factor[:, bottom, top] @ root[:, top, top]
-    root[:, bottom, top] = -(root[:, bottom, bottom] @ below)
+    first, second, end = low * block, middle * block, high * block
+    below = torch.bmm(_part(factor, second, end, first, second), _part(root, first, second, first, second))
+    target = _part(root, second, end, first, second)
+    target.baddbmm_(_part(root, second, end, second, end), below, beta=0, alpha=-1)
+
+
+def _part(matrices: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:
+    """Rows and columns of a stack in one view."""
+    _, down, across = matrices.stride()
+    place = matrices.storage_offset() + top * down + left * across
+    return matrices.as_strided((len(matrices), bottom - top, right - left), matrices.stride(), place)
 
 
 def _square(root: Tensor) -> Tensor:
@@ -104,10 +114,12 @@ def _square(root: Tensor) -> Tensor:
     wide = root.shape[1]
     height = -(-wide // (8 * PANELS)) * 8
     if wide < 1024:
-        return root.mT @ root
+        return torch.bmm(root.mT, root)
     found = torch.empty_like(root)
     for start in range(0, wide, height):
         end = min(start + height, wide)
-        found[:, start:end, :end] = root[:, start:, start:end].mT @ root[:, start:, :end]
-        found[:, :start, start:end] = found[:, start:end, :start].mT
+        left, right = _part(root, start, wide, start, end), _part(root, start, wide, 0, end)
+        _part(found, start, end, 0, end).copy_(torch.bmm(left.mT, right))
+        if start:
+            _part(found, 0, start, start, end).copy_(_part(found, start, end, 0, start).mT)
     return found

@@ -12,6 +12,8 @@ from methods.kfac.inverse.base import Inverse, State, damped, eye_like
 from methods.kfac.products import multiply
 
 #: From this width on by blocks, and the blocks' width: below, latency decides and not the number of multiply-adds.
+#: Five of 4609 on one H100 (2026-11-22): blocks of 512 39.7 ms in IEEE float32, 33.8 with TF32 in the last product;
+#: blocks of 128 41.2 / 35.0; the library's factor and these blocks 47 / 40; ``torch.cholesky_inverse`` 63.9.
 BLOCKED_FROM = 1024
 LEAF = 512
 
@@ -33,11 +35,11 @@ class Cholesky(Inverse):
     def refresh(self, matrices: Tensor, damping: Tensor, state: State | None) -> tuple[State, Tensor]:
         """Good: the factorisation went through and the result is finite."""
         if matrices.shape[1] >= BLOCKED_FROM:
-            inverse, good = blocked.inverse(matrices, damping, LEAF, library=True)
+            inverse, good = blocked.inverse(matrices, damping, LEAF, library=False)
             return {"inverse": inverse[:, : matrices.shape[1], : matrices.shape[1]]}, good
         factor, info = torch.linalg.cholesky_ex(damped(matrices, damping), check_errors=False)
         root = torch.linalg.solve_triangular(factor, eye_like(matrices), upper=False)
-        inverse = root.mT @ root
+        inverse = torch.bmm(root.mT, root)
         return {"inverse": inverse}, (info == 0) & inverse.diagonal(dim1=1, dim2=2).sum(1).isfinite()
 
     def apply(self, state: State, columns: Tensor) -> Tensor:
