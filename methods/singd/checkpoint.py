@@ -11,6 +11,7 @@ from torch import Tensor
 from harness.errors import UserError
 from methods.kfac.layers import Layer
 from methods.singd.products import precision
+from methods.singd.stacks import zeros
 
 if TYPE_CHECKING:
     from methods.singd.singd import SINGD
@@ -46,8 +47,7 @@ def restore_layer(optimizer: SINGD, layer: Layer, stored: Mapping[str, Tensor]) 
                 side.kept[place] = side.kind.keep(side.value[place])
     if "momentum" in stored:
         if stack.momentum is None:
-            weight = layer.weight
-            stack.momentum = torch.zeros(stack.shape, dtype=weight.dtype, device=weight.device)
+            stack.momentum = zeros(stack)
         stack.momentum[place] = stored["momentum"].to(stack.momentum)
 
 

@@ -82,7 +82,7 @@ def multiplied(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     elif b.shape[1] < a.shape[2]:
         b = torch.nn.functional.pad(b, (0, 0, 0, a.shape[2] - b.shape[1]))
     if a.dtype == dtype:
-        return a @ b
+        return torch.bmm(a, b)
     if a.is_cuda:
         return torch.bmm(a, b, out_dtype=dtype)  # type: ignore[call-overload, no-any-return]
-    return a.to(dtype) @ b.to(dtype)
+    return torch.bmm(a.to(dtype), b.to(dtype))

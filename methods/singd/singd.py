@@ -6,22 +6,22 @@ README for the mathematics and every departure.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
 
 from harness.errors import Unsupported
-from methods.first_order import adamw
-from methods.first_order.groups import decay_groups, scalars, trainable
+from methods.first_order.groups import scalars, trainable
+from methods.kfac import fallback
 from methods.kfac.capture import Capture
 from methods.kfac.layers import Layer, find
 from methods.kfac.options import in_range
 from methods.kfac.policy import Policy, value_at
 from methods.kfac.timing import Parts
-from methods.singd import checkpoint, matrices, stacks
+from methods.singd import checkpoint, stacks
+from methods.singd.apply import Apply
 from methods.singd.options import parse
 from methods.singd.products import precision
 from methods.singd.stacks import Side, Stack
@@ -59,7 +59,8 @@ class SINGD(torch.optim.Optimizer):
         trainable(model)
         self.layers, others, self.left_over = find(model, opt.exclude)
         self.grad_scaler = grad_scaler
-        self.fallback = self._fallback([parameter for _, parameter in others])
+        self.fallback = fallback.optimizer([parameter for _, parameter in others], cast(Any, opt))
+        self._stepper = fallback.Stepper(self.fallback) if self.fallback is not None else None
         mine = [parameter for layer in self.layers for parameter in layer.parameters]
         super().__init__([{"params": mine, "lr": lr}], {"lr": lr})
         self._main = self.param_groups[0]
@@ -81,41 +82,13 @@ class SINGD(torch.optim.Optimizer):
         self._homes = self._where()
         self.capture = Capture(self.layers, self._take)
         self.capture.enabled = self._catches()
-        self._announce()
+        fallback.announce(self.label, opt.fallback, self.left_over)
 
     def build(self) -> None:
         """Fresh factors (identities) for all layers, where the weights are now."""
         self.stacks = stacks.build(self.layers, self.options)
         self._stack_of = {layer: stack for stack in self.stacks for layer in stack.layers}
-
-    def _fallback(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer | None:
-        opt = self.options
-        if not parameters:
-            return None
-        if opt.fallback == "adamw":
-            return adamw.over(
-                parameters,
-                lr=opt.fallback_lr,
-                beta1=opt.fallback_beta1,
-                beta2=opt.fallback_beta2,
-                eps=opt.fallback_eps,
-                weight_decay=opt.fallback_weight_decay,
-                decay="matrices",
-            )
-        groups = decay_groups(parameters, opt.fallback_weight_decay, "matrices")
-        return torch.optim.SGD(groups, lr=opt.fallback_lr, momentum=opt.fallback_momentum, fused=True)
-
-    def _announce(self) -> None:
-        """Name what is not preconditioned, once."""
-        by_reason: dict[str, list[str]] = {}
-        for name, why in self.left_over.items():
-            by_reason.setdefault(why, []).append(name)
-        listed = [
-            f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({why})"
-            for why, names in by_reason.items()
-        ]
-        if listed:
-            warnings.warn(f"{self.label} leaves to {self.options.fallback}: {'; '.join(listed)}.", stacklevel=3)
+        self._apply = Apply(self.stacks, self.options.momentum, self.options.weight_decay)
 
     # -- statistics ----------------------------------------------------------------------------------------------------
 
@@ -179,9 +152,9 @@ class SINGD(torch.optim.Optimizer):
             if scale is not None:
                 self.grad_scale_estimate = scale.detach().clone()
             with self._parts.span("apply", self._device().type == "cuda"):
-                for stack in self.stacks:
-                    self._apply(stack, good)
-        self._step_fallback(good)
+                self._apply.step(float(self._main["lr"]), good)
+        if self._stepper is not None:
+            self._stepper.step(good)
         self.steps += 1
         self.capture.enabled = self._catches()
         return loss
@@ -242,60 +215,6 @@ class SINGD(torch.optim.Optimizer):
             if opt.normalize_lr_cov:
                 beta = beta / new.abs().amax(1, keepdim=True).clamp_min(1.0)
             stacks.update(side, new.to(side.value.dtype), beta, good, chosen)
-
-    def _apply(self, stack: Stack, good: Tensor | None) -> None:
-        """Momentum and the weights of the stack's members that have a gradient."""
-        opt, lr = self.options, float(self._main["lr"])
-        active = [layer for layer in stack.layers if any(p.grad is not None for p in layer.parameters)]
-        if not active:
-            return
-        chosen = stack.chosen(active)
-        v = self.directions(stack, active, chosen).to(stack.layers[0].weight.dtype)
-        groups = stack.layers[0].groups
-        parameters = [p for layer in active for p in layer.parameters]
-        if opt.weight_decay:
-            for i, layer in enumerate(active):
-                parts = matrices.split(v[i * groups : (i + 1) * groups], layer)
-                for p, part in zip(layer.parameters, parts, strict=True):
-                    part.add_(p.reshape(part.shape), alpha=opt.weight_decay)
-        if opt.momentum:
-            if stack.momentum is None:
-                stack.momentum = torch.zeros(stack.shape, dtype=v.dtype, device=v.device)
-            if good is None and chosen is None:
-                torch.add(v, stack.momentum, alpha=opt.momentum, out=stack.momentum)
-                v = stack.momentum
-            else:
-                held = stack.momentum if chosen is None else stacks.cut(stack.momentum, chosen)
-                v = torch.add(v, held, alpha=opt.momentum)
-                stacks.write(stack.momentum, v, good, chosen)
-        views = matrices.views(v, active, groups)
-        kept = [(p, part) for p, part in zip(parameters, views, strict=True) if p.grad is not None]
-        if good is None:
-            torch._foreach_add_([p for p, _ in kept], [part for _, part in kept], alpha=-lr)
-            return
-        for parameter, part in kept:
-            moved = torch.add(parameter, part, alpha=-lr)
-            parameter.copy_(torch.where(good.to(moved.device), moved, parameter))
-
-    def directions(self, stack: Stack, active: Sequence[Layer], chosen: list[slice] | None) -> Tensor:
-        """C C^T dW K K^T for members of a stack: (B, d_out, d_in)."""
-        first, second = stack.a.value.dtype, stack.g.value.dtype
-        if stack.g.kind.by_rows:
-            found = stack.g.apply(matrices.gradients(stack, active, second), chosen).to(first)
-            return stack.a.apply(found.mT, chosen).mT.contiguous()
-        found = stack.a.apply(matrices.gradients(stack, active, first).mT, chosen).mT
-        return stack.g.apply(found.to(second), chosen).contiguous()
-
-    def _step_fallback(self, good: Tensor | None) -> None:
-        if self.fallback is None:
-            return
-        if good is not None:
-            self.fallback.found_inf = (~good).float()  # type: ignore[attr-defined]
-        try:
-            self.fallback.step()
-        finally:
-            if good is not None:
-                del self.fallback.found_inf  # type: ignore[attr-defined]
 
     # -- the model moves -----------------------------------------------------------------------------------------------
 

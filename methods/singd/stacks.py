@@ -39,11 +39,27 @@ class Side:
         """The chosen members of one of the tensors, all of them without a copy."""
         return tensor if chosen is None else cut(tensor, chosen)
 
-    def apply(self, m: Tensor, chosen: list[slice] | None) -> Tensor:
-        """K K^T M for all members or the chosen ones."""
+    @property
+    def room(self) -> int:
+        """The extent that :meth:`right` and :meth:`left` want."""
+        return self.kind.d if self.kept is None else self.kind.room
+
+    @property
+    def wants(self) -> torch.dtype:
+        """The dtype that they multiply in."""
+        return self.value.dtype if self.kept is None or self.kept.is_complex() else self.kept.dtype
+
+    def right(self, x: Tensor, out: torch.dtype) -> Tensor:
+        """X K K^T for all members: (B, n, room) in ``out``."""
         if self.kept is None:
-            return self.kind.apply(self.pick(self.value, chosen), m)
-        return self.kind.apply_kept(self.pick(self.kept, chosen), m)
+            return self.kind.apply(self.value, x.to(self.value.dtype).mT).mT.to(out)
+        return self.kind.right(self.kept, x, out)
+
+    def left(self, y: Tensor, out: torch.dtype) -> Tensor:
+        """K K^T Y for all members: (B, room, n) in ``out``."""
+        if self.kept is None:
+            return self.kind.apply(self.value, y.to(self.value.dtype)).to(out)
+        return self.kind.left(self.kept, y, out)
 
 
 @dataclass(eq=False)
@@ -72,6 +88,12 @@ class Stack:
     def home(self) -> tuple[torch.dtype, torch.device]:
         """Of the weights when the stack was built."""
         return self.weight_dtype, self.a.value.device
+
+    @property
+    def scales(self) -> bool:
+        """Both factors are kept diagonals of one group: a gradient is scaled where it is."""
+        sides = (self.a, self.g)
+        return self.layers[0].groups == 1 and all(s.kind.name == "diagonal" and s.kept is not None for s in sides)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -119,9 +141,14 @@ def _stack(layers: list[Layer], options: Options) -> Stack:
         value = kind.identity(batch, dtype, device)
         momentum = torch.zeros_like(value) if options.alpha1 else None
         with precision(options.products):
-            kept = kind.keep(value) if options.cache and kind.squares else None
+            kept = kind.keep(value) if options.cache and kind.keeps(dtype) else None
         sides.append(Side(kind, value, momentum, kept))
     return Stack(layers, sides[0], sides[1])
+
+
+def zeros(stack: Stack) -> Tensor:
+    """(B, d_out, d_in) for a stack's m_W."""
+    return torch.zeros(stack.shape, dtype=stack.weight_dtype, device=stack.a.value.device)
 
 
 def formula(layers: Sequence[Layer], options: Options) -> dict[str, int]:

@@ -16,3 +16,11 @@ def split(tensor: Tensor, sizes: Sequence[int], dim: int = 0) -> tuple[Tensor, .
 def unflatten(tensor: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
     """``tensor.unflatten``."""
     return tensor.unflatten(dim, tuple(shape))  # type: ignore[no-any-return, no-untyped-call]
+
+
+def unpadded(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """The first entries along every dimension."""
+    for dim, size in enumerate(shape):
+        if tensor.shape[dim] != size:
+            tensor = tensor.narrow(dim, 0, size)
+    return tensor

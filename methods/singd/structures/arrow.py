@@ -80,6 +80,31 @@ class TrilArrow(Structure):
         w, diagonal = self._views(other)
         return self._join(self.matmul(k, w), self._views(k)[1] * diagonal)
 
+    def keeps(self, dtype: torch.dtype) -> bool:
+        """See :class:`Structure`."""
+        return True
+
+    def kept_numbers(self) -> int:
+        """See :class:`Structure`."""
+        return (self.rank + 1) * self.d
+
+    def keep(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`: K K^T = W W^T + diag(0, D^2), as rows W^T and the diagonal (B, k + 1, d)."""
+        w, diagonal = self._views(k)
+        square = diagonal.square()
+        corner = square.new_zeros(square.shape[0], self.rank)
+        return torch.cat([w.mT, self._pile(corner, square)[:, None]], dim=1)
+
+    def right(self, kept: Tensor, x: Tensor, out: torch.dtype) -> Tensor:
+        """See :class:`Structure`."""
+        w, x = kept[:, : self.rank], x.to(kept.dtype)
+        return (x * kept[:, self.rank :]).baddbmm_(torch.bmm(x, w.mT), w).to(out)
+
+    def left(self, kept: Tensor, y: Tensor, out: torch.dtype) -> Tensor:
+        """See :class:`Structure`."""
+        w, y = kept[:, : self.rank], y.to(kept.dtype)
+        return (y * kept[:, self.rank :].mT).baddbmm_(w.mT, torch.bmm(w, y)).to(out)
+
     def gather(self, k: Tensor, rows: Rows) -> Tensor:
         """See :class:`Structure`."""
         w, _ = self._views(k)

@@ -45,14 +45,11 @@ class Structure(ABC):
 
     Attributes:
         name: in the registry.
-        squares: K K^T is in the class too, so it can be kept and applied as one product instead of two.
-        by_rows: products with M work on the rows of M^T, so the last one should have contiguous rows.
         count: stored numbers of one matrix.
+        room: rows of M that a product with a kept K K^T wants; those behind ``d`` are zero.
     """
 
     name: ClassVar[str]
-    squares: ClassVar[bool] = False
-    by_rows: ClassVar[bool] = False
     count: int
 
     def __init__(self, d: int, sizes: Sizes | None = None) -> None:
@@ -94,17 +91,39 @@ class Structure(ABC):
     def to_dense(self, k: Tensor) -> Tensor:
         """(B, d, d)."""
 
+    @property
+    def room(self) -> int:
+        """See the class."""
+        return self.d
+
+    def keeps(self, dtype: torch.dtype) -> bool:
+        """Whether K K^T has a form of its own that is kept between updates and applied in fewer products than K."""
+        return False
+
     def keep(self, k: Tensor) -> Tensor:
-        """K K^T in the form that :meth:`apply_kept` wants, for a class with ``squares``."""
-        raise Unsupported(f"K K^T of {self.name} is not {self.name}.")
+        """K K^T (B, ...) in the form that :meth:`right` and :meth:`left` want, for a class that :meth:`keeps` it."""
+        raise Unsupported(f"{self.name} has no form for K K^T.")
+
+    def right(self, kept: Tensor, x: Tensor, out: torch.dtype) -> Tensor:
+        """X K K^T from what was kept, for X (B, n, room): (B, n, room) in ``out``."""
+        return self.left(kept, x.mT, out).mT
+
+    def left(self, kept: Tensor, y: Tensor, out: torch.dtype) -> Tensor:
+        """K K^T Y from what was kept, for Y (B, room, n): (B, room, n) in ``out``."""
+        return self.right(kept, y.mT, out).mT
 
     def apply_kept(self, kept: Tensor, m: Tensor) -> Tensor:
-        """K K^T M from what was kept: (B, d, n) in M's dtype."""
-        return self.matmul(kept, m)
+        """K K^T M from what was kept, for M (B, d, n) of any d: (B, d, n) in M's dtype."""
+        whole = torch.nn.functional.pad(m, (0, 0, 0, self.room - self.d))
+        return self.left(kept, whole, m.dtype)[:, : self.d]
+
+    def kept_numbers(self) -> int:
+        """Real numbers of one kept K K^T."""
+        return self.count
 
     def kept_bytes(self, dtype: torch.dtype, products: str) -> int:
-        """Bytes of one kept K K^T under a precision of products; 0 for a class without ``squares``."""
-        return self.nbytes(dtype) if self.squares else 0
+        """Bytes of one kept K K^T under a precision of products; 0 for a class without one."""
+        return self.kept_numbers() * dtype.itemsize if self.keeps(dtype) else 0
 
     def add_identity(self, k: Tensor, amount: float) -> Tensor:
         """K + amount I in place."""

@@ -20,7 +20,6 @@ class Block(Structure):
     """
 
     name = "block"
-    squares = True
 
     def __init__(self, d: int, sizes: Sizes | None = None) -> None:
         super().__init__(d, sizes)
@@ -68,9 +67,39 @@ class Block(Structure):
         """See :class:`Structure`."""
         return self._join(*(a @ b for a, b in zip(self._views(k), self._views(other), strict=True)))
 
-    def keep(self, k: Tensor) -> Tensor:
+    @property
+    def room(self) -> int:
+        """See :class:`Structure`: full blocks."""
+        return self.size * (self.blocks + (self.rest > 0))
+
+    def keeps(self, dtype: torch.dtype) -> bool:
         """See :class:`Structure`."""
-        return self._join(*(a @ a.mT for a in self._views(k)))
+        return True
+
+    def kept_numbers(self) -> int:
+        """See :class:`Structure`."""
+        return self.room * self.size
+
+    def keep(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`: full blocks (B, room / b, b, b), the last one padded with zeros."""
+        first, last = (a @ a.mT for a in self._views(k))
+        if not self.rest:
+            return first
+        gap = self.size - self.rest
+        return torch.cat([first, torch.nn.functional.pad(last, (0, gap, 0, gap))[:, None]], dim=1)
+
+    def right(self, kept: Tensor, x: Tensor, out: torch.dtype) -> Tensor:
+        """See :class:`Structure`."""
+        batch, n = x.shape[:2]
+        blocks = kept.view(-1, self.size, self.size)
+        parts = x.to(kept.dtype).view(batch, n, -1, self.size).transpose(1, 2).reshape(len(blocks), n, self.size)
+        found = torch.bmm(parts, blocks).view(batch, -1, n, self.size)
+        return found.transpose(1, 2).reshape(x.shape).to(out)
+
+    def left(self, kept: Tensor, y: Tensor, out: torch.dtype) -> Tensor:
+        """See :class:`Structure`."""
+        blocks = kept.view(-1, self.size, self.size)
+        return torch.bmm(blocks, y.to(kept.dtype).reshape(len(blocks), self.size, -1)).view(y.shape).to(out)
 
     def gram(self, k: Tensor) -> Tensor:
         """See :class:`Structure`."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from methods.singd.products import moment as moment_of
-from methods.singd.products import multiplied, operand, prepared, product, size
+from methods.singd.products import multiplied, operand, product, size
 from methods.singd.rows import Rows, wide
 from methods.singd.structures.base import Sizes, Structure
 
@@ -33,11 +33,18 @@ def inner_moment(dense: Tensor, rows: Rows) -> Tensor:
     return total
 
 
+def padded_square(dense: Tensor, room: int) -> Tensor:
+    """K K^T (B, room, room) of dense matrices, zero behind them, in the dtype of operands."""
+    d = dense.shape[1]
+    kind = operand(dense.dtype)
+    found = product(dense, dense.mT)
+    return found.to(kind) if room == d else torch.nn.functional.pad(found.to(kind), (0, room - d, 0, room - d))
+
+
 class Dense(Structure):
     """d^2 numbers; Pi is the identity."""
 
     name = "dense"
-    squares = True
 
     def __init__(self, d: int, sizes: Sizes | None = None) -> None:
         super().__init__(d, sizes)
@@ -68,21 +75,30 @@ class Dense(Structure):
         self.to_dense(k).diagonal(dim1=1, dim2=2).add_(amount)
         return k
 
-    def keep(self, k: Tensor) -> Tensor:
-        """See :class:`Structure`: (B, d, d), padded, in the dtype of operands."""
-        dense, d = self.to_dense(k), size(self.d)
-        whole = torch.zeros(k.shape[0], d, d, dtype=operand(k.dtype), device=k.device)
-        whole[:, : self.d, : self.d] = product(dense, dense.mT)
-        return whole
-
-    def apply_kept(self, kept: Tensor, m: Tensor) -> Tensor:
+    @property
+    def room(self) -> int:
         """See :class:`Structure`."""
-        found = multiplied(kept, prepared(m, kept.dtype), m.dtype)
-        return found[:, : self.d, : m.shape[2]]
+        return size(self.d)
+
+    def keeps(self, dtype: torch.dtype) -> bool:
+        """See :class:`Structure`."""
+        return True
+
+    def keep(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`: (B, room, room) in the dtype of operands."""
+        return padded_square(self.to_dense(k), self.room)
+
+    def right(self, kept: Tensor, x: Tensor, out: torch.dtype) -> Tensor:
+        """See :class:`Structure`."""
+        return multiplied(x.to(kept.dtype), kept, out)
+
+    def left(self, kept: Tensor, y: Tensor, out: torch.dtype) -> Tensor:
+        """See :class:`Structure`."""
+        return multiplied(kept, y.to(kept.dtype), out)
 
     def kept_bytes(self, dtype: torch.dtype, products: str) -> int:
         """See :class:`Structure`."""
-        return size(self.d) ** 2 * operand(dtype, products).itemsize
+        return self.room**2 * operand(dtype, products).itemsize
 
     def gather(self, k: Tensor, rows: Rows) -> Tensor:
         """See :class:`Structure`. With K already applied."""

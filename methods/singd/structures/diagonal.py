@@ -13,7 +13,6 @@ class Diagonal(Structure):
     """d numbers; Pi keeps the diagonal. No row is ever copied: sums of squares are enough."""
 
     name = "diagonal"
-    squares = True
 
     def __init__(self, d: int, sizes: Sizes | None = None) -> None:
         super().__init__(d, sizes)
@@ -39,9 +38,21 @@ class Diagonal(Structure):
         """See :class:`Structure`."""
         return k * other
 
+    def keeps(self, dtype: torch.dtype) -> bool:
+        """See :class:`Structure`."""
+        return True
+
     def keep(self, k: Tensor) -> Tensor:
         """See :class:`Structure`."""
         return k * k
+
+    def right(self, kept: Tensor, x: Tensor, out: torch.dtype) -> Tensor:
+        """See :class:`Structure`."""
+        return (x.to(kept.dtype) * kept[:, None, :]).to(out)
+
+    def left(self, kept: Tensor, y: Tensor, out: torch.dtype) -> Tensor:
+        """See :class:`Structure`."""
+        return (y.to(kept.dtype) * kept[:, :, None]).to(out)
 
     def gather(self, k: Tensor, rows: Rows) -> Tensor:
         """See :class:`Structure`."""

@@ -67,12 +67,9 @@ class Hierarchical(Structure):
 
     def t_matmul(self, k: Tensor, m: Tensor) -> Tensor:
         """See :class:`Structure`."""
-        a, b1, b2, c, d, e = self._views(k)
+        c = self._views(k)[3]
         x, y, z = self._parts(m)
-        thin = torch.cat([x, z], dim=1)
-        zero = a.new_zeros(a.shape[0], self.low, self.top)
-        rows = torch.cat([torch.cat([a, b1, b2], dim=2), torch.cat([zero, d, e], dim=2)], dim=1)
-        found = rows.mT @ thin
+        found = self._thin(k).mT @ torch.cat([x, z], dim=1)
         found[:, self.top : self.top + self.middle].addcmul_(c[:, :, None], y)
         return found
 
@@ -82,6 +79,48 @@ class Hierarchical(Structure):
         a_, b1_, b2_, c_, d_, e_ = self._views(other)
         row = c_[:, None, :]
         return self._join(a @ a_, a @ b1_ + b1 * row + b2 @ d_, a @ b2_ + b2 @ e_, c * c_, d * row + e @ d_, e @ e_)
+
+    def _thin(self, k: Tensor) -> Tensor:
+        """The rows [A, B1, B2] and [0, D, E] (B, k1 + k2, d)."""
+        a, b1, b2, _, d, e = self._views(k)
+        zero = a.new_zeros(a.shape[0], self.low, self.top)
+        return torch.cat([torch.cat([a, b1, b2], dim=2), torch.cat([zero, d, e], dim=2)], dim=1)
+
+    def keeps(self, dtype: torch.dtype) -> bool:
+        """See :class:`Structure`."""
+        return True
+
+    def kept_numbers(self) -> int:
+        """See :class:`Structure`."""
+        return (3 * (self.top + self.low) + 1) * self.d
+
+    def keep(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`: rows S^T, Q^T, S^T and diag D (B, 3 (k1 + k2) + 1, d).
+
+        With S the unit vectors of the dense rows and R = S^T K, K = S R + diag(0, c, 0), so K K^T = D + S Q^T + Q S^T,
+        D = diag(0, c^2, 0), Q^T = R R^T / 2 in the dense columns and R diag(c) between.
+        """
+        c, rows = self._views(k)[3], self._thin(k)
+        ends = rows @ rows.mT * 0.5
+        q = torch.cat(
+            [ends[:, :, : self.top], rows[:, :, self.top : self.d - self.low] * c[:, None], ends[:, :, self.top :]], 2
+        )
+        unit = torch.zeros_like(rows)
+        unit[:, : self.top, : self.top].diagonal(dim1=1, dim2=2).fill_(1)
+        unit[:, self.top :, self.d - self.low :].diagonal(dim1=1, dim2=2).fill_(1)
+        return torch.cat([unit, q, unit, torch.nn.functional.pad(c.square(), (self.top, self.low))[:, None]], dim=1)
+
+    def right(self, kept: Tensor, x: Tensor, out: torch.dtype) -> Tensor:
+        """See :class:`Structure`."""
+        thin, x = self.top + self.low, x.to(kept.dtype)
+        inner = torch.bmm(x, kept[:, : 2 * thin].mT)
+        return (x * kept[:, 3 * thin :]).baddbmm_(inner, kept[:, thin : 3 * thin]).to(out)
+
+    def left(self, kept: Tensor, y: Tensor, out: torch.dtype) -> Tensor:
+        """See :class:`Structure`."""
+        thin, y = self.top + self.low, y.to(kept.dtype)
+        inner = torch.bmm(kept[:, : 2 * thin], y)
+        return (y * kept[:, 3 * thin :].mT).baddbmm_(kept[:, thin : 3 * thin].mT, inner).to(out)
 
     def gather(self, k: Tensor, rows: Rows) -> Tensor:
         """See :class:`Structure`."""

@@ -14,6 +14,9 @@ from methods.singd.tensors import unflatten
 #: Bytes of rows that one transform takes: about what stays in an H100's 50 MB of L2 with its spectrum.
 _PIECE = 1 << 24
 _HALF = (torch.bfloat16, torch.float16)
+#: Up to here K K^T is kept as a dense matrix: one product then takes less than the four transforms it replaces, and
+#: 1.6 MB in float32 are little beside the weights.
+_WHOLE = 640
 
 
 def fast_length(least: int) -> int:
@@ -42,7 +45,6 @@ class TrilToeplitz(Structure):
     """
 
     name = "tril-toeplitz"
-    by_rows = True
     _lower = True
 
     def __init__(self, d: int, sizes: Sizes | None = None) -> None:
@@ -91,6 +93,38 @@ class TrilToeplitz(Structure):
     def t_matmul(self, k: Tensor, m: Tensor) -> Tensor:
         """See :class:`Structure`."""
         return self._filter(k, m, True)
+
+    def keeps(self, dtype: torch.dtype) -> bool:
+        """See :class:`Structure`."""
+        return self.d <= _WHOLE or dtype not in _HALF
+
+    def kept_numbers(self) -> int:
+        """See :class:`Structure`."""
+        return self.d**2 if self.d <= _WHOLE else 4 * (self.length // 2 + 1)
+
+    def keep(self, k: Tensor) -> Tensor:
+        """See :class:`Structure`: (B, d, d) for a small d, else the spectra of K and K^T (B, 2, 1, length / 2 + 1)."""
+        if self.d <= _WHOLE:
+            dense = self.to_dense(k)
+            return torch.bmm(dense, dense.mT)
+        found = self._forth(k)[:, None]
+        pair = [found.conj(), found] if self._lower else [found, found.conj()]
+        return torch.stack(pair, dim=1)
+
+    def right(self, kept: Tensor, x: Tensor, out: torch.dtype) -> Tensor:
+        """See :class:`Structure`."""
+        if self.d <= _WHOLE:
+            return torch.bmm(x.to(kept.dtype), kept).to(out)
+        first, second = kept.unbind(1)
+        between: Tensor = torch.fft.irfft(self._forth(x).mul_(first), n=self.length)
+        between[..., self.d :].zero_()
+        return self._back(torch.fft.rfft(between).mul_(second)).to(out)
+
+    def left(self, kept: Tensor, y: Tensor, out: torch.dtype) -> Tensor:
+        """See :class:`Structure`."""
+        if self.d <= _WHOLE:
+            return torch.bmm(kept, y.to(kept.dtype)).to(out)
+        return self.right(kept, y.mT, out).mT
 
     def compose(self, k: Tensor, other: Tensor) -> Tensor:
         """See :class:`Structure`."""

@@ -80,7 +80,7 @@ def test_products_projections_and_traces(name, sizes, dtype):
         close(kind.to_dense(low - 0.5 * other.to(dtype)), wide - 0.5 * kind.to_dense(other), dtype)
         added = kind.add_identity(low.clone(), -0.5)
         close(kind.to_dense(added), wide - 0.5 * torch.eye(d).double(), dtype)
-        if kind.squares:
+        if kind.keeps(dtype):
             close(kind.apply_kept(kind.keep(low), m.to(dtype)), wide @ wide.mT @ m, dtype)
 
 
@@ -179,7 +179,7 @@ def test_padding_for_matrix_units_changes_nothing(monkeypatch, name):
             monkeypatch.setattr(products, "_PADDED_ON", {"cpu"})
             with products.precision(mode):
                 found = [kind.apply(k, m), kind.to_dense(kind.from_inner(k, x)), kind.to_dense(kind.compose(k, k))]
-                if kind.squares:
+                if kind.keeps(torch.float32):
                     kept = kind.keep(k)
                     found.append(kind.apply_kept(kept, m))
                     assert kept.nbytes == 2 * kind.kept_bytes(torch.float32, mode)
