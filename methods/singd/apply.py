@@ -122,7 +122,7 @@ class Apply:
                 if stack.momentum is None:
                     stack.momentum = zeros(stack)
                 places |= {layer: stack.momentum[stack.places[layer]] for layer in stack.layers}
-                found.parts += _parts(stack, mine, stack.momentum)
+                found.parts += _parts(stack, some, stack.momentum)
             found.views = [_view(places[entry.layer], entry) for entry in found.entries]
         return found
 
