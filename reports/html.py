@@ -142,7 +142,8 @@ class _Site:
             ],
             "after": [
                 *((f"{board.slug}.html", board.title) for board in self.boards if board.priced),
-                ("methods.html", "Methods"), ("audit.html", "Audit"),
+                ("methods.html", "Methods"),
+                ("audit.html", "Audit"),
             ],
         }
 

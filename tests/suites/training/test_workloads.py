@@ -32,7 +32,13 @@ def test_the_registered_workloads_are_these():
     expected = {
         *("digits-cnn", "digits-fullbatch", "fashion-cnn", "cifar10-small", "sotu-gpt", "sotu-gpt-cpu"),
         *("descriptions-gpt", "cifar10-vgg16bn", "cifar10-airbench", "cifar10lt-resnet32", "cifar10lt-resnet32-f50"),
-        *("imagenet1k-resnet50", "imagenet100-t2t-vit", "cifar10-resnet18", "cifar10-vgg16bn-paper", "cifar10-vgg16wide"),
+        *(
+            "imagenet1k-resnet50",
+            "imagenet100-t2t-vit",
+            "cifar10-resnet18",
+            "cifar10-vgg16bn-paper",
+            "cifar10-vgg16wide",
+        ),
         *(f"cifar10-resnet18-b{batch}" for batch in BATCHES[1:]),
         *(f"imagenet1k-resnet50-b{batch}" for batch in (2048, 4096, 8192)),
         *(f"imagenet100-t2t-vit-b{batch}" for batch in (1024, 2048, 4096)),
