@@ -174,12 +174,12 @@ class SINGD(torch.optim.Optimizer):
         if scale is not None:
             correction = (self.grad_scale_estimate / scale.double()).square()
         with self._parts.span("update", self._device().type == "cuda"):
-            sums = {layer: self.gather.read(layer, correction) for layer in self.gather.sums}
-            self.gather.forget()
+            sums = self.gather.read_all(correction)
             _reduce([tensor for pair in sums.values() for tensor in pair])
             home = self._device()
-            # A moment that is not finite anywhere has a sum that is not: no entry of a sum cancels a NaN.
-            probes = [tensor.sum().to(home, torch.float32) for pair in sums.values() for tensor in pair]
+            # What is not finite anywhere has a norm that is not.
+            home, everything = self._device(), [tensor for pair in sums.values() for tensor in pair]
+            probes = [probe.to(home, torch.float32) for probe in torch._foreach_norm(everything, 1)]
             finite = torch.stack(probes).isfinite().all()
             whole = finite if good is None else finite & good.to(home)
             missed = ~finite if good is None else ~finite & good.to(home)
@@ -198,23 +198,30 @@ class SINGD(torch.optim.Optimizer):
         lam = value_at(opt.damping, self.steps)
         half = 0.5 * (1 - opt.alpha1 if opt.normalize_lr_cov else 1.0)
         sides = (stack.a, stack.g)
-        inner, gram = [], []
+        inner, gram, weights = [], [], []
         for side, parts in zip(sides, zip(*pairs, strict=True), strict=True):
             held = side.pick(side.value, chosen)
             inner.append(side.kind.inner(held, parts[0] if len(parts) == 1 else torch.cat(parts)))
             gram.append(side.kind.gram(held))
-        means = [[side.kind.trace(m[i])[:, None] / side.kind.d for m in (inner, gram)] for i, side in enumerate(sides)]
+            weights.append((half, half * lam) if opt.kfac_like else self._means(side, inner[-1], gram[-1], half, lam))
         for i, side in enumerate(sides):
-            of_inner, of_gram = (
-                (half, half * lam) if opt.kfac_like else (half * means[1 - i][0], half * lam * means[1 - i][1])
-            )
-            new = side.kind.add_identity(inner[i] * of_inner + gram[i] * of_gram, -half)
+            of_inner, of_gram = weights[1 - i]
+            new = inner[i] * of_inner
+            new = new.add_(gram[i], alpha=of_gram) if isinstance(of_gram, float) else new.addcmul_(gram[i], of_gram)
+            side.kind.add_identity(new, -half)
             if side.momentum is not None:
-                new = new.add(side.pick(side.momentum, chosen), alpha=opt.alpha1)
+                new.add_(side.pick(side.momentum, chosen), alpha=opt.alpha1)
             beta: Tensor | float = value_at(opt.lr_cov, self.steps)
             if opt.normalize_lr_cov:
                 beta = beta / new.abs().amax(1, keepdim=True).clamp_min(1.0)
             stacks.update(side, new.to(side.value.dtype), beta, good, chosen)
+
+    @staticmethod
+    def _means(side: Side, inner: Tensor, gram: Tensor, half: float, lam: float) -> tuple[Tensor, Tensor]:
+        """Half tr(H) / d and half lam tr(N) / d of one side, (B, 1): they weigh the other side's H and N."""
+        kind = side.kind
+        first, second = kind.trace(inner) * (half / kind.d), kind.trace(gram) * (half * lam / kind.d)
+        return first[:, None], second[:, None]
 
     # -- the model moves -----------------------------------------------------------------------------------------------
 

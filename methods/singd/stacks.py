@@ -181,7 +181,10 @@ def update(side: Side, new: Tensor, beta: Tensor | float, good: Tensor | None, c
 def write(target: Tensor, value: Tensor, good: Tensor | None, chosen: list[slice] | None) -> None:
     """Put ``value`` where it belongs, unless ``good`` is false."""
     if chosen is None:
-        target.copy_(value if good is None else torch.where(good.to(value.device), value, target))
+        if good is None:
+            target.copy_(value)
+        else:
+            torch.where(good.to(value.device), value, target, out=target)
         return
     for place, part in zip(chosen, split(value, [place.stop - place.start for place in chosen]), strict=True):
         write(target[place], part, good, None)

@@ -107,6 +107,24 @@ class Gather:
             g = g * correction.to(g.device, g.dtype)
         return held.a * (held.unit_rows / held.rows), g
 
+    def read_all(self, correction: Tensor | None) -> dict[Layer, tuple[Tensor, Tensor]]:
+        """:meth:`read` of every layer in few calls, in place; then nothing is pending."""
+        mean, factors = self.options.reduction == "mean", []
+        for held in self.sums.values():
+            ratio = held.terms.count / held.unit_terms
+            factors += [held.unit_rows / held.rows, ratio if mean else 1 / ratio]
+        found = {layer: (held.a, held.g) for layer, held in self.sums.items()}
+        if any(factor != 1.0 for factor in factors):
+            torch._foreach_mul_([tensor for pair in found.values() for tensor in pair], factors)
+        if correction is not None:
+            by_device: dict[torch.device, list[Tensor]] = {}
+            for _, g in found.values():
+                by_device.setdefault(g.device, []).append(g)
+            for device, tensors in by_device.items():
+                torch._foreach_mul_(tensors, correction.to(device))
+        self.forget()
+        return found
+
     def forget(self) -> None:
         """Drop what has been taken since the last step."""
         self.sums.clear()

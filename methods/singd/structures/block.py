@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -35,6 +37,17 @@ class Block(Structure):
     def _join(self, first: Tensor, last: Tensor) -> Tensor:
         return torch.cat([first.flatten(1), last.flatten(1)], dim=1) if self.rest else first.flatten(1)
 
+    def _squares(self, k: Tensor) -> list[Tensor]:
+        """All blocks of one size (B blocks, b, b), and the rests (B, rest, rest) if there are any."""
+        if not self.rest:
+            return [k.reshape(-1, self.size, self.size)]
+        first, last = self._views(k)
+        return [first.reshape(-1, self.size, self.size), last]
+
+    def _joined(self, parts: Sequence[Tensor], batch: int) -> Tensor:
+        flat = [part.view(batch, -1) for part in parts]
+        return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
+
     def _each(self, k: tuple[Tensor, Tensor], m: Tensor) -> Tensor:
         """Blocks times the matching rows of M (B, d, n)."""
         cut = self.blocks * self.size
@@ -65,7 +78,8 @@ class Block(Structure):
 
     def compose(self, k: Tensor, other: Tensor) -> Tensor:
         """See :class:`Structure`."""
-        return self._join(*(a @ b for a, b in zip(self._views(k), self._views(other), strict=True)))
+        pairs = zip(self._squares(k), self._squares(other), strict=True)
+        return self._joined([torch.bmm(a, b) for a, b in pairs], len(k))
 
     @property
     def room(self) -> int:
@@ -82,11 +96,12 @@ class Block(Structure):
 
     def keep(self, k: Tensor) -> Tensor:
         """See :class:`Structure`: full blocks (B, room / b, b, b), the last one padded with zeros."""
-        first, last = (a @ a.mT for a in self._views(k))
+        parts = [torch.bmm(a, a.mT) for a in self._squares(k)]
+        first = parts[0].view(len(k), self.blocks, self.size, self.size)
         if not self.rest:
             return first
         gap = self.size - self.rest
-        return torch.cat([first, torch.nn.functional.pad(last, (0, gap, 0, gap))[:, None]], dim=1)
+        return torch.cat([first, torch.nn.functional.pad(parts[1], (0, gap, 0, gap))[:, None]], dim=1)
 
     def right(self, kept: Tensor, x: Tensor, out: torch.dtype) -> Tensor:
         """See :class:`Structure`."""
@@ -103,7 +118,7 @@ class Block(Structure):
 
     def gram(self, k: Tensor) -> Tensor:
         """See :class:`Structure`."""
-        return self._join(*(a.mT @ a for a in self._views(k)))
+        return self._joined([torch.bmm(a.mT, a) for a in self._squares(k)], len(k))
 
     def gather(self, k: Tensor, rows: Rows) -> Tensor:
         """See :class:`Structure`."""
@@ -128,12 +143,22 @@ class Block(Structure):
 
     def inner(self, k: Tensor, sums: Tensor) -> Tensor:
         """See :class:`Structure`."""
-        pairs = zip(self._views(k), self._views(sums.to(k.dtype)), strict=True)
-        return self._join(*(a.mT @ (s @ a) for a, s in pairs))
+        pairs = zip(self._squares(k), self._squares(sums.to(k.dtype)), strict=True)
+        return self._joined([torch.bmm(a.mT, torch.bmm(s, a)) for a, s in pairs], len(k))
+
+    def add_identity(self, k: Tensor, amount: float) -> Tensor:
+        """See :class:`Structure`."""
+        first, last = self._views(k)
+        first.diagonal(dim1=2, dim2=3).add_(amount)
+        if self.rest:
+            last.diagonal(dim1=1, dim2=2).add_(amount)
+        return k
 
     def trace(self, k: Tensor) -> Tensor:
         """See :class:`Structure`."""
         first, last = self._views(k)
         kind = wide(k.dtype)
         whole = first.diagonal(dim1=2, dim2=3).sum((1, 2), dtype=kind)
+        if not self.rest:
+            return whole
         return whole + last.diagonal(dim1=1, dim2=2).sum(1, dtype=kind)

@@ -54,6 +54,10 @@ class Diagonal(Structure):
         """See :class:`Structure`."""
         return (y.to(kept.dtype) * kept[:, :, None]).to(out)
 
+    def add_identity(self, k: Tensor, amount: float) -> Tensor:
+        """See :class:`Structure`."""
+        return k.add_(amount)
+
     def gather(self, k: Tensor, rows: Rows) -> Tensor:
         """See :class:`Structure`."""
         return rows.squares()

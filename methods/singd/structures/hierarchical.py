@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from methods.singd.rows import Rows, wide
 from methods.singd.structures.base import Sizes, Structure
-from methods.singd.tensors import split, unflatten
+from methods.singd.tensors import split
 
 
 class Hierarchical(Structure):
@@ -25,66 +26,66 @@ class Hierarchical(Structure):
         self.top = min(self.sizes.ranks[0], d)
         self.low = min(self.sizes.ranks[1], d - self.top)
         self.middle = d - self.top - self.low
-        top, middle, low = self.top, self.middle, self.low
-        self._shapes = ((top, top), (top, middle), (top, low), (middle,), (low, middle), (low, low))
-        self.count = top * d + middle + low * (middle + low)
+        self.count = self.top * d + self.middle + self.low * (d - self.top)
 
-    def _views(self, k: Tensor) -> list[Tensor]:
-        """A, B1, B2, C, D, E."""
-        parts = split(k, [torch.Size(shape).numel() for shape in self._shapes], dim=1)
-        return [unflatten(part, 1, shape) for part, shape in zip(parts, self._shapes, strict=True)]
+    def _parts(self, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[A, B1, B2] (B, k1, d), C (B, d - k1 - k2) and [D, E] (B, k2, d - k1), views."""
+        ends = (self.top * self.d, self.low * (self.d - self.top))
+        upper, c, lower = split(k, [ends[0], self.middle, ends[1]], dim=1)
+        shape = (len(k), self.low, self.d - self.top)
+        return upper.view(len(k), self.top, self.d), c, lower.view(shape)
 
-    def _join(self, *parts: Tensor) -> Tensor:
-        return torch.cat([part.flatten(1) for part in parts], dim=1)
+    def _rows(self, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """R = [[A, B1, B2], [0, D, E]] (B, k1 + k2, d), its columns at the dense places, and (0, c, 0) (B, 1, d)."""
+        upper, c, lower = self._parts(k)
+        rows = torch.cat([upper, pad(lower, (self.top, 0))], dim=1)
+        return rows, self._ends(rows), pad(c, (self.top, self.low))[:, None]
 
-    def _parts(self, m: Tensor) -> tuple[Tensor, ...]:
-        return split(m, [self.top, self.middle, self.low], dim=1)
+    def _ends(self, rows: Tensor) -> Tensor:
+        """The first k1 and the last k2 columns."""
+        return torch.cat([rows[:, :, : self.top], rows[:, :, self.d - self.low :]], dim=2)
+
+    def _join(self, rows: Tensor, diagonal: Tensor) -> Tensor:
+        """Numbers from R and the diagonal (B, d)."""
+        c = diagonal[:, self.top : self.top + self.middle]
+        return torch.cat([rows[:, : self.top].flatten(1), c, rows[:, self.top :, self.top :].flatten(1)], dim=1)
 
     def identity(self, batch: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
         """See :class:`Structure`."""
-        made = [torch.zeros(batch, *shape, dtype=dtype, device=device) for shape in self._shapes]
-        made[3].fill_(1)
-        for index in (0, 5):
-            made[index].diagonal(dim1=1, dim2=2).fill_(1)
-        return self._join(*made)
+        return self.add_identity(torch.zeros(batch, self.count, dtype=dtype, device=device), 1.0)
+
+    def add_identity(self, k: Tensor, amount: float) -> Tensor:
+        """See :class:`Structure`."""
+        upper, c, lower = self._parts(k)
+        upper.diagonal(dim1=1, dim2=2).add_(amount)
+        c.add_(amount)
+        lower.diagonal(self.middle, dim1=1, dim2=2).add_(amount)
+        return k
 
     def to_dense(self, k: Tensor) -> Tensor:
         """See :class:`Structure`."""
-        a, b1, b2, c, d, e = self._views(k)
-        whole = k.new_zeros(k.shape[0], self.d, self.d)
-        one, two = self.top, self.top + self.middle
-        whole[:, :one] = torch.cat([a, b1, b2], dim=2)
-        whole[:, one:two, one:two] = c.diag_embed()
-        whole[:, two:, one:] = torch.cat([d, e], dim=2)
-        return whole
+        rows, _, c = self._rows(k)
+        return self._scatter(rows, c[:, 0].diag_embed())
+
+    def _scatter(self, thin: Tensor, whole: Tensor) -> Tensor:
+        """Rows (B, k1 + k2, n) at the dense places and those of (B, d, n) between."""
+        return torch.cat([thin[:, : self.top], whole[:, self.top : self.d - self.low], thin[:, self.top :]], dim=1)
 
     def matmul(self, k: Tensor, m: Tensor) -> Tensor:
         """See :class:`Structure`."""
-        a, b1, b2, c, d, e = self._views(k)
-        y = self._parts(m)[1]
-        upper = torch.cat([a, b1, b2], dim=2) @ m
-        return torch.cat([upper, c[:, :, None] * y, torch.cat([d, e], dim=2) @ m[:, self.top :]], dim=1)
+        rows, _, c = self._rows(k)
+        return self._scatter(torch.bmm(rows, m), c.mT * m)
 
     def t_matmul(self, k: Tensor, m: Tensor) -> Tensor:
         """See :class:`Structure`."""
-        c = self._views(k)[3]
-        x, y, z = self._parts(m)
-        found = self._thin(k).mT @ torch.cat([x, z], dim=1)
-        found[:, self.top : self.top + self.middle].addcmul_(c[:, :, None], y)
-        return found
+        rows, _, c = self._rows(k)
+        return torch.baddbmm(c.mT * m, rows.mT, self._ends(m.mT).mT)
 
     def compose(self, k: Tensor, other: Tensor) -> Tensor:
-        """See :class:`Structure`."""
-        a, b1, b2, c, d, e = self._views(k)
-        a_, b1_, b2_, c_, d_, e_ = self._views(other)
-        row = c_[:, None, :]
-        return self._join(a @ a_, a @ b1_ + b1 * row + b2 @ d_, a @ b2_ + b2 @ e_, c * c_, d * row + e @ d_, e @ e_)
-
-    def _thin(self, k: Tensor) -> Tensor:
-        """The rows [A, B1, B2] and [0, D, E] (B, k1 + k2, d)."""
-        a, b1, b2, _, d, e = self._views(k)
-        zero = a.new_zeros(a.shape[0], self.low, self.top)
-        return torch.cat([torch.cat([a, b1, b2], dim=2), torch.cat([zero, d, e], dim=2)], dim=1)
+        """See :class:`Structure`: S^T K L = R L."""
+        rows, ends, c = self._rows(k)
+        right, _, c_ = self._rows(other)
+        return self._join(torch.baddbmm(rows * c_, ends, right), (c * c_)[:, 0])
 
     def keeps(self, dtype: torch.dtype) -> bool:
         """See :class:`Structure`."""
@@ -100,15 +101,13 @@ class Hierarchical(Structure):
         With S the unit vectors of the dense rows and R = S^T K, K = S R + diag(0, c, 0), so K K^T = D + S Q^T + Q S^T,
         D = diag(0, c^2, 0), Q^T = R R^T / 2 in the dense columns and R diag(c) between.
         """
-        c, rows = self._views(k)[3], self._thin(k)
-        ends = rows @ rows.mT * 0.5
-        q = torch.cat(
-            [ends[:, :, : self.top], rows[:, :, self.top : self.d - self.low] * c[:, None], ends[:, :, self.top :]], 2
-        )
+        rows, _, c = self._rows(k)
+        ends, between = torch.bmm(rows, rows.mT) * 0.5, (rows * c)[:, :, self.top : self.d - self.low]
+        q = torch.cat([ends[:, :, : self.top], between, ends[:, :, self.top :]], dim=2)
         unit = torch.zeros_like(rows)
         unit[:, : self.top, : self.top].diagonal(dim1=1, dim2=2).fill_(1)
         unit[:, self.top :, self.d - self.low :].diagonal(dim1=1, dim2=2).fill_(1)
-        return torch.cat([unit, q, unit, torch.nn.functional.pad(c.square(), (self.top, self.low))[:, None]], dim=1)
+        return torch.cat([unit, q, unit, c.square()], dim=1)
 
     def right(self, kept: Tensor, x: Tensor, out: torch.dtype) -> Tensor:
         """See :class:`Structure`."""
@@ -127,32 +126,36 @@ class Hierarchical(Structure):
         thin = k.new_zeros(k.shape[0], self.d, self.top + self.low)
         thin[:, : self.top, : self.top].diagonal(dim1=1, dim2=2).fill_(1)
         thin[:, self.d - self.low :, self.top :].diagonal(dim1=1, dim2=2).fill_(1)
-        found = rows.times(thin).mT
-        upper, lower = split(found, [self.top, self.low], dim=1)
-        middle = slice(self.top, self.top + self.middle)
-        parts = split(upper, [self.top, self.middle, self.low], dim=2)
-        return self._join(*parts, rows.squares()[:, middle], lower[:, :, middle], lower[:, :, middle.stop :])
+        return self._join(rows.times(thin).mT, rows.squares())
+
+    def _projected(self, rows: Tensor, diagonal: Tensor) -> Tensor:
+        """Pi from the dense rows of a symmetric matrix and its diagonal (B, d); ``rows`` is changed."""
+        once = (rows[:, : self.top, : self.top], rows[:, self.top :, self.d - self.low :])
+        for corner in once:
+            corner.mul_(0.5)
+        return self._join(rows.mul_(2), diagonal)
 
     def inner(self, k: Tensor, sums: Tensor) -> Tensor:
-        """See :class:`Structure`."""
-        a, b1, b2, c, d, e = self._views(k)
-        s11, s12, s13, s22, s32, s33 = self._views(sums.to(k.dtype))
-        row = c[:, None, :]
-        t12 = s11 @ b1 + s12 * row + s13 @ d
-        t32 = s13.mT @ b1 + s32 * row + s33 @ d
-        t13 = s11 @ b2 + s13 @ e
-        t33 = s13.mT @ b2 + s33 @ e
-        h22 = (b1 * t12).sum(1) + (d * t32).sum(1) + c * ((s12 * b1).sum(1) + s22 * c + (s32 * d).sum(1))
-        h32 = b2.mT @ t12 + e.mT @ t32
-        return self._join(a.mT @ s11 @ a, 2 * (a.mT @ t12), 2 * (a.mT @ t13), h22, 2 * h32, b2.mT @ t13 + e.mT @ t33)
+        """See :class:`Structure`.
+
+        With T = S^T X X^T, H = K^T X X^T K has the dense rows R_e^T (T K), T K = T_e R + T diag(c) (e: columns at the
+        dense places), and between, H_jj = sum_i R_ij ((T K)_ij + c_j T_ij) + c_j^2 (X X^T)_jj.
+        """
+        rows, ends, c = self._rows(k)
+        t, _, squares = self._rows(sums.to(k.dtype))
+        t[:, self.top :, : self.top] = t[:, : self.top, self.d - self.low :].mT
+        scaled = t * c
+        moved = torch.baddbmm(scaled, self._ends(t), rows)
+        diagonal = torch.addcmul((rows * (moved + scaled)).sum(1), c[:, 0].square(), squares[:, 0])
+        return self._projected(torch.bmm(ends.mT, moved), diagonal)
 
     def gram(self, k: Tensor) -> Tensor:
         """See :class:`Structure`."""
-        return self.inner(k, self.identity(k.shape[0], k.dtype, k.device))
+        rows, ends, c = self._rows(k)
+        return self._projected(torch.bmm(ends.mT, rows), torch.addcmul(rows.square().sum(1), c[:, 0], c[:, 0]))
 
     def trace(self, k: Tensor) -> Tensor:
         """See :class:`Structure`."""
-        a, _, _, c, _, e = self._views(k)
-        kind = wide(k.dtype)
-        ends = [m.diagonal(dim1=1, dim2=2).sum(1, dtype=kind) for m in (a, e)]
-        return ends[0] + c.sum(1, dtype=kind) + ends[1]
+        upper, c, lower = self._parts(k)
+        places = (upper.diagonal(dim1=1, dim2=2), c, lower.diagonal(self.middle, dim1=1, dim2=2))
+        return torch.cat(places, dim=1).sum(1, dtype=wide(k.dtype))

@@ -130,6 +130,11 @@ class TrilToeplitz(Structure):
         """See :class:`Structure`."""
         return self._back(self._forth(k) * self._forth(other)).to(k.dtype)
 
+    def add_identity(self, k: Tensor, amount: float) -> Tensor:
+        """See :class:`Structure`."""
+        k[:, 0].add_(amount)
+        return k
+
     def _averages(self, sums: Tensor) -> Tensor:
         """Pi from diagonal sums (B, d)."""
         counts = torch.arange(self.d, 0, -1, dtype=sums.dtype, device=sums.device)
