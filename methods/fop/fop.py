@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from methods.fop import projection
 from methods.fop.halves import Halves
 from methods.kfac import damping, products
-from methods.kfac.apply import Stack, gathered
 from methods.kfac.inverse.base import State
 from methods.kfac.layers import Layer
+from methods.kfac.stacks import Stack, gathered
 from methods.kfac.timing import Parts
 
 #: Running sums of a layer for the record: beta, steps with beta < 0, eta, c.
@@ -136,7 +136,13 @@ class FOP(Halves):
             torch._foreach_copy_(block.views(f), images)
         pairs = ((block.v, block.p), (block.v, block.r), (block.d, block.r), (block.v, f), (block.d, f))
         home = self.layers[0].weight.device
-        return torch.stack([(one * two).reshape(count, -1).sum(1) for one, two in pairs], dim=1).to(home)
+        # Sums in the working precision, not by a matrix product, which may be TF32.
+        products_ = torch._foreach_mul([one for one, _ in pairs], [two for _, two in pairs])
+        # One layer: all of its numbers; several: those of each, also where rows are parts of wider ones.
+        if count == 1:
+            return torch.stack([one.sum() for one in products_])[None].to(home)
+        each = [one.view(count, -1, *one.shape[1:]).sum((1, 2, 3)) for one in products_]
+        return torch.stack(each, dim=1).to(home)
 
     def _image(self, layer: Layer, v: Tensor) -> Tensor:
         """F g; in bfloat16 where K-FAC's own products are: s is one number of a layer."""

@@ -145,12 +145,19 @@ class Halves(KFAC):
         self._difference, self._apart = {}, {}
         if self.split == "batch":
             average(list(self._half.values()))
-            for layer, half in self._half.items():
-                gradient = layer.gradient()
-                if gradient is not None:
-                    # g1 = 2 half and g2 = 2 (g - half) for a mean loss; the same line for a sum.
-                    self._difference[layer] = 4 * half / scale - 2 * gradient
+            pairs = [(layer, half, layer.gradient()) for layer, half in self._half.items()]
+            known = [(layer, half, gradient) for layer, half, gradient in pairs if gradient is not None]
             self._half = {}
+            if not known:
+                return
+            layers, halves, gradients = (list(column) for column in zip(*known, strict=True))
+            # g1 = 2 half and g2 = 2 (g - half) for a mean loss; the same line for a sum.
+            if isinstance(scale, Tensor):
+                found = [4 * half / scale for half in halves]
+            else:
+                found = list(torch._foreach_mul(halves, 4.0 / scale))
+            torch._foreach_sub_(found, gradients, alpha=2)
+            self._difference = dict(zip(layers, found, strict=True))
             return
         first, self._first = self._first or {}, None
         for group in self.param_groups:

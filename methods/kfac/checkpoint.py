@@ -33,7 +33,7 @@ def save(optimizer: KFAC) -> dict[str, Any]:
         "skipped": int(optimizer._skipped),
         "events": dict(optimizer._events),
         "rungs": dict(optimizer.refresher.counters),
-        "late": [_late(optimizer, late) for late in optimizer.refresher.late],
+        "late": [_compact(_late(optimizer, late)) for late in optimizer.refresher.late],
         "fallback": optimizer.fallback.state_dict() if optimizer.fallback is not None else None,
     }
 
@@ -70,13 +70,24 @@ def _arriving(optimizer: KFAC, stored: Mapping[str, Any]) -> Late:
 def _layer(optimizer: KFAC, layer: Layer) -> dict[str, Any]:
     found: dict[str, Any] = {"channels_last": channels_last(layer.weight)}
     if (factors := optimizer.statistics.factors.get(layer)) is not None:
-        found |= {"factor_a": factors.compact(0), "factor_g": factors.compact(1), "count": factors.count.clone()}
+        found |= {"factor_a": factors.compact(0), "factor_g": factors.compact(1), "count": factors.count}
     for side, slot in zip(_SIDES, optimizer.slots[layer], strict=True):
         if slot.state is not None:
             found[f"inverse_{side}"] = dict(slot.state)
     if layer in optimizer.momenta:
         found["momentum"] = optimizer.momenta[layer]
-    return found | optimizer.extra_state(layer)
+    return {key: _compact(value) for key, value in (found | optimizer.extra_state(layer)).items()}
+
+
+def _compact(value: Any) -> Any:
+    """Tensors, also in dictionaries and lists, that bring no larger storage along: parts of a stack are copied."""
+    if isinstance(value, Mapping):
+        return {key: _compact(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_compact(one) for one in value]
+    if not isinstance(value, Tensor) or value.untyped_storage().nbytes() == value.numel() * value.element_size():
+        return value
+    return value.clone(memory_format=torch.contiguous_format)
 
 
 @torch.no_grad()

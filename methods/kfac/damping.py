@@ -68,7 +68,7 @@ def _mean(stack: Tensor) -> Tensor:
 def multiply(mode: str, damping: float | None, a: Tensor, g: Tensor, vector: Tensor) -> Tensor:
     """G V A for V (groups, d_out, d_in), or with a damping the product with the damped matrix of ``mode``."""
     if damping is None:
-        return g @ vector @ a
+        return torch.bmm(torch.bmm(g, vector), a)
     if mode in JOINT:
         top = largest(a) * largest(g) if mode == "adaptive-exact" else torch.ones_like(a[:, 0, 0])
         return g @ vector @ a + (damping * top)[:, None, None] * vector
@@ -106,4 +106,5 @@ def largest(stack: Tensor, steps: int = POWER_STEPS) -> Tensor:
 
 def _unit(vector: Tensor) -> Tensor:
     """Columns (k, d, 1) of length 1, zero stays zero."""
-    return vector / vector.norm(dim=1, keepdim=True).add_(_FLOOR)
+    found: Tensor = vector / vector.norm(dim=1, keepdim=True).add_(_FLOOR)
+    return found

@@ -226,9 +226,8 @@ class KFAC(torch.optim.Optimizer):
 
     def _all_jobs(self, layers: Sequence[Layer]) -> list[Job]:
         """A's and G's job of every layer."""
-        if type(self)._jobs is not KFAC._jobs:
-            return [job for layer in layers for job in self._jobs(layer)]
-        return self._jobs_of(layers)
+        together = type(self)._jobs is KFAC._jobs
+        return self._jobs_of(layers) if together else [job for layer in layers for job in self._jobs(layer)]
 
     def _jobs(self, layer: Layer) -> tuple[Job, Job]:
         """The jobs of one layer; a relative may make them differently."""
@@ -241,9 +240,8 @@ class KFAC(torch.optim.Optimizer):
             amounts = [(a.new_zeros(len(a)), g.new_zeros(len(g))) for a, g in factors]
         else:
             amounts = damping.separate_all(mode, self.damping(), factors)
-        slots = [slot for layer in layers for slot in self.slots[layer]]
-        matrices, lams = ([one for pair in pairs for one in pair] for pairs in (factors, amounts))
-        return [Job(*one) for one in zip(slots, matrices, lams, strict=True)]
+        triples = zip(layers, factors, amounts, strict=True)
+        return [Job(*one) for layer, pair, lams in triples for one in zip(self.slots[layer], pair, lams, strict=True)]
 
     def _refreshed(self, layers: Sequence[Layer]) -> None:
         """What a relative does after its bases have changed."""
@@ -286,9 +284,13 @@ class KFAC(torch.optim.Optimizer):
             damped: of the damped matrix: (G + ..) V (A + ..), or G V A + lam V with a joint damping (``exact`` with
                 lam; ``adaptive-exact`` with lam times the product of both largest eigenvalues).
         """
-        mode, lam = self.options.damping_mode, self.damping() if damped else None
-        pairs = zip(layers, vectors, strict=True)
-        return [damping.multiply(mode, lam, *self.statistics.read(layer), vector) for layer, vector in pairs]
+        mode, lam, read = self.options.damping_mode, self.damping() if damped else None, self.statistics.read
+        return [damping.multiply(mode, lam, *read(one), v) for one, v in zip(layers, vectors, strict=True)]
+
+    @property
+    def plain(self) -> bool:
+        """Whether directions are those of K-FAC, and no relative looks at those of a layer."""
+        return all(getattr(type(self), n) is getattr(KFAC, n) for n in ("_combine", "directions", "direction"))
 
     def _combine(self, active: Sequence[Layer], gradients: Sequence[Tensor]) -> list[Tensor]:
         """Gradients of the active layers -> directions before clipping, momentum and coupled decay."""

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from methods.kfac import shifts
-from methods.kfac.apply import padded
 from methods.kfac.layers import channels_last, output_rows, patches
+from methods.kfac.stacks import padded
 
 #: Most numbers in one piece of rows: 128 MiB in float32, small beside a net's activations, large for a product.
 PIECE = 2**25
@@ -108,7 +108,8 @@ def padded_moment(
         return shifts.moment(inputs, bias, dtype, half, channels_last(module.weight), room(width)), width
     total: Tensor | None = None
     width = 0
-    for rows, width in _pieces(module, inputs, bias, dtype if half is None else half):
+    for rows, columns in _pieces(module, inputs, bias, dtype if half is None else half):
+        width = columns
         new = gram(rows, half).to(dtype)
         total = new if total is None else total.add_(new)
     assert total is not None

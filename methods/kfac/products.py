@@ -46,7 +46,7 @@ def multiply(left: Tensor, right: Tensor) -> Tensor:
 
 
 def fused_mix(running: list[Tensor], new: list[Tensor], share: float, bad: Tensor) -> None:
-    """running <- (1 - share) running + new, all or, where ``bad`` (a 0-d float) is 1, none of them; one kernel."""
+    """M <- (1 - share) M + new for running means M; none of them where ``bad`` (a 0-d float) is 1. One kernel."""
     pairs = zip(running, new, strict=True)
     # On a GPU the kernel takes equal strides alone, also of dimensions of length 1.
     new = [one if one.stride() == held.stride() else torch.empty_like(held).copy_(one) for held, one in pairs]

@@ -129,10 +129,8 @@ class Factors:
         return known[1]
 
     def compact(self, side: int) -> Tensor:
-        """A (side 0) or G (1) as it is saved: packed if it is, else (groups, d, d); a copy in one piece."""
-        return (self.held[side] if self.held[side].ndim != 3 else self._whole(side)).clone(
-            memory_format=torch.contiguous_format
-        )
+        """A (side 0) or G (1) as it is saved: packed if it is, else (groups, d, d)."""
+        return self.held[side] if self.held[side].ndim != 3 else self._whole(side)
 
 
 class Statistics:
