@@ -161,6 +161,17 @@ def relative(one: Tensor, other: Tensor) -> float:
     return float((one.double().cpu() - other).norm() / other.norm().clamp_min(1e-30))
 
 
+@contextlib.contextmanager
+def ieee() -> Iterator[None]:
+    """Neither convolutions nor products in TF32: what is compared with float64 is the method, not the format."""
+    held = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = held
+
+
 def structures_error(name: str, dtype: torch.dtype, device: str, d: int = 95) -> float:
     """Worst relative error of a structure's products and projections against float64 on the CPU."""
     generator = torch.Generator().manual_seed(0)
@@ -181,9 +192,7 @@ def structures_error(name: str, dtype: torch.dtype, device: str, d: int = 95) ->
 def steps_error(arm: str, device: str) -> float:
     """Relative error of the weights' movement after three steps against float64 on the CPU."""
     moved = []
-    held = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
+    with ieee():
         for place, dtype in ((device, torch.float32), ("cpu", torch.float64)):
             model = net("small").to(place, dtype)
             start = [p.detach().double().cpu().clone() for p in model.parameters()]
@@ -192,8 +201,6 @@ def steps_error(arm: str, device: str) -> float:
                 step(model, optimizer, x, y, False)
             ends = [p.detach().double().cpu() for p in model.parameters()]
             moved.append(torch.cat([(e - s).flatten() for e, s in zip(ends, start, strict=True) if e.ndim > 1]))
-    finally:
-        torch.backends.cudnn.allow_tf32 = held
     return relative(moved[0], moved[1])
 
 
@@ -305,7 +312,8 @@ def check(chosen: Callable[[str], bool], device: str, options: dict[str, Any], h
     for name in STRUCTURES:
         for dtype, allowed in ALLOWED.items():
             with fenced(f"check {name} {dtype}", problems):
-                error = structures_error(name, dtype, device)
+                with ieee():
+                    error = structures_error(name, dtype, device)
                 found["structures"][f"{name} {dtype}"] = error
                 if not error < allowed:
                     problems.append(f"{name} {dtype}")
