@@ -9,7 +9,7 @@ from harness.errors import UserError
 from methods.kfac.layers import input_rows
 from methods.singd import products
 from methods.singd.rows import PatchRows, PlainRows
-from methods.singd.structures import STRUCTURES, Sizes, structure
+from methods.singd.structures import STRUCTURES, Sizes, structure, toeplitz
 
 SIZES = (1, 2, 3, 20, 47, 95)
 #: Blocks of 30 meet 20, 47 and 95 with a rest; of 7 they meet 3 and 20 too.
@@ -132,6 +132,19 @@ def test_a_structure_that_covers_the_matrix_is_dense(name):
     x = torch.randn(2, d, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert kind.count == dense.count
     close(kind.to_dense(kind.from_inner(k, x)).flatten(1), dense.from_inner(kind.to_dense(k).flatten(1), x), k.dtype)
+
+
+@pytest.mark.parametrize("upper", [False, True])
+def test_kept_spectra_apply_both_factors(upper, monkeypatch):
+    monkeypatch.setattr(toeplitz, "_WHOLE", 0)
+    for d in SIZES:
+        kind = structure("triu-toeplitz" if upper else "tril-toeplitz", d)
+        k = member(kind, 0)
+        m, dense, kept = torch.randn(2, d, 5, dtype=torch.float64), kind.to_dense(k), kind.keep(k)
+        close(kind.apply_kept(kept, m), dense @ dense.mT @ m, torch.float64)
+        close(kind.right(kept, m.mT.contiguous(), m.dtype), m.mT @ dense @ dense.mT, torch.float64)
+        assert kept.nbytes == 2 * kind.kept_bytes(torch.float64, "default")
+        assert not kind.keeps(torch.bfloat16)
 
 
 def test_lower_and_upper_are_transposes():

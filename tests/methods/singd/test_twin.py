@@ -8,7 +8,7 @@ from torch import nn
 
 from methods.singd import factories, reference
 from methods.singd.singd import SINGD
-from methods.singd.structures import STRUCTURES
+from methods.singd.structures import STRUCTURES, toeplitz
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*leaves to")
 COMMON = {"lr": 0.05, "update_period": 2, "damping": 0.03, "lr_cov": 0.2, "weight_decay": 0.01}
@@ -44,6 +44,30 @@ def test_factories_and_twins_have_the_same_defaults(name, nets, train, distance)
     train(model, getattr(factories, name)(model), batches, 3)
     train(twin, getattr(reference, name)(twin), batches, 3)
     assert distance(model, twin) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["dense", "block", "hierarchical", "tril-toeplitz", "triu-toeplitz"])
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_padded_stacks_and_spectra_equal_the_plain_twin(name, momentum, train, distance, monkeypatch):
+    """Extents of 133 and 7 are padded for dense (to 136) and block (to 135 and 10); groups lie apart in X then."""
+    monkeypatch.setattr(toeplitz, "_WHOLE", 0)
+
+    def make():
+        torch.manual_seed(0)
+        parts = (nn.Conv2d(2, 14, 3, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(56, 132), nn.Tanh())
+        return nn.Sequential(*parts, nn.Linear(132, 133), nn.Tanh(), nn.Linear(133, 3)).double()
+
+    def batches(k):
+        generator = torch.Generator().manual_seed(k)
+        x = torch.randn(6, 2, 4, 4, generator=generator, dtype=torch.float64)
+        return x, torch.randint(0, 3, (6,), generator=generator)
+
+    model, twin = make(), make()
+    options = {**COMMON, **SMALL, "structures": (name, name), "momentum": momentum}
+    train(model, SINGD(model, **options), batches, 4)
+    train(twin, reference.Twin(twin, **options), batches, 4)
+    assert distance(model, make()) > 1e-2
+    assert distance(model, twin) < 1e-9
 
 
 def run(name, nets, train, steps=12, **options):
