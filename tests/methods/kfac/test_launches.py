@@ -73,7 +73,7 @@ def as_on_a_gpu(monkeypatch):
 @pytest.mark.parametrize(
     ("make", "limits"),
     [
-        (factories.cholesky, {"plain": 75, "statistics": 200, "refresh": 950, "more": 190}),
+        (factories.cholesky, {"plain": 70, "statistics": 200, "refresh": 950, "more": 190}),
         (factories.rs_warm, {"plain": 105, "statistics": 230, "refresh": 1870, "more": 190}),
     ],
 )

@@ -143,3 +143,41 @@ def test_gram_in_panels_and_splits(width, splits, panels_from, monkeypatch):
     half = moments.gram(rows.float(), torch.bfloat16, splits)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half.double(), rounded.mT @ rounded, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "ieee", "on_a_gpu"),
+    [
+        (64, 32, True, True),
+        (64, 16, True, False),
+        (128, 16, True, True),
+        (128, 8, True, False),
+        (256, 8, True, True),
+        (256, 4, True, False),
+        (512, 4, True, True),
+        (64, 32, False, False),
+        (512, 4, False, False),
+        (3, 32, True, False),
+    ],
+)
+def test_the_choice_follows_the_table(channels, side, ieee, on_a_gpu):
+    module, shape = nn.Conv2d(channels, 8, 3, padding=1), (256, channels, side, side)
+    assert shifts.chosen(module, shape, "cuda", ieee) is on_a_gpu
+    assert shifts.chosen(module, shape, "cpu", ieee) is shifts.fits(module, side, side)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_wide_moments_keep_their_padding_and_it_is_zero(bias, monkeypatch):
+    monkeypatch.setattr(moments, "ROOM_FROM", 20)
+    torch.manual_seed(0)
+    for module, x in [
+        (nn.Conv2d(3, 4, 3), torch.randn(2, 3, 5, 5)),
+        (nn.Conv2d(16, 4, 3, padding=1), torch.randn(2, 16, 5, 5)),
+    ]:
+        whole, width = moments.padded_moment(module.double(), x.double(), bias, torch.float64, None)
+        assert whole.is_contiguous()
+        assert whole.shape[1] == moments.room(width)
+        torch.testing.assert_close(
+            whole[:, :width, :width], moments.input_moment(module, x.double(), bias, torch.float64, None)
+        )
+        assert whole[:, width:].abs().sum() == whole[:, :, width:].abs().sum() == 0

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from harness.errors import Unsupported, UserError
 from harness.measure.training import state as training_state
-from methods.kfac import factories, fallback, packing
+from methods.kfac import factories, fallback, moments, packing
 from methods.kfac.kfac import KFAC
 from methods.kfac.options import parse
 from methods.kfac.policy import Policy, value_at
@@ -625,3 +625,49 @@ def test_a_compiled_loss_gives_the_same_steps(nets, distance):
             optimizer.step()
     assert distance(models[1], models[0]) < 1e-12
     assert distance(models[0], make()) > 1e-3
+
+
+def test_a_saved_state_brings_no_larger_storage_along(nets, train, monkeypatch):
+    monkeypatch.setattr(moments, "ROOM_FROM", 4)
+    make, batches = nets["conv"]
+    model = make()
+    optimizer = KFAC(model, update_period=1, refresh_period=2)
+    train(model, optimizer, batches, 3)
+    storages = {}
+
+    def walk(value):
+        if isinstance(value, dict):
+            value = list(value.values())
+        if isinstance(value, list | tuple):
+            for one in value:
+                walk(one)
+        elif isinstance(value, torch.Tensor):
+            storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+
+    saved = optimizer.state_dict()
+    walk(saved["layers"])
+    usage = optimizer.memory_usage()
+    counts = 8 * len(optimizer.layers)
+    assert sum(storages.values()) <= sum(usage[key] for key in ("factors", "inverses", "momentum")) + counts
+    for layer in optimizer.layers:
+        assert saved["layers"][layer.name]["factor_a"].shape == (layer.groups, layer.d_in, layer.d_in)
+
+
+@pytest.mark.parametrize("initial", ["identity", "bias-corrected", "first-batch"])
+def test_padded_running_means_give_the_same_steps(initial, nets, train, monkeypatch):
+    make, batches = nets["conv"]
+    found = []
+    for first in (512, 4):
+        monkeypatch.setattr(moments, "ROOM_FROM", first)
+        model = make()
+        optimizer = KFAC(model, update_period=1, refresh_period=2, factor_init=initial)
+        train(model, optimizer, batches, 3)
+        other = make()
+        other.load_state_dict(model.state_dict())
+        resumed = KFAC(other, update_period=1, refresh_period=2, factor_init=initial)
+        resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        train(model, optimizer, batches, 3, first=3)
+        train(other, resumed, batches, 3, first=3)
+        assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)

@@ -238,3 +238,16 @@ def test_ekfac_scales_are_the_fishers_diagonal_in_the_basis(nets, train):
             grads = torch.autograd.grad(loss, layer.parameters)
             total = total + (qg.mT @ layer.matrix(grads) @ qa) ** 2
         torch.testing.assert_close(optimizer.scales[layer], total / len(x))
+
+
+@pytest.mark.parametrize("mode", ["pi", "same", "adaptive"])
+def test_damping_of_all_layers_at_once(mode):
+    torch.manual_seed(0)
+    factors = []
+    for groups, d_in, d_out in [(1, 4, 3), (2, 5, 6), (1, 7, 2)]:
+        pair = [torch.randn(groups, 9, d, dtype=torch.float64) for d in (d_in, d_out)]
+        factors.append(tuple(rows.mT @ rows for rows in pair))
+    together = damping.separate_all(mode, 0.1, factors)
+    for (a, g), found in zip(factors, together, strict=True):
+        for one, wanted in zip(found, damping.separate(mode, 0.1, a, g), strict=True):
+            torch.testing.assert_close(one, wanted)
