@@ -153,9 +153,6 @@ def step(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor, half: bool) -> 
         optimizer.step()
 
 
-# -- correctness -------------------------------------------------------------------------------------------------------
-
-
 def relative(one: Tensor, other: Tensor) -> float:
     """Relative error in the Frobenius norm."""
     return float((one.double().cpu() - other).norm() / other.norm().clamp_min(1e-30))
@@ -223,9 +220,6 @@ def waits(arm: str, device: str, options: dict[str, Any], half: bool) -> str:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return "none"
-
-
-# -- timing ------------------------------------------------------------------------------------------------------------
 
 
 def measure(
