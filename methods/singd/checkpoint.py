@@ -16,7 +16,7 @@ from methods.singd.stacks import zeros
 if TYPE_CHECKING:
     from methods.singd.singd import SINGD
 
-_VERSION = 1
+_VERSION = 2
 _SIDES = ("k", "c")
 
 
