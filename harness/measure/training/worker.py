@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
 from collections.abc import Callable, Mapping
@@ -97,6 +98,9 @@ def rank(job: Mapping[str, Any], pipe: Any, address: tuple[str, int], listening:
             _answer(spec, found, pipe)
     if follows:
         pipe.send(event="result", kind="followed", over=last)
+    # A rank that has gone breaks the last exchange of a slower one; past this point nothing can be lost any more.
+    with contextlib.suppress(RuntimeError):
+        ranks.gather([None])
     distributed.leave()
     pipe.send(event="done")
 

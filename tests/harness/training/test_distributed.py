@@ -156,7 +156,7 @@ def test_machines_meet(toys, tmp_path):
     )
     other.start()
     found = rows(executor.execute(build(asked(world=worlds[0])), tmp_path, "test").path)
-    other.join(30)
+    other.join(120)
     assert served == [1]
     assert found.iloc[0]["status"] in ("budget_exhausted", "target_reached")
     assert replace(worlds[0], nproc=4).size == 8

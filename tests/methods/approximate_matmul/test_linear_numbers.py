@@ -209,8 +209,9 @@ def test_seeds_decide_and_differ() -> None:
     a, b = matrices(10, 12, 6)
     for name in ("gauss", "rademacher", "hash-jl", "osnap", "fast-jl", "sampling"):
         same, again, other = (fit(name, a, b, rank=4, seed=s)(a) for s in (0, 0, 1))
-        assert torch.equal(same, again)
-        assert not torch.equal(same, other)
+        # Not bitwise: a product of the library may round by where its operands lie in memory.
+        torch.testing.assert_close(same, again)
+        assert float((same - other).abs().max()) > 1e-3
 
 
 # --- sampling -----------------------------------------------------------------------------------------------------
