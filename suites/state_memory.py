@@ -64,7 +64,7 @@ class Network:
 
 
 _GPT2 = {"vocabulary": 64, "context": 1024, "layers": 12, "heads": 12, "width": 768, "bias": True}
-#: True sizes: the issue's list. VGG16 and batch 256 as in the randomized K-FAC papers (arXiv 2206.15397); ViT-B/16 on
+#: True sizes. VGG16 and batch 256 as in the randomized K-FAC papers (arXiv 2206.15397); ViT-B/16 on
 #: 224 pixels has 196 patches and a class token; GPT-2 small has 12 blocks of width 768 over 1,024 tokens.
 NETWORKS: Mapping[str, Network] = {
     "vgg16_bn": Network(net="vgg16-bn", inputs=(3, 32, 32), batch=256),

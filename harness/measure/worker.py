@@ -16,8 +16,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from harness.catalogue import registry
 from harness.catalogue.method import Method
@@ -99,10 +99,15 @@ def _checks(job: Mapping[str, Any], pipe: Pipe) -> None:
 
 
 def _child(job: Mapping[str, Any], item: Mapping[str, Any], pipe: Pipe) -> None:
+    forked_child(lambda: _check({**job, **item}, pipe))
+
+
+def forked_child(work: Callable[[], None]) -> NoReturn:
+    """The whole life of a forked process: it dies with its parent, prints what went wrong, and never returns."""
     code = 1
     die_with_parent()
     try:
-        _check({**job, **item}, pipe)
+        work()
         code = 0
     except BaseException:
         traceback.print_exc()

@@ -90,6 +90,17 @@ def _compact(value: Any) -> Any:
     return value.clone(memory_format=torch.contiguous_format)
 
 
+def restore_groups(optimizer: Any, stored: Mapping[str, Any]) -> None:
+    """The fallback's state and every group's numbers, of an optimizer with ``fallback``."""
+    if optimizer.fallback is not None:
+        optimizer.fallback.load_state_dict(stored["fallback"])
+        optimizer.param_groups[1:] = optimizer.fallback.param_groups
+    for group, values in zip(optimizer.param_groups, stored["groups"], strict=True):
+        for key in [key for key in group if key != "params" and key not in values]:
+            del group[key]
+        group.update(values)
+
+
 @torch.no_grad()
 def load(optimizer: KFAC, stored: Mapping[str, Any]) -> None:
     """Restore into an optimizer of the same model and hyper-parameters.
@@ -118,13 +129,7 @@ def load(optimizer: KFAC, stored: Mapping[str, Any]) -> None:
     optimizer._skipped = torch.tensor(int(stored["skipped"]), device=optimizer._skipped.device)
     optimizer._events = dict(stored["events"])
     optimizer.refresher.counters = dict(stored["rungs"])
-    if optimizer.fallback is not None:
-        optimizer.fallback.load_state_dict(stored["fallback"])
-        optimizer.param_groups[1:] = optimizer.fallback.param_groups
-    for group, values in zip(optimizer.param_groups, stored["groups"], strict=True):
-        for key in [key for key in group if key != "params" and key not in values]:
-            del group[key]
-        group.update(values)
+    restore_groups(optimizer, stored)
     for layer in optimizer.layers:
         _restore(optimizer, layer, stored["layers"][layer.name])
     optimizer.refresher.late = [_arriving(optimizer, one) for one in stored.get("late", [])]

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from methods.first_order import adamw
 from methods.first_order.groups import decay_groups
-from methods.kfac.options import Options
+from methods.kfac.options import Shared
 
 
-def optimizer(parameters: Sequence[nn.Parameter], opt: Options) -> torch.optim.Optimizer | None:
+def optimizer(parameters: Sequence[nn.Parameter], opt: Shared) -> torch.optim.Optimizer | None:
     """AdamW or SGD over the parameters; None without any."""
     if not parameters:
         return None

@@ -18,6 +18,7 @@ from methods.kfac import checkpoint, damping, fallback, products, scaling
 from methods.kfac.apply import Update
 from methods.kfac.capture import Capture
 from methods.kfac.fisher import Columns, model_passes
+from methods.kfac.from_model import FromModel
 from methods.kfac.inverse import inverse
 from methods.kfac.inverse.base import State
 from methods.kfac.layers import Layer, find
@@ -30,7 +31,7 @@ from methods.kfac.statistics import Statistics
 from methods.kfac.timing import Parts
 
 
-class KFAC(torch.optim.Optimizer):
+class KFAC(FromModel):
     """v <- mu v + clip((G + ..)^-1 dW (A + ..)^-1);  w <- w - lr v.
 
     Args:
@@ -369,21 +370,6 @@ class KFAC(torch.optim.Optimizer):
     def memory_usage(self) -> dict[str, int]:
         """Bytes of state by category."""
         return checkpoint.memory(self)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients, and the statistics that came with them."""
-        self.forget()
-        super().zero_grad(set_to_none)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Only for the base class: layers come from the model.
-
-        Raises:
-            Unsupported: called later.
-        """
-        if hasattr(self, "coverage"):
-            raise Unsupported(f"{self.label} takes its layers from the model; build it again for a new parameter.")
-        super().add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and strings alone; see :mod:`methods.kfac.checkpoint`."""

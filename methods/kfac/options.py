@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -21,7 +21,48 @@ INVERSE_DTYPES = ("wide", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Shared:
+    """What every method on Kronecker factors takes beside its own options.
+
+    Attributes:
+        exclude: patterns of module names that are left to the fallback.
+        fallback: optimizer of every other parameter.
+        fallback_lr: its learning rate.
+        fallback_momentum: of ``sgd``.
+        fallback_beta1: of ``adamw``.
+        fallback_beta2: of ``adamw``.
+        fallback_eps: of ``adamw``.
+        fallback_weight_decay: its weight decay, for matrices alone.
+    """
+
+    exclude: Sequence[str] = ()
+    fallback: str = "adamw"
+    fallback_lr: float = 1e-3
+    fallback_momentum: float = 0.9
+    fallback_beta1: float = 0.9
+    fallback_beta2: float = 0.999
+    fallback_eps: float = 1e-8
+    fallback_weight_decay: float = 0.0
+
+    def check(self, names: Mapping[str, Sequence[str]]) -> None:
+        """Refuse a word that is not among ``names``' own, a switch that is none, and numbers nobody can use.
+
+        Raises:
+            UserError: with the values that are allowed.
+        """
+        for name, known in {**names, "fallback": FALLBACKS}.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} is one of {', '.join(known)}; got {getattr(self, name)!r}.")
+        flags(self)
+        patterns("exclude", self.exclude)
+        for name in ("fallback_lr", "fallback_eps", "fallback_weight_decay"):
+            in_range(name, getattr(self, name), 0.0)
+        for name in ("fallback_momentum", "fallback_beta1", "fallback_beta2"):
+            in_range(name, getattr(self, name), 0.0, 1.0, right=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Shared):
     """Defaults are those of the Wang et al. code (arXiv 1905.05934) where it has the option.
 
     Attributes:
@@ -57,16 +98,8 @@ class Options:
         inverse_dtype: how inverses of float32 factors are kept: ``wide``, or ``bfloat16``, which also rounds the
             gradient in their products.
         packed: keep sums and running means of wide factors as panels of their lower triangle.
-        exclude: patterns of module names that are left to the fallback.
         sharding: of several processes, ``none`` keeps every layer's state on each, ``owner`` on one alone
             (:mod:`methods.kfac.sharding`).
-        fallback: optimizer of every other parameter.
-        fallback_lr: its learning rate.
-        fallback_momentum: of ``sgd``.
-        fallback_beta1: of ``adamw``.
-        fallback_beta2: of ``adamw``.
-        fallback_eps: of ``adamw``.
-        fallback_weight_decay: its weight decay, for matrices alone.
     """
 
     momentum: float = 0.9
@@ -95,15 +128,7 @@ class Options:
     product_dtype: str = "as-set"
     inverse_dtype: str = "wide"
     packed: bool = False
-    exclude: Sequence[str] = ()
     sharding: str = "none"
-    fallback: str = "adamw"
-    fallback_lr: float = 1e-3
-    fallback_momentum: float = 0.9
-    fallback_beta1: float = 0.9
-    fallback_beta2: float = 0.999
-    fallback_eps: float = 1e-8
-    fallback_weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         names = {
@@ -119,15 +144,9 @@ class Options:
             "inverse": tuple(INVERSES),
             "product_dtype": products.PRODUCTS,
             "inverse_dtype": INVERSE_DTYPES,
-            "fallback": FALLBACKS,
             "sharding": sharding.MODES,
         }
-        for name, known in names.items():
-            if getattr(self, name) not in known:
-                raise UserError(f"{name} is one of {', '.join(known)}; got {getattr(self, name)!r}.")
-        flags(self)
-        patterns("exclude", self.exclude)
-        fallback(self)
+        self.check(names)
         in_range("momentum", self.momentum, 0.0, 1.0, right=False)
         in_range("factor_decay", self.factor_decay, 0.0, 1.0, right=False)
         in_range("subsample", self.subsample, 0.0, 1.0, left=False)
@@ -160,14 +179,6 @@ def patterns(name: str, value: Any) -> None:
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, Sequence) or not all(isinstance(one, str) for one in listed):
         raise UserError(f"{name} is a list of patterns of module names; got {value!r}.")
-
-
-def fallback(options: Any) -> None:
-    """Refuse numbers that the fallback optimizers cannot use."""
-    for name in ("fallback_lr", "fallback_eps", "fallback_weight_decay"):
-        in_range(name, getattr(options, name), 0.0)
-    for name in ("fallback_momentum", "fallback_beta1", "fallback_beta2"):
-        in_range(name, getattr(options, name), 0.0, 1.0, right=False)
 
 
 def values(schedule: Schedule, name: str = "") -> list[float]:
@@ -215,8 +226,18 @@ def parse(given: dict[str, Any]) -> Options:
     Raises:
         UserError: an unknown name or a value out of range.
     """
-    known = [one.name for one in fields(Options)]
+    names_known(Options, given)
+    return Options(**given)
+
+
+def names_known(options: type[Shared], given: Iterable[str]) -> None:
+    """Refuse a name that is no field of ``options``; the message lists its own before the shared ones.
+
+    Raises:
+        UserError: with the names that exist.
+    """
+    shared = [one.name for one in fields(Shared)]
+    known = [one.name for one in fields(options) if one.name not in shared] + shared
     for name in given:
         if name not in known:
             raise UserError(f"unknown hyper-parameter {name!r}; known: lr, {', '.join(known)}.")
-    return Options(**given)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from methods.kfac.inverse.cholesky import Cholesky
@@ -50,58 +52,21 @@ def newton_schulz(
     return Preconditioner(d_out, d_in, NewtonSchulz(int(iterations), tolerance, half), damping, decay)
 
 
-def rsvd(
-    d_out: int,
-    d_in: int,
-    *,
-    damping: float = 1e-2,
-    decay: float = 0.95,
-    rank: int = 220,
-    oversampling: int = 10,
-    power: int = 4,
-    continuation: bool = False,
-    warm: bool = False,
-    seed: int = 0,
-) -> Preconditioner:
-    """Randomized singular value decompositions."""
-    return Preconditioner(
-        d_out, d_in, _sketch("rsvd", rank, oversampling, power, continuation, warm, seed), damping, decay
-    )
+def rsvd(d_out: int, d_in: int, *, damping: float = 1e-2, decay: float = 0.95, **sketch: Any) -> Preconditioner:
+    """Randomized singular value decompositions; ``sketch``: options of :class:`LowRank`."""
+    return Preconditioner(d_out, d_in, _sketch("rsvd", **sketch), damping, decay)
 
 
-def sre(
-    d_out: int,
-    d_in: int,
-    *,
-    damping: float = 1e-2,
-    decay: float = 0.95,
-    rank: int = 220,
-    oversampling: int = 10,
-    power: int = 4,
-    continuation: bool = False,
-    warm: bool = False,
-    seed: int = 0,
-) -> Preconditioner:
-    """Symmetric randomized eigendecompositions."""
-    return Preconditioner(
-        d_out, d_in, _sketch("sre", rank, oversampling, power, continuation, warm, seed), damping, decay
-    )
+def sre(d_out: int, d_in: int, *, damping: float = 1e-2, decay: float = 0.95, **sketch: Any) -> Preconditioner:
+    """Symmetric randomized eigendecompositions; ``sketch``: options of :class:`LowRank`."""
+    return Preconditioner(d_out, d_in, _sketch("sre", **sketch), damping, decay)
 
 
-def _sketch(
-    method: str, rank: int, oversampling: int, power: int, continuation: bool, warm: bool, seed: int
-) -> LowRank:
-    for name, value, low in (("rank", rank, 1), ("oversampling", oversampling, 0), ("power", power, 0)):
-        in_range(name, value, low, whole=True)
-    return LowRank(
-        rank=int(rank),
-        oversampling=int(oversampling),
-        power=int(power),
-        method=method,
-        continuation=continuation,
-        warm=warm,
-        seed=int(seed),
-    )
+def _sketch(method: str, **options: Any) -> LowRank:
+    for name, low in (("rank", 1), ("oversampling", 0), ("power", 0)):
+        if name in options:
+            in_range(name, options[name], low, whole=True)
+    return LowRank(method=method, **options)
 
 
 def subspace(
@@ -117,6 +82,8 @@ def subspace(
     seed: int = 0,
 ) -> Preconditioner:
     """A subspace carried along, orthonormalised and inverted by Cholesky; narrow factors too, for its growth."""
+    for name, value, low in (("rank", rank, 1), ("oversampling", oversampling, 0), ("power", power, 0)):
+        in_range(name, value, low, whole=True)
     inverse = Subspace(
         rank=int(rank),
         oversampling=int(oversampling),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import UserError
+from methods.kfac.checkpoint import restore_groups
 from methods.kfac.layers import Layer
 from methods.singd.products import precision
 from methods.singd.stacks import zeros
@@ -77,7 +78,9 @@ def load(optimizer: SINGD, stored: Mapping[str, Any]) -> None:
     """
     names = [layer.name for layer in optimizer.layers]
     kinds = [side.kind.name for side in (optimizer.stacks[0].a, optimizer.stacks[0].g)]
-    if stored.get("version") != _VERSION or list(stored["layers"]) != names or stored["structures"] != kinds:
+    if (version := stored.get("version")) != _VERSION:
+        raise UserError(f"the saved optimizer has format {version}, this one reads {_VERSION}; train it again.")
+    if list(stored["layers"]) != names or stored["structures"] != kinds:
         raise UserError(
             f"the saved optimizer has the layers {list(stored.get('layers', {}))} and structures "
             f"{stored.get('structures')}, this one {names} and {kinds}; build it with the same model and "
@@ -96,13 +99,7 @@ def load(optimizer: SINGD, stored: Mapping[str, Any]) -> None:
     optimizer.grad_scale_estimate = scale.to(home, copy=True) if isinstance(scale, Tensor) else scale
     optimizer._skipped = torch.tensor(int(stored["skipped"]), device=home)
     optimizer._overflowed = torch.tensor(int(stored["overflowed"]), device=home)
-    if optimizer.fallback is not None:
-        optimizer.fallback.load_state_dict(stored["fallback"])
-        optimizer.param_groups[1:] = optimizer.fallback.param_groups
-    for group, values in zip(optimizer.param_groups, stored["groups"], strict=True):
-        for key in [key for key in group if key != "params" and key not in values]:
-            del group[key]
-        group.update(values)
+    restore_groups(optimizer, stored)
     optimizer.capture.enabled = optimizer._catches()
 
 

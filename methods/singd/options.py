@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from harness.errors import UserError
-from methods.kfac.options import FALLBACKS, fallback, flags, in_range, patterns, values
+from methods.kfac.options import Shared, in_range, names_known, values
 from methods.kfac.policy import Schedule
 from methods.kfac.statistics import LOSS_TERMS, REDUCTIONS, SHARING
 from methods.singd.products import PRODUCTS
@@ -20,7 +20,7 @@ DTYPES = ("weight", "float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Shared):
     """Defaults are those of the singd 0.0.5 package (Lin et al., arXiv 2312.05705) where it has the option.
 
     Attributes:
@@ -43,14 +43,6 @@ class Options:
         products: precision of float32 products: ``default``, ``tf32``, ``bf16``.
         cache: keep K K^T and C C^T where they are in the structure (dense, diagonal, block).
         init_grad_scale: loss scale assumed before the first step.
-        exclude: patterns of module names that are left to the fallback.
-        fallback: optimizer of every other parameter.
-        fallback_lr: its learning rate.
-        fallback_momentum: of ``sgd``.
-        fallback_beta1: of ``adamw``.
-        fallback_beta2: of ``adamw``.
-        fallback_eps: of ``adamw``.
-        fallback_weight_decay: its weight decay, for matrices alone.
     """
 
     momentum: float = 0.9
@@ -72,14 +64,6 @@ class Options:
     products: str = "default"
     cache: bool = True
     init_grad_scale: float = 1.0
-    exclude: Sequence[str] = ()
-    fallback: str = "adamw"
-    fallback_lr: float = 1e-3
-    fallback_momentum: float = 0.9
-    fallback_beta1: float = 0.9
-    fallback_beta2: float = 0.999
-    fallback_eps: float = 1e-8
-    fallback_weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         names = {
@@ -87,11 +71,8 @@ class Options:
             "loss_average": LOSS_TERMS,
             "reduction": REDUCTIONS,
             "products": PRODUCTS,
-            "fallback": FALLBACKS,
         }
-        for name, known in names.items():
-            if getattr(self, name) not in known:
-                raise UserError(f"{name} is one of {', '.join(known)}; got {getattr(self, name)!r}.")
+        self.check(names)
         pairs: dict[str, tuple[str, ...]] = {"structures": tuple(STRUCTURES), "preconditioner_dtype": DTYPES}
         for name, known in pairs.items():
             given = getattr(self, name)
@@ -100,9 +81,6 @@ class Options:
                 raise UserError(f"{name} is a pair of {', '.join(known)}; got {given!r}.")
         for name in ("momentum", "alpha1"):
             in_range(name, getattr(self, name), 0.0, 1.0, right=False)
-        flags(self)
-        patterns("exclude", self.exclude)
-        fallback(self)
         in_range("weight_decay", self.weight_decay, 0.0)
         in_range("init_grad_scale", self.init_grad_scale, 0.0, left=False)
         for name in ("block", "rank"):
@@ -145,8 +123,5 @@ def parse(given: dict[str, Any]) -> Options:
     Raises:
         UserError: an unknown name or a value out of range.
     """
-    known = [one.name for one in fields(Options)]
-    for name in given:
-        if name not in known:
-            raise UserError(f"unknown hyper-parameter {name!r}; known: lr, {', '.join(known)}.")
+    names_known(Options, given)
     return Options(**given)

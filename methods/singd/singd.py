@@ -6,19 +6,21 @@ README for the mathematics and every departure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from harness.errors import Unsupported
 from methods.first_order.groups import scalars, trainable
 from methods.kfac import fallback
 from methods.kfac.capture import Capture
+from methods.kfac.from_model import FromModel
 from methods.kfac.layers import Layer, find
 from methods.kfac.options import in_range
 from methods.kfac.policy import Policy, value_at
+from methods.kfac.sharding import average
 from methods.kfac.timing import Parts
 from methods.singd import checkpoint, stacks
 from methods.singd.apply import Apply
@@ -28,7 +30,7 @@ from methods.singd.stacks import Side, Stack
 from methods.singd.statistics import Gather
 
 
-class SINGD(torch.optim.Optimizer):
+class SINGD(FromModel):
     """m <- alpha_2 m + C C^T dW K K^T + wd W;  W <- W - lr m.  Every T steps K <- K (I - beta_1 m_K), C alike.
 
     Args:
@@ -59,7 +61,7 @@ class SINGD(torch.optim.Optimizer):
         trainable(model)
         self.layers, others, self.left_over = find(model, opt.exclude)
         self.grad_scaler = grad_scaler
-        self.fallback = fallback.optimizer([parameter for _, parameter in others], cast(Any, opt))
+        self.fallback = fallback.optimizer([parameter for _, parameter in others], opt)
         self._stepper = fallback.Stepper(self.fallback) if self.fallback is not None else None
         mine = [parameter for layer in self.layers for parameter in layer.parameters]
         super().__init__([{"params": mine, "lr": lr}], {"lr": lr})
@@ -175,7 +177,7 @@ class SINGD(torch.optim.Optimizer):
             correction = (self.grad_scale_estimate / scale.double()).square()
         with self._parts.span("update", self._device().type == "cuda"):
             sums = self.gather.read_all(correction)
-            _reduce([tensor for pair in sums.values() for tensor in pair])
+            average([tensor for pair in sums.values() for tensor in pair])
             home = self._device()
             # What is not finite anywhere has a norm that is not.
             home, everything = self._device(), [tensor for pair in sums.values() for tensor in pair]
@@ -287,21 +289,6 @@ class SINGD(torch.optim.Optimizer):
         """Bytes of state that the structures' formulas give."""
         return stacks.formula(self.layers, self.options)
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients, and the statistics that came with them."""
-        self.forget()
-        super().zero_grad(set_to_none)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Only for the base class: layers come from the model.
-
-        Raises:
-            Unsupported: called later.
-        """
-        if hasattr(self, "coverage"):
-            raise Unsupported(f"{self.label} takes its layers from the model; build it again for a new parameter.")
-        super().add_param_group(param_group)
-
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and strings alone; see :mod:`methods.singd.checkpoint`."""
         return checkpoint.save(self)
@@ -314,12 +301,3 @@ class SINGD(torch.optim.Optimizer):
         """Remove the hooks; the optimizer cannot be used afterwards."""
         self.capture.close()
         self.forget()
-
-
-def _reduce(tensors: Sequence[Tensor]) -> None:
-    """Average over the ranks of the default process group, in place."""
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
-        return
-    for tensor in tensors:
-        distributed.all_reduce(tensor)
-        tensor /= distributed.get_world_size()

@@ -15,14 +15,13 @@ import socket
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from harness.measure.training import world as worlds
 from harness.measure.training.world import World
-from harness.measure.worker import Pipe, die_with_parent
+from harness.measure.worker import Pipe, forked_child
 
 #: Seconds that the other ranks get to fail alike once one has failed, and to say why once one has died.
 GRACE_S, WORDS_S = 5.0, 1.0
@@ -108,15 +107,8 @@ def _fork(
     read, write = os.pipe()
     output = tempfile.TemporaryFile()  # noqa: SIM115 (closed in _end)
     rank = world.node_rank * world.nproc + local
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid:
-        os.close(write)
-        return _Child(local, rank, pid, read, output)
-    code = 1
-    try:
-        die_with_parent()
+
+    def work() -> None:
         os.close(read)
         for stream in (1, 2):
             os.dup2(output.fileno(), stream)
@@ -127,14 +119,14 @@ def _fork(
             listening.close()
         mine = listening.detach() if rank == 0 and listening is not None else None
         worker.rank(job, Pipe(write), address, mine)
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        forked_child(work)
+    os.close(write)
+    return _Child(local, rank, pid, read, output)
 
 
 def surroundings(world: World, rank: int, local: int) -> None:
