@@ -51,6 +51,12 @@ class NativeBackend:
         return str(self._native.level())
 
     @property
+    def library(self) -> str:
+        """Who compiled the kernels, and when."""
+        told = self._native.describe()
+        return f"{told['compiler']}, built {told['built']}"
+
+    @property
     def threads(self) -> int:
         """Worker threads of a call."""
         return int(self._native.default_threads())

@@ -164,6 +164,7 @@ class LookupProduct:
             "method": f"approximate_matmul.{self.name}",
             "backend": name,
             "level": self._backend.level if isinstance(self._backend, NativeBackend) else levels[name],
+            "library": self._backend.library if isinstance(self._backend, NativeBackend) else None,
             "not_native_because": self.fallback,
             "device": str(self.device),
             "threads": self._backend.threads if isinstance(self._backend, NativeBackend) else threads[name],

@@ -10,6 +10,7 @@ All levels (scalar, AVX2, AVX-512, AVX-512 VBMI, NEON) give identical codes and 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import math
@@ -17,6 +18,7 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,7 +89,15 @@ class Tables:
 
 @functools.lru_cache(maxsize=1)
 def _load() -> ctypes.CDLL:
-    path = build.library()
+    """The library that the install built; where there is none, or none that loads here, one compiled for this user."""
+    path = build.installed()
+    if path is not None:
+        with contextlib.suppress(Unavailable):
+            return _opened(path)
+    return _opened(build.library())
+
+
+def _opened(path: Path) -> ctypes.CDLL:
     try:
         lib = ctypes.CDLL(str(path))
     except OSError as error:
@@ -144,13 +154,14 @@ def default_threads() -> int:
 
 
 def describe(threads: int | None = None) -> dict[str, Any]:
-    """What really runs: back-end, level, threads and compiler."""
-    command = build.compiler()
+    """What really runs: back-end, level, threads, compiler, and when it was built."""
+    at_install = Path(_load()._name) == build.installed()
     return {
         "backend": "native",
         "level": level(),
         "threads": threads or default_threads(),
-        "compiler": build.version(command),
+        "compiler": build.installed_compiler() if at_install else build.version(build.compiler()),
+        "built": "at install" if at_install else "at first use",
     }
 
 

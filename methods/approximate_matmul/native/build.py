@@ -1,13 +1,15 @@
-"""Compile the C++ kernels on demand into the user's cache.
+"""Compile the C++ kernels: beside their sources when the project is installed, else on demand into the user's cache.
 
 One shared library per (sources, flags, compiler): the file name carries their hash, so that a changed source, another
 compiler or another machine never meets an old build. Nothing is tuned to the machine that compiles: the level is chosen
-at run time (see ``amm.h``).
+at run time (see ``amm.h``). ``setup.py`` imports this module where nothing but setuptools is installed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import platform
 import shlex
@@ -17,9 +19,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from filelock import FileLock
-
-from harness.catalogue.data.cache import cache_folder
 from harness.errors import Unavailable
 
 SOURCES = ("driver.cpp", "pool.cpp", "scalar.cpp", "avx2.cpp", "avx512.cpp", "neon.cpp")
@@ -69,16 +68,72 @@ def version(command: list[str]) -> str:
 
 def key(command: list[str], flags: tuple[str, ...] = FLAGS) -> str:
     """Hash of sources, flags, compiler and machine."""
+    return _hash([*command, *flags, version(command), sys.platform, platform.machine()])
+
+
+def _hash(facts: list[str]) -> str:
     digest = hashlib.sha256()
     for name in (*HEADERS, *SOURCES):
         digest.update(name.encode() + b"\0" + (folder() / name).read_bytes() + b"\0")
-    digest.update("\0".join([*command, *flags, version(command), sys.platform, platform.machine()]).encode())
+    digest.update("\0".join(facts).encode())
     return digest.hexdigest()[:24]
+
+
+def installed_name() -> str:
+    """File name of the library that an install builds from these sources; which compiler did it stands beside it."""
+    return f"amm-{_hash([*FLAGS, sys.platform, platform.machine()])}.so"
+
+
+def installed() -> Path | None:
+    """The library that the install built from exactly these sources; None when there is none."""
+    path = folder() / installed_name()
+    return path if path.is_file() else None
+
+
+def installed_compiler() -> str:
+    """What compiled :func:`installed`."""
+    try:
+        note = (folder() / installed_name()).with_suffix(".json").read_text(encoding="utf-8")
+        return str(json.loads(note)["compiler"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "unknown"
+
+
+def install(place: Path) -> Path:
+    """Compile into ``place``, with a note of the compiler; libraries of other sources there are removed.
+
+    Raises:
+        Unavailable: no compiler, a failed build, or a folder that cannot be written.
+    """
+    _posix()
+    command = compiler()
+    target = place / installed_name()
+    _compile(command, FLAGS, target)
+    note = {"compiler": version(command), "flags": list(FLAGS)}
+    try:
+        target.with_suffix(".json").write_text(json.dumps(note) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise Unavailable(f"cannot write to {place}: {error}") from error
+    for old in place.glob("amm-*"):
+        if old.suffix in (".so", ".json") and old.stem != target.stem:
+            with contextlib.suppress(OSError):
+                old.unlink()
+    return target
+
+
+def _posix() -> None:
+    if os.name != "posix":
+        raise Unavailable(
+            f'the native kernels are built on Linux and macOS only, not on {os.name}; use backend="torch".'
+        )
 
 
 def _compile(command: list[str], flags: tuple[str, ...], target: Path) -> None:
     """Compile into a temporary file beside ``target`` and rename it: readers see all of it or nothing."""
-    handle, temporary = tempfile.mkstemp(prefix=".building-", suffix=".so", dir=target.parent)
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=".building-", suffix=".so", dir=target.parent)
+    except OSError as error:
+        raise Unavailable(f"cannot write to {target.parent}: {error}") from error
     os.close(handle)
     call = [*command, *flags, "-shared", *(str(folder() / name) for name in SOURCES), "-o", temporary]
     try:
@@ -86,6 +141,7 @@ def _compile(command: list[str], flags: tuple[str, ...], target: Path) -> None:
         if done.returncode != 0:
             tail = "\n".join(done.stderr.splitlines()[-8:])
             raise Unavailable(f"compiling the native kernels failed ({shlex.join(call)}):\n{tail}")
+        os.chmod(temporary, 0o755)  # a temporary file is its owner's alone; a package is everybody's
         os.replace(temporary, target)
     except (OSError, subprocess.SubprocessError) as error:
         raise Unavailable(f"compiling the native kernels failed: {error}") from error
@@ -100,10 +156,11 @@ def library() -> Path:
     Raises:
         Unavailable: no compiler, a failed build, or a cache that cannot be written, each with what to do.
     """
-    if os.name != "posix":
-        raise Unavailable(
-            f'the native kernels are built on Linux and macOS only, not on {os.name}; use backend="torch".'
-        )
+    from filelock import FileLock
+
+    from harness.catalogue.data.cache import cache_folder
+
+    _posix()
     command = compiler()
     place = cache_folder() / "native"
     target = place / f"amm-{key(command)}.so"
