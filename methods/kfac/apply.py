@@ -53,8 +53,8 @@ class Update:
         """Sort the layers into stacks; again after the model has been moved or cast."""
         buckets: dict[Any, list[Layer]] = {}
         for layer in self.optimizer.layers:
-            owner = self.optimizer.ranks.owner[layer]
-            key = (owner, layer.groups, layer.d_out, layer.d_in, layer.dtype, layer.weight.device)
+            ranks = (self.optimizer.ranks.owner[layer], self.optimizer.ranks.keeper[layer])
+            key = (ranks, layer.groups, layer.d_out, layer.d_in, layer.dtype, layer.weight.device)
             buckets.setdefault(key, []).append(layer)
         align = ALIGN if self.optimizer.backend.wide else 1
         self.stacks = [Stack(layers, align) for layers in buckets.values()]
@@ -150,8 +150,34 @@ class Update:
         _clip(units, opt.clip, opt.clip_value, lr, total, seen[0].weight.device)
         if decays and units and opt.weight_decay_mode == "coupled":
             _add_weights([one for u in units for one in u.layers], [view for u in units for view in u.views()], decays)
+        units = self._handed(units, set(seen))
         if units:
             self._move(units, lr, 1 - lr * decays if opt.weight_decay_mode == "decoupled" else 1.0, finite)
+
+    def _handed(self, units: list[Unit], seen: set[Layer]) -> list[Unit]:
+        """What this rank moves: directions go to the rank that keeps the momenta, where that is another one."""
+        ranks = self.optimizer.ranks
+        if not any(ranks.apart(stack.layers[0]) for stack in self.stacks):
+            return units
+        places = {id(stack): place for place, stack in enumerate(self.stacks)}
+        mine = [unit for unit in units if not ranks.apart(unit.layers[0])]
+        leaving = [unit for unit in units if ranks.apart(unit.layers[0])]
+        leaving.sort(key=lambda unit: (places[id(unit.stack)], unit.first))
+        coming: list[Unit] = []
+        for stack in self.stacks:
+            if not ranks.apart(stack.layers[0]) or not ranks.keeps(stack.layers[0]):
+                continue
+            # As on the owner: a whole stack at once, or what has a gradient one by one.
+            whole = all(layer in seen for layer in stack.layers)
+            parts = [(0, stack.layers)] if whole else [(i, [x]) for i, x in enumerate(stack.layers) if x in seen]
+            for first, layers in parts:
+                room = stack.zeros(len(layers))
+                coming.append(Unit(list(layers), room, room, stack, first))
+        ranks.hand_over(
+            [(unit.v.to(unit.layers[0].dtype), ranks.keeper[unit.layers[0]]) for unit in leaving],
+            [(unit.v, ranks.owner[unit.layers[0]]) for unit in coming],
+        )
+        return mine + coming
 
     def _stacked(self, active: Sequence[Layer], gradients: Sequence[Tensor]) -> list[Unit]:
         """Directions, without a view of each layer's where nobody but K-FAC itself looks at them."""

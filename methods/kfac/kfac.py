@@ -101,7 +101,7 @@ class KFAC(FromModel):
             opt.packed,
         )
         costs = [float(layer.groups * (layer.d_in**3 + layer.d_out**3)) for layer in self.layers]
-        self.ranks = self.statistics.ranks = Sharing(self.layers, costs, opt.sharding)
+        self.ranks = self.statistics.ranks = Sharing(self.layers, costs, opt.sharding, opt.momentum > 0)
         self.policy = Policy(opt.update_period, opt.refresh_period, opt.stagger, costs, opt.spread)
         self.refresher = Refresher(self.backend)
         self.half = getattr(torch, opt.inverse_dtype) if opt.inverse_dtype != "wide" else None

@@ -5,7 +5,9 @@
 computes its step and sends the new weights to the others. Layers go to the least loaded rank, largest first, by their
 share of the cost d^3 of the factorisations plus their share of the bytes, so that neither piles up on one rank
 (after the partitions of Pauloski et al., arXiv 2107.01739, "MEM-OPT", and of Osawa et al., arXiv 2305.04684; sending
-weights instead of directions also leaves the momentum with the owner).
+weights instead of directions also leaves the momentum with one rank). Where layers are too large to be shared out
+evenly (VGG16: five factors of 4,609 on four ranks), the fullest rank hands the directions of some layers to an emptier
+one, which keeps their momenta, moves their weights and sends them.
 
 A rank's loss is the mean over its own samples times (its samples x ranks / all samples), and gradients are averaged:
 what data-parallel training does. So a row b of a rank is ``ranks`` times that of the mean loss over all samples.
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 MODES = ("none", "owner")
 #: Bytes of one broadcast of weights.
 BUCKET_BYTES = 64 * 2**20
+#: Momenta leave a rank that keeps more than so many times the mean; own choice, below the third of the state that a
+#: rank may keep of four (4/3).
+UNEVEN = 1.3
 
 
 def world() -> int:
@@ -64,6 +69,30 @@ def assign(costs: Sequence[float], ranks: int) -> list[int]:
     return owners
 
 
+def keepers(owners: Sequence[int], states: Sequence[float], momenta: Sequence[float], ranks: int) -> list[int]:
+    """The rank of each layer's momentum: its owner, or where that rank is much fuller than the mean, the emptiest.
+
+    Args:
+        owners: of each layer's factors and inverses.
+        states: size of those.
+        momenta: size of each layer's momentum.
+        ranks: how many there are.
+    """
+    found, load = list(owners), [0.0] * ranks
+    for owner, state, momentum in zip(owners, states, momenta, strict=True):
+        load[owner] += state + momentum
+    while True:
+        full = max(range(ranks), key=lambda rank: (load[rank], -rank))
+        empty = min(range(ranks), key=lambda rank: (load[rank], rank))
+        fits = [i for i, at in enumerate(found) if at == full == owners[i] and load[empty] + momenta[i] < load[full]]
+        if load[full] <= UNEVEN * sum(load) / ranks or not fits:
+            return found
+        chosen = max(fits, key=lambda i: (momenta[i], -i))
+        found[chosen] = empty
+        load[full] -= momenta[chosen]
+        load[empty] += momenta[chosen]
+
+
 class Sharing:
     """Who keeps which layer, and what the ranks tell each other in a step.
 
@@ -71,25 +100,39 @@ class Sharing:
         layers: of the optimizer, in an order that is the same on every rank.
         costs: work of each layer's refresh.
         mode: ``none`` or ``owner``.
+        momentum: whether there are momenta, which may lie on another rank than the layer's owner.
+
+    Attributes:
+        owner: rank of a layer's running means and inverses; it computes the layer's direction.
+        keeper: rank of its momentum; it moves and sends the layer's weights.
 
     Raises:
         UserError: another mode.
     """
 
-    def __init__(self, layers: Sequence[Layer], costs: Sequence[float], mode: str) -> None:
+    def __init__(self, layers: Sequence[Layer], costs: Sequence[float], mode: str, momentum: bool = False) -> None:
         if mode not in MODES:
             raise UserError(f"sharding is one of {', '.join(MODES)}; got {mode!r}.")
         self.mode, self.size = mode, world()
         self._parts = Parts(("communication",))
         self.rank = distributed.get_rank() if self.size > 1 else 0
         self.sharded = mode == "owner" and self.size > 1
-        owners = assign(_weights(layers, costs), self.size) if self.sharded else [0] * len(costs)
+        owners, kept = shared_out(layers, costs, self.size if self.sharded else 1, momentum)
         self.owner: dict[Layer, int] = dict(zip(layers, owners, strict=True))
+        self.keeper: dict[Layer, int] = dict(zip(layers, kept, strict=True))
         self._layers = list(layers)
 
     def mine(self, layer: Layer) -> bool:
         """Whether this rank keeps the layer's state."""
         return not self.sharded or self.owner[layer] == self.rank
+
+    def apart(self, layer: Layer) -> bool:
+        """Whether the layer's direction and momentum are on two ranks."""
+        return self.owner[layer] != self.keeper[layer]
+
+    def keeps(self, layer: Layer) -> bool:
+        """Whether this rank has the layer's momentum."""
+        return not self.sharded or self.keeper[layer] == self.rank
 
     # -- statistics ----------------------------------------------------------------------------------------------------
 
@@ -149,8 +192,20 @@ class Sharing:
         return whole.to(value.dtype)
 
     @torch.no_grad()
+    def hand_over(self, sent: Sequence[tuple[Tensor, int]], received: Sequence[tuple[Tensor, int]]) -> None:
+        """Send tensors to ranks and fill others from ranks; between two ranks both sides have the same order."""
+        ops = [distributed.P2POp(distributed.isend, tensor.contiguous(), rank) for tensor, rank in sent]
+        ops += [distributed.P2POp(distributed.irecv, tensor, rank) for tensor, rank in received]
+        if not ops:
+            return
+        with self._parts.span("communication", (sent or received)[0][0].is_cuda):
+            # Together they use the communicator of all ranks; one by one NCCL would open one for each pair.
+            for work in distributed.batch_isend_irecv(ops):
+                work.wait()
+
+    @torch.no_grad()
     def spread(self, layers: Sequence[Layer]) -> None:
-        """Send the owners' new weights of these layers to all, one flat broadcast an owner and dtype or more."""
+        """Send the keepers' new weights of these layers to all, one flat broadcast a keeper and dtype or more."""
         if not self.sharded or not layers:
             return
         with self._parts.span("communication", layers[0].weight.is_cuda):
@@ -160,16 +215,17 @@ class Sharing:
         pieces: dict[tuple[int, torch.dtype, torch.device], list[Tensor]] = {}
         for layer in layers:
             for parameter in layer.parameters:
-                pieces.setdefault((self.owner[layer], parameter.dtype, parameter.device), []).append(parameter.detach())
+                key = (self.keeper[layer], parameter.dtype, parameter.device)
+                pieces.setdefault(key, []).append(parameter.detach())
         under_way = []
-        for (owner, _, _), tensors in pieces.items():
+        for (keeper, _, _), tensors in pieces.items():
             for bucket in _buckets(tensors):
                 flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-                work: Any = distributed.broadcast(flat, owner, async_op=True)
-                under_way.append((owner, work, flat, bucket))
-        for owner, work, flat, bucket in under_way:
+                work: Any = distributed.broadcast(flat, keeper, async_op=True)
+                under_way.append((keeper, work, flat, bucket))
+        for keeper, work, flat, bucket in under_way:
             work.wait()
-            if owner != self.rank:
+            if keeper != self.rank:
                 parts = torch.split(flat, [tensor.numel() for tensor in bucket])
                 torch._foreach_copy_(bucket, [part.view(t.shape) for part, t in zip(parts, bucket, strict=True)])
 
@@ -180,9 +236,10 @@ class Sharing:
         return self._parts.read() if self.size > 1 else {}
 
     def describe(self) -> dict[str, Any]:
-        """Mode, ranks and the layers' owners."""
+        """Mode, ranks, the layers' owners, and the keepers of momenta that are on another rank."""
         owners = {layer.name: owner for layer, owner in self.owner.items()} if self.sharded else {}
-        return {"mode": self.mode, "ranks": self.size, "owners": owners}
+        keepers_ = {layer.name: keeper for layer, keeper in self.keeper.items() if self.apart(layer)}
+        return {"mode": self.mode, "ranks": self.size, "owners": owners, "keepers": keepers_}
 
     def mark(self) -> list[int]:
         """What a saved state must agree with: this rank and how many there are; empty when nothing is sharded."""
@@ -203,11 +260,24 @@ class Sharing:
             )
 
 
-def _weights(layers: Sequence[Layer], costs: Sequence[float]) -> list[float]:
-    """A layer's share of the refreshes' work plus its share of the state (two matrices a side, and momentum)."""
-    sizes = [one.groups * (2.0 * (one.d_in**2 + one.d_out**2) + one.d_in * one.d_out) for one in layers]
-    work, state = sum(costs), sum(sizes)
-    return [cost / work + size / state for cost, size in zip(costs, sizes, strict=True)]
+def numbers(layer: Layer) -> tuple[float, float]:
+    """Numbers of a layer's factors and inverses (two matrices a side), and of its momentum."""
+    squares = float(layer.d_in**2 + layer.d_out**2)
+    return layer.groups * 2.0 * squares, float(layer.groups * layer.d_in * layer.d_out)
+
+
+def shared_out(
+    layers: Sequence[Layer], costs: Sequence[float], ranks: int, momentum: bool
+) -> tuple[list[int], list[int]]:
+    """Each layer's owner and the keeper of its momentum; a layer weighs its share of the work plus of the state."""
+    if ranks == 1 or not layers:
+        return [0] * len(layers), [0] * len(layers)
+    states, momenta = (list(column) for column in zip(*map(numbers, layers), strict=True))
+    momenta = momenta if momentum else [0.0] * len(layers)
+    work, state = sum(costs), sum(states) + sum(momenta)
+    sizes = [one + other for one, other in zip(states, momenta, strict=True)]
+    owners = assign([cost / work + size / state for cost, size in zip(costs, sizes, strict=True)], ranks)
+    return owners, keepers(owners, states, momenta, ranks) if momentum else owners
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

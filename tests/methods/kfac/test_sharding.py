@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from methods.kfac.sharding import Sharing, assign
+from methods.kfac.layers import find
+from methods.kfac.sharding import Sharing, assign, keepers, numbers, shared_out
+from suites.training.nets.resnet import resnet18_cifar
+from suites.training.nets.vgg import VGG16
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,39 @@ def test_a_saved_share_resumes_on_its_own_rank_alone(found):
 
 def test_one_rank_that_is_not_finite_stops_all(found):
     assert found["skipped"] == [{"still": True, "skipped": 1}] * 4
+
+
+@pytest.mark.parametrize("kind", ["KFAC", "FOP"])
+def test_a_full_rank_hands_momenta_over_and_the_weights_stay_those_of_one_process(kind, found):
+    one = found["handed"][kind]
+    assert one["told"]["keepers"], "five equal layers on four ranks cannot be shared out evenly"
+    assert one["apart"] < 1e-9
+    names = ("factors", "inverses", "momentum")
+    whole, shares = sum(one["whole"][n] for n in names), [sum(m[n] for n in names) for m in one["memory"]]
+    assert sum(shares) == pytest.approx(whole, rel=0.01), "nothing is kept twice"
+    fullest = max(range(4), key=lambda rank: one["memory"][rank]["factors"])
+    assert one["memory"][fullest]["momentum"] < max(m["momentum"] for m in one["memory"])
+
+
+@pytest.mark.parametrize(("name", "make"), [("vgg16", VGG16), ("resnet18", resnet18_cifar)])
+def test_of_four_ranks_none_keeps_more_than_a_third_of_the_state(name, make):
+    """K-FAC on the two CIFAR networks, by the formula: 2 (d_in^2 + d_out^2) and the momentum d_in d_out of a layer."""
+    layers, _, _ = find(make(), ())
+    owners, kept = shared_out(layers, [float(one.d_in**3 + one.d_out**3) for one in layers], 4, momentum=True)
+    load = [0.0] * 4
+    for layer, owner, keeper in zip(layers, owners, kept, strict=True):
+        state, momentum = numbers(layer)
+        load[owner] += state
+        load[keeper] += momentum
+    assert sum(load) == sum(2 * (one.d_in**2 + one.d_out**2) + one.d_in * one.d_out for one in layers)
+    assert max(load) <= sum(load) / 3
+    assert (owners != kept) == (name == "vgg16"), "directions are sent only where layers are too large"
+
+
+def test_momenta_leave_the_fullest_rank_until_it_is_even_enough():
+    assert keepers([0, 0, 1, 2], [4.0] * 4, [1.0] * 4, 3) == [1, 2, 1, 2]
+    assert keepers([0, 1], [4.0] * 2, [1.0] * 2, 2) == [0, 1]
+    assert keepers([0, 0, 1], [4.0, 4.0, 8.0], [1.0, 1.0, 1.0], 2) == [0, 0, 1]
 
 
 def test_layers_go_to_the_least_loaded_rank_largest_first():
