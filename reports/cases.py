@@ -21,7 +21,8 @@ from reports.plain import anchor, number
 
 KEY = ["device", "task", "problem", "method"]
 TIME = "op_s"
-EXTRA_TIMES = ("op_hot_s", "op_graph_s", "first_call_s", "encode_s", "scan_s", "train_s", "table_s")
+EXTRA_TIMES = ("op_hot_s", "op_graph_s", "first_call_s", "encode_s", "scan_s", "scan_fix_up_s", "train_s",
+               "table_s")  # fmt: skip
 PEAKS = ("peak_device_bytes", "peak_host_bytes")
 
 
@@ -41,6 +42,7 @@ class Case:
         noise: A/A noise floor of the problem as a fraction; None when it cannot be formed.
         alias: the baseline against its own second alias; None for every other method.
         errors: dimensionless metric -> median over the gate's seeds.
+        amounts: other metrics that are no times, peaks or joules (bytes read, cache lines missed) -> median.
         detail: what the gate wrote beside its numbers: options, what really ran.
     """
 
@@ -68,6 +70,7 @@ class Case:
     energy_j: float | None = None
     energy_reason: str = ""
     errors: Mapping[str, float] = field(default_factory=dict)
+    amounts: Mapping[str, float] = field(default_factory=dict)
     floor_s: float | None = None
     floor_basis: str = ""
     is_baseline: bool = False
@@ -282,6 +285,11 @@ def _case(
         energy_j=metrics["energy_j"][0] if "energy_j" in metrics else None,
         energy_reason=str(memory.get("energy", "")),
         errors={name: value for name, (value, unit) in sorted(metrics.items()) if unit in ("1", "")},
+        amounts={
+            name: value
+            for name, (value, unit) in metrics.items()
+            if unit not in ("1", "", "s", "J") and name not in PEAKS
+        },
         floor_s=number(gate.get("floor_s")),
         floor_basis=str(gate.get("floor_basis", "")),
         is_baseline=is_baseline,

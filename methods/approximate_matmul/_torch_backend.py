@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from harness.errors import Unsupported
 from methods.approximate_matmul.encoders import CentroidEncoder, Encoder, TreeEncoder
 from methods.approximate_matmul.tables import Tables, bias
 from methods.approximate_matmul.tree import DEPTH
@@ -50,12 +51,28 @@ class TorchBackend:
         step = max(_CHUNK // max(rows.shape[1] * self._outputs, 1), 1)
         return torch.cat([self._averaged(part, self.upcast) for part in torch.split(rows, step)])
 
-    def _averaged(self, rows: Tensor, upcast: int) -> Tensor:
+    @property
+    def integer_totals(self) -> bool:
+        """``embedding_bag`` sums tables whose scale was undone beforehand; averages are of integers."""
+        return self.upcast is not None
+
+    def totals(self, codes: Tensor) -> Tensor:
+        """(N, M) int32 sums of group means."""
+        if self.upcast is None:
+            raise Unsupported("embedding_bag sums float32 tables: it makes no integer totals; use scan(codes).")
+        rows = codes.to(torch.int32) + self._rows
+        step = max(_CHUNK // max(rows.shape[1] * self._outputs, 1), 1)
+        return torch.cat([self._means(part, self.upcast) for part in torch.split(rows, step)])
+
+    def _means(self, rows: Tensor, upcast: int) -> Tensor:
         looked_up = functional.embedding(rows, self._values).to(torch.int16)
         means = looked_up.view(len(rows), -1, upcast, self._outputs)
         while means.shape[2] > 1:
             means = (means[:, :, ::2] + means[:, :, 1::2] + 1) >> 1
-        groups: Tensor = means.squeeze(2).sum(dim=1, dtype=torch.int32).to(torch.float32)
+        return means.squeeze(2).sum(dim=1, dtype=torch.int32)
+
+    def _averaged(self, rows: Tensor, upcast: int) -> Tensor:
+        groups = self._means(rows, upcast).to(torch.float32)
         return (upcast * groups - self._bias) * self._scale + self._offset
 
     def __call__(self, a: Tensor) -> Tensor:

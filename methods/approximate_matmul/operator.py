@@ -33,6 +33,13 @@ class Backend(Protocol):
     def codes(self, a: Tensor) -> Any:
         """Codes in the back-end's own form, as :meth:`scan` reads them."""
 
+    @property
+    def integer_totals(self) -> bool:
+        """Whether :meth:`totals` stops before a fix-up of its own."""
+
+    def totals(self, codes: Any) -> Any:
+        """(N, M) integer sums of what :meth:`codes` gave, before scale and offset."""
+
     def scan(self, codes: Any) -> Tensor:
         """(N, M) float32 outputs of what :meth:`codes` gave."""
 
@@ -55,6 +62,18 @@ class NumpyBackend:
     def codes(self, a: Tensor) -> Tensor:
         """The plain codes."""
         return self.encode(a)
+
+    @property
+    def integer_totals(self) -> bool:
+        """Whether the tables are integers."""
+        return self._tables.quantised
+
+    def totals(self, codes: Tensor) -> Any:
+        """(N, M) uint16 sums."""
+        if not self._tables.quantised:
+            raise Unsupported("float32 tables give no integer totals; use scan(codes).")
+        plain, values = codes.cpu().numpy(), self._tables.values.astype(np.uint8, copy=False)
+        return scan.exact(plain, values) if self._upcast is None else scan.averaged(plain, values, self._upcast)
 
     def scan(self, codes: Tensor) -> Tensor:
         """(N, M) float32 outputs of plain codes."""
@@ -141,6 +160,19 @@ class LookupProduct:
     def scan(self, codes: Any) -> Tensor:
         """(N, M) float32 outputs of what :meth:`codes` gave: what look-ups, sums and the fix-up cost."""
         return self._backend.scan(codes)
+
+    @property
+    def integer_totals(self) -> bool:
+        """Whether the back-end sums integers and undoes the tables' scale afterwards, so that :meth:`totals` exists."""
+        return self._backend.integer_totals
+
+    def totals(self, codes: Any) -> Any:
+        """(N, M) integer sums in the back-end's own form: look-ups and sums without the fix-up to float32.
+
+        Raises:
+            Unsupported: the back-end sums dequantised tables; see :attr:`integer_totals`.
+        """
+        return self._backend.totals(codes)
 
     def _rows(self, a: Tensor) -> Tensor:
         matrix(a, "a", self.name)

@@ -14,7 +14,7 @@ from harness.catalogue.suite import Problem
 from harness.catalogue.task import Fact, Judgement
 from harness.conformance import EdgeCase
 from harness.errors import UserError
-from suites.amm import contents, oracle, sources, theorem
+from suites.amm import contents, counters, oracle, sources, theorem
 from suites.amm.contents import Rows
 from suites.amm.edges import edge_cases
 from suites.amm.fitted import Operation
@@ -56,6 +56,8 @@ SKETCH_VARIANCE = 4.0
 THEOREM_ROWS = 4096
 #: Parts of the test rows whose gaps are told apart, so that they have a spread.
 PARTS = 6
+#: Calls whose events are counted: so many buffers, so many times over; the first round warms up.
+COUNTED_BUFFERS, COUNTED_ROUNDS = 2, 4
 #: A test loss below the training loss has no gap; ratios need a positive number.
 TINY = 1e-9
 
@@ -196,11 +198,12 @@ class ProductRuntime:
         return oracle_errors(output, oracle)
 
     def parts(self, op: Any) -> Mapping[str, Callable[[Rows], Any]]:
-        """Encoding alone and scanning alone, where the operator has both; see :class:`Parts`."""
+        """Encoding alone, scanning alone, and scanning with the fix-up, where the operator has them; :class:`Parts`."""
         inner = op.op
         if hasattr(inner, "codes") and hasattr(inner, "scan"):
-            divided = Parts(inner)
-            return {"encode_s": divided.encode, "scan_s": divided.scan}
+            parts = Parts(inner)
+            found = {"encode_s": parts.encode, "scan_s": parts.scan}
+            return {**found, "scan_fix_up_s": parts.finish} if parts.divided else found
         return {"encode_s": lambda rows: inner.encode(rows.a)} if hasattr(inner, "encode") else {}
 
     def facts(self, op: Any, content: Rows, problem: Problem) -> tuple[Mapping[str, Fact], dict[str, Any]]:
@@ -223,6 +226,10 @@ class ProductRuntime:
             detail["runs"] = _plain(inner.describe())
         if op.from_disk:
             detail["fitted"] = "read from the cache; the times are those of its fit"
+        if problem.device == "cpu":
+            counted, why = count_events(op, content)
+            numbers |= counted
+            detail |= {"counters": why} if why else {}
         if {"codebooks", "ridge"} <= set(op.hyper):
             detail["theorem"], gaps = guarantee(op, content, problem)
             limit = detail["theorem"]["bound"]
@@ -244,6 +251,7 @@ class ProductRuntime:
         return 2.0 * n * inner * outer
 
 
+vary_rows = contents.vary
 oracle_errors = oracle.errors_of
 oracle_fidelity = oracle.fidelity
 
@@ -273,6 +281,18 @@ def accuracy_limit(operation: Operation | None, problem: Problem) -> float:
     """Limit of rounding_error for an exact or quantised method without a twin."""
     limit = ACCURACY_LIMIT.get(arithmetic(operation), _roundoff(problem.shape[1]))
     return max(limit, ACCURACY_LIMIT.get(problem.dtype, 0.0) if problem.dtype != "float64" else 0.0)
+
+
+def count_events(operation: Callable[[Rows], Any], content: Rows) -> tuple[dict[str, Fact], str]:
+    """Cache misses and instructions of a call, as :mod:`suites.amm.counters` may read them, and what it may not.
+
+    Every call reads another buffer, as the timed ones do, so that A comes from as far away as it does for them.
+    """
+    buffers = [vary_rows(content, step).whole() for step in range(COUNTED_BUFFERS)]
+    rows = [Rows(a=a, index=content.index) for a in buffers]
+    calls = [lambda one=one: operation(one) for one in rows * COUNTED_ROUNDS]
+    counts, why = counters.per_call(calls)
+    return {name: (values[COUNTED_BUFFERS:], counters.UNITS[name]) for name, values in counts.items()}, why
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from harness.catalogue import registry
 from harness.catalogue.method import Method
 from harness.catalogue.suite import Problem
 from harness.catalogue.task import Described, Divided
+from harness.errors import Unsupported
 from harness.measure import gate
 from harness.measure.device import open_device
 from suites.amm import contents, fitted, sources, theorem
@@ -335,7 +336,40 @@ def test_parts_of_a_look_up_product_add_up_to_its_answer():
     parts = RUNTIME.parts(types.SimpleNamespace(op=op))
     rows = Rows(a=train[:50], index=np.arange(50))
     parts["encode_s"](rows)
-    assert torch.equal(parts["scan_s"](rows), op(rows.a))
+    assert set(parts) == {"encode_s", "scan_s", "scan_fix_up_s"}
+    assert torch.equal(parts["scan_fix_up_s"](rows), op(rows.a))
+    sums = torch.as_tensor(np.asarray(parts["scan_s"](rows)).astype(np.float32))
+    mended = sums * torch.from_numpy(op.tables.scale) + torch.from_numpy(op.tables.offset)
+    assert torch.allclose(mended, op(rows.a), rtol=1e-6, atol=1e-6), (
+        "the scan stops at integers; the fix-up is all else"
+    )
+
+
+@pytest.mark.parametrize("aggregation", ["exact", "average"])
+@pytest.mark.parametrize("backend", ["native", "torch", "numpy"])
+def test_all_back_ends_stop_at_the_same_integers(backend, aggregation):
+    generator = torch.Generator().manual_seed(0)
+    train, b = torch.randn(200, 16, generator=generator), torch.randn(16, 3, generator=generator)
+    options = {"codebooks": 4, "aggregation": aggregation}
+    make = registry.load("approximate_matmul.maddness")
+    want = make(**options, backend="numpy").fit(train, b)
+    op = make(**options, backend=backend).fit(train, b)
+    codes = op.codes(train[:50])
+    if backend == "torch" and aggregation == "exact":
+        assert not op.integer_totals
+        assert set(RUNTIME.parts(types.SimpleNamespace(op=op))) == {"encode_s", "scan_s"}
+        with pytest.raises(Unsupported, match="no integer totals"):
+            op.totals(codes)
+        return
+    assert np.array_equal(np.asarray(op.totals(codes)), np.asarray(want.totals(want.codes(train[:50]))))
+
+
+def test_float_tables_have_no_totals():
+    op = registry.load("approximate_matmul.maddness")(codebooks=4, lut_bits=None, backend="numpy")
+    op = op.fit(torch.randn(100, 16), torch.randn(16, 3))
+    assert not op.integer_totals
+    with pytest.raises(Unsupported, match="float32 tables"):
+        op.totals(op.codes(torch.randn(5, 16)))
 
 
 def test_methods_without_codes_have_no_parts():

@@ -66,6 +66,12 @@ class Backend:
             return launch.lookup(codes, self.prepared, dtype)
         return launch.onehot(codes, self.prepared, dtype, kind=self.kind)
 
+    integer_totals = True
+
+    def totals(self, codes: Tensor) -> Tensor:
+        """(N, M) int32 sums of plain codes."""
+        return self.scan(codes, torch.int32)
+
     def __call__(self, a: Tensor) -> Tensor:
         """(N, M) outputs in a's dtype."""
         if self.design == "fused":
