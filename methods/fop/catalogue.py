@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from harness.catalogue.method import Method
+from methods.kfac.catalogue import EKFAC as KFAC_EKFAC
 from methods.kfac.catalogue import KFAC_CHOLESKY
+from methods.singd.catalogue import DENSE as SINGD_DENSE
 
 _HERE = "methods.fop"
 
@@ -76,4 +78,27 @@ KFAC_HALVES = _method(
     "Control arm of FOP: K-FAC on two half batches (batch norm sees halves)",
     "g = (g1 + g2) / 2; v <- mu v + clip(F^-1 g); w <- w - lr v",
     without=("eta_ref", "eps", "damped", "beta_max", "eta_min", "eta_max"),
+)
+
+FOP_SINGD = Method(
+    name="training.fop-singd",
+    impl=f"{_HERE}.factories:singd",
+    summary="FOP on SINGD's factors (dense, or any of its structures): F^-1 is its preconditioner",
+    source=f"{_SOURCE}; SINGD: Lin et al., arXiv 2312.05705; the pair is our extension",
+    formula=_FORMULA.replace("F^-1 (g", "C C^T (g").replace("beta g'))", "beta g') K K^T)")
+    + "; F = (C C^T x K K^T)^-1; K, C as SINGD's",
+    needs=("torch",),
+    reference=f"{_HERE}.reference_singd:singd",
+    hyper={**SINGD_DENSE.hyper, **{k: v for k, v in _PROJECTION.items() if k not in ("damped", "split")}},
+    origin="own design",
+)
+FOP_EKFAC = Method(
+    name="training.fop-ekfac",
+    impl=f"{_HERE}.factories:ekfac",
+    summary="FOP on the factors' eigenbases with the Fisher's own diagonal in them (EKFAC)",
+    source=f"{_SOURCE}; EKFAC: George et al., arXiv 1806.03884; the pair is our extension",
+    formula=_FORMULA + "; F = Q diag(s) Q^T, Q = Q_G x Q_A, s = E[(Q^T g_n)^2]",
+    needs=("torch",),
+    hyper={**{k: v for k, v in KFAC_EKFAC.hyper.items() if k != "scaling"}, **_PROJECTION},
+    origin="own design",
 )

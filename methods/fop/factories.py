@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from methods.fop.ekfac import EKFOP
 from methods.fop.fop import FOP
+from methods.fop.singd import FOPSINGD
 from methods.kfac.options import in_range
 
 #: Options of the back-ends; what is left of them goes to the back-end's constructor.
@@ -45,3 +47,13 @@ def random_beta(model: nn.Module, *, lr: float = 1e-3, **options: Any) -> FOP:
 def kfac_halves(model: nn.Module, *, lr: float = 1e-3, **options: Any) -> FOP:
     """K-FAC with gradients and statistics of two half batches, which batch norm sees apart."""
     return fop(model, lr=lr, beta="zero", eta="one", **options)
+
+
+def singd(model: nn.Module, *, lr: float = 1e-3, **options: Any) -> FOPSINGD:
+    """FOP on SINGD's factors, of any structure."""
+    return FOPSINGD(model, lr, **options)
+
+
+def ekfac(model: nn.Module, *, lr: float = 1e-3, split: str = "passes", **options: Any) -> EKFOP:
+    """FOP on EKFAC's bases and scales."""
+    return EKFOP(model, lr, split=split, **options)
