@@ -29,6 +29,7 @@ from reports import (
     memory,
     plain,
     product_charts,
+    product_costs,
     product_finetuning,
     product_threads,
     products,
@@ -277,6 +278,7 @@ class _Site:
                 rows=[tables.case_row(case, errors) for case in chunk],
                 ablation=self._options(device, task) if own_tables else [],
                 theorem=products.theorem(own) if own_tables else [],
+                costs=product_costs.tables(own, self.problems) if own_tables else [],
                 implementations=products.implementations(own) if own_tables else [],
             )  # fmt: skip
         return found
