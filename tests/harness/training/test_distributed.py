@@ -31,7 +31,9 @@ def alike(sizes, *texts, timeout=280):
 def test_weights_are_those_of_one_process(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     fop = KFAC.replace("kfac-cholesky", "fop")
-    texts = ("sgd:lr=0.3", "adamw:lr=0.02", "muon:lr=0.05", "singd-dense:lr=0.05", KFAC, f"{KFAC},sharding=owner", fop)
+    singd = "fop-singd:lr=0.02,lr_cov=0.1,update_period=2"
+    own = ("sgd:lr=0.3", "adamw:lr=0.02", "muon:lr=0.05", "singd-dense:lr=0.05", singd)
+    texts = (*own, KFAC, f"{KFAC},sharding=owner", fop, f"{fop},sharding=owner")
     found = alike([2, 3, 4], *texts)
     for size in (2, 3, 4):
         for text in texts:

@@ -58,7 +58,7 @@ def test_the_rate_grows_with_the_batch_and_pieces_are_equal():
         assert sgd.get("accumulate", 1) == kfac.get("accumulate", 1)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", [*ARMS, "fop-singd", "fop-ekfac"])
 def test_search_spaces_span_what_a_verdict_needs(arm):
     method = registry.method(f"training.{arm}")
     found = spaces.space(method, recipe.resolve(registry.workload("cifar10-resnet18"), method, {}))
