@@ -2,9 +2,9 @@
 
 First the answers, in several processes that compile as they go: codes and integers must equal NumPy's. Then medians of
 device time between events, launches hidden behind a sleeping device, caches flushed, arms interleaved, beside the dense
-products of torch and the lower bound of :mod:`methods.approximate_matmul.gpu.model` with rates measured here. Every
-shape is checked and timed in a process of its own, so that a fault of the device ends that shape alone; the table comes
-last, and ``--out`` receives ``amm_gpu.json``, written anew after every step.
+products of torch and the lower bound of :mod:`methods.approximate_matmul.gpu.model` with rates measured here. One child
+times shape after shape; where it dies, a new one goes on behind the shape that killed it. The table comes last, and
+``--out`` receives ``amm_gpu.json``, written anew after every answer and every round: a cut loses nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from methods.approximate_matmul.gpu import _bench_children as children
+from methods.approximate_matmul.gpu._bench_children import Finding, Job
+
 #: N, D, M and codebooks; the most telling first, since a budget may end the list.
 SHAPES: list[tuple[int, int, int, tuple[int, ...]]] = [
     (65536, 1024, 1024, (16, 64, 128)),
@@ -30,12 +33,10 @@ SHAPES: list[tuple[int, int, int, tuple[int, ...]]] = [
     (65536, 768, 3072, (12, 96)),
     (10_000, 512, 10, (16,)),
 ]
-#: Shapes of ``--quick``, and odd shapes that it checks.
-QUICK_SHAPES, QUICK_ODD = 2, 4
-#: Seconds after which no new shape is begun, and of one checking process: quick, whole.
-BUDGET_S, CHECK_S = (62.0, 480.0), (50.0, 240.0)
-Job = dict[str, Any]
-_MODULE = "methods.approximate_matmul.gpu._bench"
+#: Odd shapes that ``--quick`` and a whole run check.
+ODD_JOBS = (4, 8)
+#: Seconds of a whole run, and of all checks in it: quick, whole. What has no answer or time by then is left out.
+BUDGET_S, CHECK_S = (95.0, 480.0), (45.0, 240.0)
 
 
 def jobs(shapes: list[tuple[int, int, int, tuple[int, ...]]], quick: bool) -> list[Job]:
@@ -43,7 +44,7 @@ def jobs(shapes: list[tuple[int, int, int, tuple[int, ...]]], quick: bool) -> li
     dtypes, layouts = ("float32", "bfloat16", "float16"), ("row", "feature")
     odd: list[Job] = [
         {"kind": "odd", "place": i, "dtype": dtypes[i % 3], "layout": layouts[i % 2]}
-        for i in range(QUICK_ODD if quick else 8)
+        for i in range(ODD_JOBS[0 if quick else 1])
     ]
     warm: list[Job] = [
         {"kind": "warm", "shape": [n, d, m], "codebooks": c} for n, d, m, codebooks in shapes for c in codebooks
@@ -57,7 +58,6 @@ def run_job(job: Job) -> Any:
 
     from methods.approximate_matmul.gpu import _bench_arms as arms
     from methods.approximate_matmul.gpu import _bench_checks as checks
-    from methods.approximate_matmul.gpu import model
 
     kind = job["kind"]
     if kind == "odd":
@@ -67,82 +67,51 @@ def run_job(job: Job) -> Any:
         learned = checks.learned(d, m, job["codebooks"])
         a = checks.rows(n, d, torch.bfloat16)
         return checks.timed_shape(arms.ours(learned, a, a.T.contiguous().T), learned, a)
-    if kind == "rates":
-        return dataclasses.asdict(arms.rates())
-    if kind == "time":
-        return arms.measure_shape(n, d, m, job["codebooks"], model.Rates(**job["rates"]), job["broken"])
     arms.tune(n, d, m, job["codebooks"])
     return []
 
 
-def spawn(job: Job, folder: Path, number: int, show: bool) -> tuple[subprocess.Popen[bytes], Path]:
-    """A child that writes its finding to a file; its own printing goes on (``show``) or is kept for its failure."""
-    target = folder / f"{number}.json"
-    log = None if show else (folder / f"{number}.log").open("wb")
-    command = [sys.executable, "-u", "-m", _MODULE, "--job", json.dumps(job), "--target", str(target)]
-    environment = os.environ | ({} if show else {"OMP_NUM_THREADS": "1"})
-    child = subprocess.Popen(command, stdout=log, stderr=None if show else subprocess.STDOUT, env=environment)
-    if log is not None:
-        log.close()
-    return child, target
+def time_shapes(job: Job, target: Path) -> None:
+    """Inside the timing child: rates, then shape after shape; ``target`` is written whenever there is news."""
+    import torch
+
+    from methods.approximate_matmul.gpu import _bench_arms as arms
+    from methods.approximate_matmul.gpu import model
+
+    found: dict[str, Any] = {"rates": job["rates"], "begun": None, "shapes": [], "failed": {}}
+
+    def save(**news: Any) -> None:
+        found.update(news)
+        partial = target.with_suffix(".part")
+        partial.write_text(json.dumps(found), encoding="utf-8")
+        os.replace(partial, target)
+
+    if found["rates"] is None:
+        save(begun="rates")
+        save(rates=dataclasses.asdict(arms.rates()))
+    for wanted in job["shapes"]:
+        shape: list[int] = wanted["shape"]
+        n, d, m = shape
+        save(begun=shape)
+        done = list(found["shapes"])
+        try:
+            made = arms.measure_shape(
+                n, d, m, wanted["codebooks"], model.Rates(**found["rates"]), wanted["broken"],
+                each=lambda told, done=done: save(shapes=[*done, told]),  # type: ignore[misc]
+            )  # fmt: skip
+        except Exception as error:  # a shape that cannot even be set up is no reason to time no other
+            text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            save(shapes=done, failed={**found["failed"], children.label(shape): text})
+            print(f"{children.label(shape)}: {text}", flush=True)
+        else:
+            save(shapes=[*done, made])
+            print(f"{children.label(shape)}: {len(made['us'])} arms timed", flush=True)
+        torch.cuda.synchronize()  # a broken device ends this process here: the next one gets a fresh context
+        torch.cuda.empty_cache()
+    save(begun=None)
 
 
-def collect(child: subprocess.Popen[bytes], target: Path) -> tuple[Any, str]:
-    """A finished child's finding, or None and why there is none."""
-    if target.exists():
-        return json.loads(target.read_text(encoding="utf-8")), ""
-    log = target.with_suffix(".log")
-    told = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    return None, f"exit status {child.returncode}" + (f": {told[-1][:200]}" if told else "")
-
-
-def together(wanted: list[Job], limit_s: float, folder: Path) -> list[tuple[Job, Any, str]]:
-    """Run jobs side by side, as many as there are cores; one that crashes or takes too long is told."""
-    width = max(2, min(16, os.cpu_count() or 2))
-    waiting = list(enumerate(wanted))
-    running: dict[int, tuple[Job, subprocess.Popen[bytes], Path, float]] = {}
-    done: list[tuple[Job, Any, str]] = []
-    while waiting or running:
-        while waiting and len(running) < width:
-            number, job = waiting.pop(0)
-            running[number] = (job, *spawn(job, folder, number, False), time.perf_counter())
-        for number, (job, child, target, begin) in list(running.items()):
-            late = time.perf_counter() - begin > limit_s
-            if child.poll() is None and not late:
-                continue
-            if child.poll() is None:
-                child.kill()
-            child.wait()
-            found, why = collect(child, target)
-            done.append((job, found, f"took over {limit_s:.0f} s" if late and found is None else why))
-            del running[number]
-            _told(done[-1], time.perf_counter() - begin)
-        time.sleep(0.1)
-    return done
-
-
-def _told(finding: tuple[Job, Any, str], seconds: float) -> None:
-    job, found, why = finding
-    lines = found if found is not None else [f"FAILED: {why}"]
-    bad = [line for line in lines if not line.startswith("right")]
-    print(f"checked {json.dumps(job)}: {len(lines) - len(bad)} of {len(lines)} right, {seconds:.0f} s", flush=True)
-    for line in bad:
-        print(f"  {line}", flush=True)
-
-
-def alone(job: Job, limit_s: float, folder: Path, number: int) -> tuple[Any, str]:
-    """One job with its printing shown."""
-    child, target = spawn(job, folder, number, True)
-    try:
-        child.wait(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
-        return None, f"took over {limit_s:.0f} s"
-    return collect(child, target)
-
-
-def broken_arms(findings: list[tuple[Job, Any, str]]) -> dict[str, list[str]]:
+def broken_arms(findings: list[Finding]) -> dict[str, list[str]]:
     """Shape -> arms that did not run at all in its check: they could take the device down with them."""
     broken: dict[str, list[str]] = {}
     for job, found, _ in findings:
@@ -161,7 +130,7 @@ def table(measured: list[dict[str, Any]]) -> list[str]:
     lines = [f"{'N x D x M':22}{'arm':28}{'D/C':>6}{'us':>10}{'reached':>9}{'/bf16':>8}{'/int8':>8}{'/fp8':>8}"]
     for shape in measured:
         best = arms.best_dense(shape["us"])
-        label = " x ".join(map(str, shape["shape"]))
+        label = children.label(shape["shape"])
         for name, us in shape["us"].items():
             size = int(name[2:].split(" ")[0]) if name.startswith("C=") else 0
             inner = f"{shape['shape'][1] / size:.3g}" if size else ""
@@ -183,15 +152,17 @@ class Report:
         """Add and write."""
         self.found |= facts
         if self.path is not None:
-            self.path.write_text(json.dumps(self.found, indent=1), encoding="utf-8")
+            partial = self.path.with_suffix(".part")
+            partial.write_text(json.dumps(self.found, indent=1), encoding="utf-8")
+            os.replace(partial, self.path)
 
 
 def options() -> argparse.ArgumentParser:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="two shapes only, about a minute")
+    parser.add_argument("--quick", action="store_true", help="fewer odd shapes, all within 100 seconds")
     parser.add_argument("--tune", action="store_true", help="time other configurations too (minutes)")
-    parser.add_argument("--seconds", type=float, default=None, help="no new shape is begun after this long")
+    parser.add_argument("--seconds", type=float, default=None, help="nothing is timed after this long")
     parser.add_argument("--out", default=None, help="folder for amm_gpu.json")
     parser.add_argument("--job", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--target", default=None, help=argparse.SUPPRESS)
@@ -202,7 +173,11 @@ def main() -> int:
     """Run all; the exit code tells whether the answers are right."""
     chosen = options().parse_args()
     if chosen.job is not None:
-        found = run_job(json.loads(chosen.job))
+        job = json.loads(chosen.job)
+        if job["kind"] == "time":
+            time_shapes(job, Path(chosen.target))
+            return 0
+        found = run_job(job)
         Path(chosen.target).write_text(json.dumps(found), encoding="utf-8")
         return 0
     begin = time.perf_counter()
@@ -210,48 +185,39 @@ def main() -> int:
         print("needs an NVIDIA GPU: no driver device is visible")
         return 2
     report = Report(chosen.out, chosen)
-    shapes = SHAPES[:QUICK_SHAPES] if chosen.quick else SHAPES
     budget = chosen.seconds or BUDGET_S[0 if chosen.quick else 1]
     with tempfile.TemporaryDirectory() as name:
-        return _all(chosen, report, shapes, budget, begin, Path(name))
+        return _all(chosen, report, budget, begin, Path(name))
 
 
-def _all(
-    chosen: argparse.Namespace,
-    report: Report,
-    shapes: list[tuple[int, int, int, tuple[int, ...]]],
-    budget: float,
-    begin: float,
-    folder: Path,
-) -> int:
-    findings = together(jobs(shapes, chosen.quick), CHECK_S[0 if chosen.quick else 1], folder)
-    lines = [line for job, found, why in findings for line in (found or [f"FAILED {json.dumps(job)}: {why}"])]
+def _all(chosen: argparse.Namespace, report: Report, budget: float, begin: float, folder: Path) -> int:
+    report.note(**_device())
+    limit = min(CHECK_S[0 if chosen.quick else 1], budget / 2)
+    findings = children.together(
+        jobs(SHAPES, chosen.quick), limit, folder, lambda done: report.note(answers=_answers(done))
+    )
+    lines = _answers(findings)
     bad = [line for line in lines if not line.startswith("right")]
     answers = f"answers: {len(lines) - len(bad)} of {len(lines)} right"
     print(f"{answers}, {time.perf_counter() - begin:.0f} s", flush=True)
     report.note(answers=lines, wrong=bad)
-    rates, why = alone({"kind": "rates"}, 120.0, folder, 1000)
-    if rates is None:
-        print(f"no rates: {why}; bounds are those of an H100", flush=True)
-        from methods.approximate_matmul.gpu import model
-
-        rates = dataclasses.asdict(model.H100)
-    report.note(**_device(), rates=rates, rates_measured=not why)
-    broken, measured = broken_arms(findings), report.found["shapes"]
-    for place, (n, d, m, codebooks) in enumerate(shapes):
-        if time.perf_counter() - begin > budget:
-            print(f"left out for want of time: {n} x {d} x {m}; give --seconds", flush=True)
-            continue
-        job = {"kind": "time", "shape": [n, d, m], "codebooks": codebooks, "rates": rates}
-        found, why = alone(job | {"broken": broken.get(str([n, d, m]), [])}, 180.0, folder, 2000 + place)
-        print(f"{n} x {d} x {m}: {why or 'timed'}, {time.perf_counter() - begin:.0f} s", flush=True)
-        measured += [found] if found else []
-        report.note(**({f"failed_{n}x{d}x{m}": why} if why else {}))
+    broken = broken_arms(findings)
+    wanted = [
+        {"shape": [n, d, m], "codebooks": list(codebooks), "broken": broken.get(str([n, d, m]), [])}
+        for n, d, m, codebooks in SHAPES
+    ]
+    told = children.timing(wanted, begin + budget, folder, lambda news: report.note(**news))
+    if told["rates"] is None or "rates" in told["failed"]:
+        print("no rates were measured; bounds are those of an H100", flush=True)
     if chosen.tune:
-        for place, (n, d, m, codebooks) in enumerate(shapes[:3]):
-            alone({"kind": "tune", "shape": [n, d, m], "codebooks": codebooks[0]}, 150.0, folder, 3000 + place)
-    _last(report, measured, rates, bad, answers, time.perf_counter() - begin)
+        for place, (n, d, m, codebooks) in enumerate(SHAPES[:3]):
+            children.alone({"kind": "tune", "shape": [n, d, m], "codebooks": codebooks[0]}, 150.0, folder, 3000 + place)
+    _last(report, told, bad, answers, time.perf_counter() - begin)
     return 1 if bad else 0
+
+
+def _answers(findings: list[Finding]) -> list[str]:
+    return [line for job, found, why in findings for line in (found or [f"FAILED {json.dumps(job)}: {why}"])]
 
 
 def _device() -> dict[str, Any]:
@@ -268,12 +234,11 @@ def _device() -> dict[str, Any]:
     return {"device": device, "torch": torch.__version__, "triton": triton.__version__}
 
 
-def _last(
-    report: Report, measured: list[dict[str, Any]], rates: dict[str, Any], bad: list[str], answers: str, seconds: float
-) -> None:
+def _last(report: Report, told: dict[str, Any], bad: list[str], answers: str, seconds: float) -> None:
     from methods.approximate_matmul.gpu import model
 
-    rate, facts = model.Rates(**rates), report.found
+    rate = model.Rates(**told["rates"]) if told["rates"] else model.H100
+    facts, measured = report.found, told["shapes"]
     print(f"\n{facts['device']}, torch {facts['torch']}, triton {facts['triton']}; medians of device time, bfloat16")
     print(
         f"rates: bf16 {rate.bf16_flops / 1e12:.0f}, int8 {rate.int8_ops / 1e12:.0f}, fp8 {rate.fp8_flops / 1e12:.0f} "
@@ -282,9 +247,11 @@ def _last(
     )
     for shape in measured:
         for c, text in shape["model"].items():
-            print(f"model {' x '.join(map(str, shape['shape']))} C={c}: {text}")
+            print(f"model {children.label(shape['shape'])} C={c}: {text}")
         for name, text in shape["failures"].items():
-            print(f"left out {' x '.join(map(str, shape['shape']))} {name}: {text}")
+            print(f"left out {children.label(shape['shape'])} {name}: {text}")
+    for name, text in told["failed"].items():
+        print(f"not timed {name}: {text}")
     print("\n".join(table(measured)))
     for line in bad[:12]:
         print(line)

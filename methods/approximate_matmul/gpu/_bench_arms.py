@@ -115,9 +115,15 @@ def timed(call: Call, flush: Tensor, launch_s: float) -> float:
 
 
 def medians(
-    calls: Mapping[str, Call], rounds: int = ROUNDS, failures: dict[str, str] | None = None
+    calls: Mapping[str, Call],
+    rounds: int = ROUNDS,
+    failures: dict[str, str] | None = None,
+    each: Callable[[dict[str, float], int], None] | None = None,
 ) -> dict[str, float]:
-    """Median seconds by name; rounds interleave the arms. One that cannot run is told, noted and left out."""
+    """Median seconds by name; rounds interleave the arms. One that cannot run is told, noted and left out.
+
+    ``each`` is given the medians so far, and of how many rounds, after every round.
+    """
     flush = torch.empty(FLUSH, dtype=torch.uint8, device=DEVICE)
     launches: dict[str, float] = {}
     for name, call in calls.items():
@@ -134,10 +140,14 @@ def medians(
             if failures is not None:
                 failures[name] = text
     samples: dict[str, list[float]] = {name: [] for name in launches}
-    for _ in range(rounds):
+    found: dict[str, float] = {}
+    for done in range(rounds):
         for name, launch_s in launches.items():
             samples[name].append(timed(calls[name], flush, launch_s))
-    return {name: statistics.median(values) for name, values in samples.items()}
+        found = {name: statistics.median(values) for name, values in samples.items()}
+        if each is not None:
+            each(found, done + 1)
+    return found
 
 
 def shape_arms(
@@ -162,18 +172,44 @@ def shape_arms(
 
 
 def measure_shape(
-    n: int, d: int, m: int, codebooks: Collection[int], rate: model.Rates, broken: Collection[str] = ()
+    n: int,
+    d: int,
+    m: int,
+    codebooks: Collection[int],
+    rate: model.Rates,
+    broken: Collection[str] = (),
+    each: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Microseconds of every arm of one shape beside its lower bound, and what failed, ready for JSON."""
+    """Microseconds of every arm of one shape beside its lower bound, and what failed, ready for JSON.
+
+    ``each`` is given the same after every round, with the rounds done so far.
+    """
     failures: dict[str, str] = {}
     arms = shape_arms(n, d, m, codebooks, rate, broken)
-    found = medians({name: arm.call for name, arm in arms.items()}, failures=failures)
+
+    def told(found: dict[str, float], rounds: int) -> dict[str, Any]:
+        return _shape_told([n, d, m], codebooks, rate, arms, found, failures) | {"rounds": rounds}
+
+    calls = {name: arm.call for name, arm in arms.items()}
+    note = None if each is None else lambda found, rounds: each(told(found, rounds))
+    return told(medians(calls, failures=failures, each=note), ROUNDS)
+
+
+def _shape_told(
+    shape: list[int],
+    codebooks: Collection[int],
+    rate: model.Rates,
+    arms: Mapping[str, Arm],
+    found: Mapping[str, float],
+    failures: Mapping[str, str],
+) -> dict[str, Any]:
+    n, d, m = shape
     return {
-        "shape": [n, d, m],
+        "shape": shape,
         "codebooks": list(codebooks),
         "us": {name: 1e6 * seconds for name, seconds in found.items()},
         "bound_us": {name: 1e6 * arms[name].bound for name in found},
-        "failures": failures,
+        "failures": dict(failures),
         "model": {
             str(c): model.verdict(model.Shape(n=n, d=d, m=m, codebooks=c), rate, "row", "int8") for c in codebooks
         },
