@@ -15,14 +15,41 @@ constexpr int kNodes = 15;          // thresholds of a tree in heap order
 constexpr int kMaxCodebooks = 257;  // 257 * 255 = 65535: the largest count whose sums fit 16 bits
 
 enum Aggregation { kExact = 0, kAverage = 1 };
+enum Output { kFloat = 0, kU16 = 1, kU16Columns = 2, kU8 = 3 };
 
 // Unpacked codes of a chunk, block after block of code_bytes(C) bytes, ceil4(C) codebooks (padding has code 0):
 //   plain: byte [block][c][r % 32] = code
-//   quad:  byte [block][c / 4][r % 32][c % 4] = code + 16 * (c % 4), the index of a 64-byte permute
-// Columns of floats whose rows are contiguous: element (r, j) is base[j * stride + r].
+//   quad:  byte [block][c / 4][r % 2][r % 32 / 2][c % 4] = code + 16 * (c % 4), the index of a 64-byte permute
+// Columns of floats whose rows are contiguous: element (r, j) is base[j * stride + r]. A kernel may ask for the element
+// `ahead` rows further on; 0: it has nothing to ask for.
 struct Columns {
     const float* base;
+    int64_t stride, ahead;
+};
+
+// What the next chunk will read, fetched little by little while look-ups leave the memory idle. Along rows, unit u is
+// the row base + u * stride with `n` lines at which[i]; else it is the column base + which[u] * stride with `n` lines.
+struct Ahead {
+    const float* base = nullptr;
+    int64_t stride = 0;
+    const int32_t* which = nullptr;
+    int n = 0, units = 0, next = 0;
+    bool rows = false;
+    void fetch(int until) {
+        for (; next < until; ++next)
+            for (int i = 0; i < n; ++i)
+                __builtin_prefetch(rows ? base + next * stride + which[i] : base + which[next] * stride + 16 * i, 0, 2);
+    }
+};
+
+// Sums of a chunk of whole blocks and their way into the caller's memory.
+struct Job {
+    const uint8_t *codes, *tables;  // tables [m][ceil4(C)][16]
+    int codebooks, rows, m, kind;
+    const float *scale, *offset;
+    void* out;
     int64_t stride;
+    Ahead* ahead;  // may be null
 };
 
 struct Kernels {
@@ -49,6 +76,8 @@ struct Kernels {
     void (*store_u16)(const void* tile, int rows, int valid, int outputs, uint16_t* out, int64_t out_stride);
     // One output in row order.
     void (*column_u16)(const void* tile, int rows, uint16_t* out);
+    // All of this at once for exact sums; null: by tiles, as above.
+    void (*scan)(const Job& job);
 };
 
 const Kernels& scalar_kernels();
@@ -56,6 +85,7 @@ const Kernels& scalar_kernels();
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
 const Kernels& vbmi_kernels();
+const Kernels& amx_kernels();
 #elif defined(__aarch64__)
 const Kernels& neon_kernels();
 #endif

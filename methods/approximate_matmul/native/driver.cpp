@@ -1,15 +1,14 @@
 // The C interface: checks every size, picks the level, cuts rows into chunks and shares them among threads.
 //
 // All functions return 0 or an error code of `Error`; binding.py turns the codes into words. Strides are in elements.
+#include <atomic>
 #include <climits>
-#include <cstdlib>
 #include <cstring>
 #include <exception>
-#include <new>
-#include <vector>
 
 #include "amm.h"
 #include "pool.h"
+#include "source.h"
 
 namespace amm {
 namespace {
@@ -18,7 +17,6 @@ enum Error {
     kOk = 0, kNull = 1, kSize = 2, kColumn = 3, kBuffer = 4, kCodebooks = 5, kUpcast = 6, kMemory = 7, kLevel = 8,
     kOutput = 9
 };
-enum Output { kFloat = 0, kU16 = 1, kU16Columns = 2, kU8 = 3 };
 
 constexpr int kChunk = 256;            // rows; codes of 64 codebooks and the tables of 8 outputs then fit a 32 KiB L1
 constexpr int kCodeBytes = 16 * 1024;  // fewer rows when codes would take more
@@ -57,105 +55,10 @@ const Kernels* kernels(int level, int aggregation) {
     return &scalar_kernels();
 }
 
-// Scratch that a thread keeps between chunks and calls.
-struct Scratch {
-    void* data = nullptr;
-    size_t size = 0;
-    ~Scratch() { std::free(data); }
-    void* take(size_t bytes) {
-        if (bytes > size) {
-            std::free(data);
-            size = 0;
-            data = std::malloc(bytes);
-            if (!data) throw std::bad_alloc();
-            size = bytes;
-        }
-        return data;
-    }
-};
-thread_local Scratch code_scratch, stage_scratch, tile_scratch;
-
 int chunk_rows(int codebooks) {
     int rows = kChunk;
     while (rows > 64 && static_cast<int64_t>(padded(codebooks)) * rows > kCodeBytes) rows /= 2;
     return rows;
-}
-
-struct Span {
-    int64_t row;
-    int valid, rows;  // rows = valid rounded up to a block
-};
-
-// Whole blocks first, then the last rows, fewer than a block, on their own.
-struct Spans {
-    int64_t whole, n;
-    int step;
-    Spans(int64_t n_, int step_) : whole(n_ / kBlock * kBlock), n(n_), step(step_) {}
-    int64_t count() const { return (whole + step - 1) / step + (whole < n ? 1 : 0); }
-    Span at(int64_t i) const {
-        const int64_t row = i * step;
-        if (row >= whole) return {whole, static_cast<int>(n - whole), kBlock};
-        const int rows = static_cast<int>(whole - row < step ? whole - row : step);
-        return {row, rows, rows};
-    }
-};
-
-struct Source {
-    const float* a;
-    int64_t n, row_stride, col_stride;
-    int codebooks;
-    const int32_t* columns;
-    std::vector<float> own;                       // thresholds
-    std::vector<int32_t> used, slots_of_columns;  // touched columns in order; slot of column (c, t)
-    std::vector<int32_t> groups, slots;           // for Kernels::gather
-};
-
-bool prepare_source(const Kernels& k, Source& s, int64_t d, const float* thresholds) {
-    for (int i = 0; i < 4 * s.codebooks; ++i)
-        if (s.columns[i] < 0 || s.columns[i] >= d) return false;
-    s.own.assign(32 * static_cast<size_t>(s.codebooks), 0.0f);
-    k.thresholds(thresholds, s.codebooks, s.own.data());
-    if (s.row_stride == 1 && s.n % kBlock == 0) return true;  // nothing is ever staged
-    std::vector<int32_t> slot(static_cast<size_t>(d), -1);
-    for (int i = 0; i < 4 * s.codebooks; ++i) slot[s.columns[i]] = 0;
-    const int32_t last = static_cast<int32_t>(d) - 4;
-    for (int64_t j = 0; j < d; ++j) {
-        if (slot[j] < 0) continue;
-        slot[j] = static_cast<int32_t>(s.used.size());
-        s.used.push_back(static_cast<int32_t>(j));
-        const int32_t start = static_cast<int32_t>(j / 4 * 4) < last ? static_cast<int32_t>(j / 4 * 4) : last;
-        if (s.groups.empty() || s.groups.back() != start) {
-            s.groups.push_back(start);
-            s.slots.insert(s.slots.end(), 4, -1);
-        }
-        s.slots[s.slots.size() - 4 + (j - start)] = slot[j];
-    }
-    s.slots_of_columns.resize(4 * static_cast<size_t>(s.codebooks));
-    for (int i = 0; i < 4 * s.codebooks; ++i) s.slots_of_columns[i] = slot[s.columns[i]];
-    return true;
-}
-
-void encode_span(const Kernels& k, const Source& s, int64_t d, Span span, uint8_t* codes) {
-    if (s.row_stride == 1 && span.valid == span.rows) {
-        k.encode({s.a + span.row, s.col_stride}, s.columns, s.own.data(), s.codebooks, span.rows, codes);
-        return;
-    }
-    float* stage = static_cast<float*>(stage_scratch.take(s.used.size() * kBlock * sizeof(float)));
-    for (int r = 0; r < span.rows; r += kBlock) {
-        const float* from = s.a + (span.row + r) * s.row_stride;
-        const int valid = span.valid - r < kBlock ? span.valid - r : kBlock;
-        if (s.col_stride == 1 && valid == kBlock && d >= 4) {
-            k.gather(from, s.row_stride, s.groups.data(), s.slots.data(), static_cast<int>(s.groups.size()), kBlock,
-                     stage, kBlock);
-        } else {
-            for (size_t j = 0; j < s.used.size(); ++j)
-                for (int i = 0; i < kBlock; ++i)  // a NaN compares false: rows beyond the last get code 0
-                    stage[j * kBlock + i] =
-                        i < valid ? from[i * s.row_stride + s.used[j] * s.col_stride] : __builtin_nanf("");
-        }
-        k.encode({stage, kBlock}, s.slots_of_columns.data(), s.own.data(), s.codebooks, kBlock,
-                 codes + r / kBlock * code_bytes(s.codebooks));
-    }
 }
 
 struct Sink {
@@ -201,8 +104,29 @@ void store_columns(const Kernels& k, const Sink& s, Span span, int first, int ou
     }
 }
 
+// The last rows, fewer than a block, through a block of their own.
+void scan_rest(const Kernels& k, const Sink& s, Span span, const uint8_t* codes) {
+    constexpr int outputs = 64;
+    const int64_t table_bytes = static_cast<int64_t>(padded(s.codebooks)) * kPrototypes;
+    const bool columns = s.kind == kU16Columns;
+    const int64_t element = s.kind == kFloat ? 4 : s.kind == kU8 ? 1 : 2, stride = columns ? kBlock : outputs;
+    char* spare = static_cast<char*>(tile_scratch.take(kBlock * outputs * sizeof(float)));
+    for (int first = 0; first < s.m; first += outputs) {
+        const int m = s.m - first < outputs ? s.m - first : outputs;
+        const float* scale = s.kind == kFloat ? s.scale + first : nullptr;
+        const float* offset = s.kind == kFloat ? s.offset + first : nullptr;
+        k.scan({codes, s.tables + first * table_bytes, s.codebooks, kBlock, m, s.kind, scale, offset, spare, stride,
+                nullptr});
+        const int64_t at = columns ? first * s.stride + span.row : span.row * s.stride + first;
+        char* to = static_cast<char*>(s.out) + element * at;
+        for (int i = 0; i < (columns ? m : span.valid); ++i)
+            std::memcpy(to + element * i * s.stride, spare + element * i * stride,
+                        static_cast<size_t>(element * (columns ? span.valid : m)));
+    }
+}
+
 // Groups of kGroup outputs; the last takes the remainder with it, so that two overlapping whole stores cover it.
-void scan_span(const Kernels& k, const Sink& s, Span span, const uint8_t* codes) {
+void scan_tiles(const Kernels& k, const Sink& s, Span span, const uint8_t* codes, Ahead* ahead) {
     const int64_t table_bytes = static_cast<int64_t>(padded(s.codebooks)) * kPrototypes;
     const int64_t output_bytes = static_cast<int64_t>(span.rows) * k.tile_bytes;
     char* tile = static_cast<char*>(tile_scratch.take(static_cast<size_t>(2 * kGroup * output_bytes)));
@@ -219,7 +143,17 @@ void scan_span(const Kernels& k, const Sink& s, Span span, const uint8_t* codes)
             if (extra) store_group(k, s, span, first + extra, kGroup, tile + extra * output_bytes);
         }
         first += outputs;
+        if (ahead) ahead->fetch(static_cast<int>(static_cast<int64_t>(ahead->units) * first / s.m));
     }
+}
+
+void scan_span(const Kernels& k, const Sink& s, Span span, const uint8_t* codes, Ahead* ahead = nullptr) {
+    if (!k.scan) return scan_tiles(k, s, span, codes, ahead);
+    if (span.valid < span.rows) return scan_rest(k, s, span, codes);
+    const int64_t element = s.kind == kFloat ? 4 : s.kind == kU8 ? 1 : 2;
+    const int64_t at = s.kind == kU16Columns ? span.row : span.row * s.stride;
+    k.scan({codes, s.tables, s.codebooks, span.rows, s.m, s.kind, s.scale, s.offset,
+            static_cast<char*>(s.out) + element * at, s.stride, ahead});
 }
 
 int check_sink(int64_t n, const Sink& s, int64_t tables_bytes, int64_t out_elements) {
@@ -249,10 +183,10 @@ int check_source(const Source& s, int64_t d, const float* thresholds) {
 // Runs `work` on every span; the first exception, which can only be want of memory, becomes an error code.
 template <class Work>
 int each(const Spans& spans, int threads, const Work& work) {
-    volatile bool failed = false;
+    std::atomic<bool> failed{false};
     share(spans.count(), threads, [&](int64_t i) {
         try {
-            work(spans.at(i));
+            work(spans.at(i), i);
         } catch (const std::exception&) {
             failed = true;
         }
@@ -284,18 +218,19 @@ const char* amm_level_name(int level) {
 int amm_encode(int level, const float* a, int64_t n, int64_t d, int64_t row_stride, int64_t col_stride,
                const int32_t* columns, const float* thresholds, int codebooks, uint8_t* packed, int64_t packed_bytes,
                int threads) try {
-    const Kernels* k = kernels(level, kAverage);
+    const Kernels* k = kernels(level, kExact);
     if (!k) return kLevel;
-    Source s{a, n, row_stride, col_stride, codebooks, columns, {}, {}, {}, {}, {}};
+    Source s{a, n, row_stride, col_stride, codebooks, columns, {}, {}, {}, {}, {}, {}};
     if (const int error = check_source(s, d, thresholds)) return error;
     if (!packed && n > 0) return kNull;
     const int pairs = (codebooks + 1) / 2;
     if (packed_bytes < (n + kBlock - 1) / kBlock * pairs * kBlock) return kBuffer;
     if (!prepare_source(*k, s, d, thresholds)) return kColumn;
     const int rows = chunk_rows(codebooks);
-    return each(Spans(n, rows), threads, [&](Span span) {
+    const int64_t far = static_cast<int64_t>(rows) * (threads > 1 ? threads : 1);
+    return each(Spans(n, rows), threads, [&](Span span, int64_t) {
         uint8_t* codes = codes_for(codebooks, rows);
-        encode_span(*k, s, d, span, codes);
+        encode_span(*k, s, d, span, span.row + far < n ? far : 0, codes);
         k->pack(codes, codebooks, span.rows, packed + span.row * pairs);
     });
 } catch (const std::exception&) {
@@ -316,7 +251,7 @@ int amm_scan(int level, const uint8_t* packed, int64_t packed_bytes, int64_t n, 
     const int pairs = (codebooks + 1) / 2;
     if (packed_bytes < (n + kBlock - 1) / kBlock * pairs * kBlock) return kBuffer;
     const int rows = chunk_rows(codebooks);
-    return each(Spans(n, rows), threads, [&](Span span) {
+    return each(Spans(n, rows), threads, [&](Span span, int64_t) {
         uint8_t* codes = codes_for(codebooks, rows);
         k->unpack(packed + span.row * pairs, codebooks, span.rows, codes);
         scan_span(*k, s, span, codes);
@@ -332,17 +267,21 @@ int amm_matmul(int level, const float* a, int64_t n, int64_t d, int64_t row_stri
                void* out, int64_t out_stride, int64_t out_elements, int threads) try {
     const Kernels* k = kernels(level, aggregation);
     if (!k) return kLevel;
-    Source s{a, n, row_stride, col_stride, codebooks, columns, {}, {}, {}, {}, {}};
+    Source s{a, n, row_stride, col_stride, codebooks, columns, {}, {}, {}, {}, {}, {}};
     const Sink to{m, codebooks, aggregation, upcast, kind, tables, scale, offset, out, out_stride};
     if (n == 0) return kOk;
     if (const int error = check_source(s, d, thresholds)) return error;
     if (const int error = check_sink(n, to, tables_bytes, out_elements)) return error;
     if (!prepare_source(*k, s, d, thresholds)) return kColumn;
     const int rows = chunk_rows(codebooks);
-    return each(Spans(n, rows), threads, [&](Span span) {
+    const Spans spans(n, rows);
+    return each(spans, threads, [&](Span span, int64_t i) {
+        const int64_t next = i + (threads > 1 ? threads : 1);
         uint8_t* codes = codes_for(codebooks, rows);
-        encode_span(*k, s, d, span, codes);
-        scan_span(*k, to, span, codes);
+        encode_span(*k, s, d, span, 0, codes);
+        Ahead ahead;
+        if (next < spans.count()) ahead = ahead_of(s, spans.at(next));
+        scan_span(*k, to, span, codes, &ahead);
     });
 } catch (const std::exception&) {
     return kMemory;
