@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.errors import UserError
 from methods.kfac import clipping, damping, products, sharding, statistics
+from methods.kfac import graphs as graphs_
 from methods.kfac.inverse import INVERSES
 from methods.kfac.policy import Schedule, value_at
 
@@ -33,6 +34,8 @@ class Shared:
         fallback_beta2: of ``adamw``.
         fallback_eps: of ``adamw``.
         fallback_weight_decay: its weight decay, for matrices alone.
+        graphs: a step's work on the device as one CUDA graph: ``auto`` where it can be, ``on`` or an error, ``off``
+            (:mod:`methods.kfac.graphs`).
     """
 
     exclude: Sequence[str] = ()
@@ -43,6 +46,7 @@ class Shared:
     fallback_beta2: float = 0.999
     fallback_eps: float = 1e-8
     fallback_weight_decay: float = 0.0
+    graphs: str = "auto"
 
     def check(self, names: Mapping[str, Sequence[str]]) -> None:
         """Refuse a word that is not among ``names``' own, a switch that is none, and numbers nobody can use.
@@ -50,7 +54,7 @@ class Shared:
         Raises:
             UserError: with the values that are allowed.
         """
-        for name, known in {**names, "fallback": FALLBACKS}.items():
+        for name, known in {**names, "fallback": FALLBACKS, "graphs": graphs_.MODES}.items():
             if getattr(self, name) not in known:
                 raise UserError(f"{name} is one of {', '.join(known)}; got {getattr(self, name)!r}.")
         flags(self)
