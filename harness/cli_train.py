@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Share of the bench's budget that training gets.
 BENCH_SHARE = 0.25
+#: Ends of a run in which nothing was learned about its method.
+FAILURES = {"error", "timeout", "out_of_memory", "unsupported", "interrupted"}
 
 MethodsArgument = Annotated[list[str] | None, typer.Argument(help="Methods, e.g. adamw; default: the workload's.")]
 HyperOption = Annotated[
@@ -81,7 +83,29 @@ def train(
     if request.world.follows:
         follow(request, as_json)
         return
-    measure(request, out, as_json)
+    path = measure(request, out, as_json)
+    if why := nothing_trained(path):
+        print(f"speedclaim: {why} The rows are in {path}.", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def nothing_trained(path: Path) -> str | None:
+    """Why the record of a training has no run that trained; None when one did.
+
+    A run that diverged or missed its target has trained. Rows that a budget left out were never begun and do not count.
+    """
+    from harness.record import store
+
+    frame = store.read_runs(path)
+    last = (
+        frame[frame["phase"] == "training"]
+        .drop_duplicates("run")
+        .drop_duplicates(["arm", "workload", "seed"], keep="last")
+    )
+    if last.empty or not set(last["status"]) <= FAILURES:
+        return None
+    kinds = ", ".join(f"{count} {status}" for status, count in last["status"].value_counts().items())
+    return f"no run trained ({kinds}); the first says: {last.iloc[0]['reason']}."
 
 
 def follow(request: TrainRequest, as_json: bool) -> None:

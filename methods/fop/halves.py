@@ -230,7 +230,7 @@ def half_gradient(layer: Layer, module: Any, inputs: Tensor, gradients: Tensor) 
     batched = inputs.ndim > (3 if isinstance(module, nn.Conv2d) else 1)
     count = inputs.shape[0] // 2 if batched else 0
     if count == 0:
-        raise Unsupported(f"layer {layer.name} saw one sample {tuple(inputs.shape)}: there are no halves.")
+        raise Unsupported(f"layer {layer.name} saw a batch of {tuple(inputs.shape)}: FOP needs two samples or more.")
     a, b = inputs[:count], gradients[:count]
     if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
         parts = [

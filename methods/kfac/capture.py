@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.errors import Unsupported
 from methods.kfac.layers import Layer
 
 #: ``take(layer, module, inputs, output_gradient, backward_id)``.
@@ -39,13 +40,22 @@ class Capture:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def attach(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Hook one output, if a gradient will reach it and the weight."""
+        """Hook one output, if a gradient will reach it and the weight.
+
+        Raises:
+            Unsupported: an empty batch.
+        """
         layer = self._layers.get(id(module))
         if layer is None or not torch.is_grad_enabled() or not layer.weight.requires_grad:
             return
         if not isinstance(output, Tensor) or not output.requires_grad:
             return
         kept, take = inputs[0].detach(), self._take
+        if not kept.numel():
+            raise Unsupported(
+                f"layer {layer.name} was called with an empty batch {tuple(kept.shape)}: it has no statistics and no "
+                f"mean gradient; skip empty batches."
+            )
 
         @torch.no_grad()
         def caught(gradient: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +11,10 @@ from harness.errors import UserError
 
 #: Engine of the collectives by device kind.
 BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
+#: Processes that a CPU may always have: enough to try out several ranks on a laptop, where they share its cores.
+FEW = 8
+#: Environment variable with another limit of processes on CPUs.
+LIMIT = "SPEEDCLAIM_MAX_NPROC"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +58,7 @@ class World:
             devices: CUDA devices that this machine has.
 
         Raises:
-            UserError: numbers out of range, too few GPUs, no meeting point for several machines.
+            UserError: numbers out of range, too few GPUs or cores, no meeting point for several machines.
         """
         for name, value in (("--nproc", self.nproc), ("--nnodes", self.nnodes)):
             if value < 1:
@@ -67,6 +72,11 @@ class World:
                 f"--nproc {self.nproc}: this machine shows {devices} CUDA device{'s' if devices != 1 else ''}, and "
                 f"each process needs one of its own; lower --nproc, or train on CPUs with --device cpu."
             )
+        if device == "cpu" and self.nproc > (limit := most()):
+            raise UserError(
+                f"--nproc {self.nproc}: this machine has {os.cpu_count() or 1} cores, so more than {limit} processes "
+                f"would wait for one another; lower --nproc, or set {LIMIT}={self.nproc} to have them all the same."
+            )
         if self.rendezvous is None and self.nnodes > 1:
             raise UserError("--nnodes: give --rendezvous HOST:PORT, the address of machine 0, on every machine.")
         if self.rendezvous is not None:
@@ -77,6 +87,20 @@ class World:
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready copy."""
         return asdict(self)
+
+
+def most() -> int:
+    """Processes that a CPU may have: one a core, ``FEW`` on small machines, or what ``LIMIT`` says.
+
+    Raises:
+        UserError: a limit that is no number.
+    """
+    told = os.environ.get(LIMIT, "")
+    if not told:
+        return max(FEW, os.cpu_count() or 1)
+    if not told.isdigit() or int(told) < 1:
+        raise UserError(f"{LIMIT}={told}: expected a whole number from 1.")
+    return int(told)
 
 
 #: One process.

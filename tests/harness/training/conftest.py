@@ -23,11 +23,12 @@ WORKLOADS = {
 
 
 @pytest.fixture
-def toys(plugin, monkeypatch):
-    """The toy workloads and methods, found through entry points."""
+def toys(plugin, monkeypatch, warm):
+    """The toy workloads and methods, found through entry points; workers start warm."""
+    from harness.measure import isolate
     from harness.measure.training import recipe
 
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(isolate, "subprocess", warm)
     points = {f"training.toy-{name}": f"toy_training:{name.upper().replace('-', '_')}" for name in NAMES}
     folder = plugin(points, workloads={name: f"toy_training:{attr}" for name, attr in WORKLOADS.items()})
     shutil.copy(HERE / "toy_training.py", folder)

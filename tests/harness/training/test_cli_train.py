@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from harness.catalogue.registry import ROOT
+from harness.cli_train import nothing_trained
 
 
 @pytest.fixture
@@ -57,9 +60,40 @@ def test_one_invocation_for_machines_and_for_people(cli):
         (("train", "blobbs"), "unknown workload 'blobbs'"),
         (("train", "blobs", "polar.svd"), "training needs training.* methods"),
         (("train", "--tier", "tiny"), "expected one of quick"),
+        (("train", "blobs", "toy-sgd", "--nproc", 5000), "--nproc 5000: this machine has "),
     ],
 )
 def test_mistakes(cli, arguments, text):
     done = cli(*arguments, code=2)
     assert done.stderr.startswith("speedclaim: ")
     assert text in done.stderr
+
+
+def test_a_training_in_which_nothing_trained_ends_with_one_line_and_code_1(cli):
+    done = cli("train", "blobs", "toy-raises", "toy-refuses", "--seeds", 1, "--out", "out", "--json", code=1)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("speedclaim: no run trained (")
+    assert "1 error" in last
+    assert "1 unsupported" in last
+    assert [row["other"] for row in json.loads(done.stdout)["rows"]] == [{"error": 1}, {"unsupported": 1}]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "text"),
+    [
+        (["error", "diverged"], None),
+        (["unsupported", "budget_exhausted"], None),
+        (["out_of_memory", "error"], "1 out_of_memory, 1 error"),
+        ([], None),
+    ],
+)
+def test_a_run_that_missed_or_diverged_has_trained(statuses, text, monkeypatch):
+    rows = [
+        {"phase": "training", "run": str(k), "arm": f"a{k}", "workload": "w", "seed": 0, "status": one, "reason": "why"}
+        for k, one in enumerate(statuses)
+    ]
+    left_out = {"phase": "plan", "run": "x", "arm": "b", "workload": "w", "seed": 1, "status": "unsupported"}
+    monkeypatch.setattr("harness.record.store.read_runs", lambda path: pd.DataFrame([left_out, *rows]))
+    found = nothing_trained(Path("record"))
+    assert (found is None) == (text is None)
+    assert text is None or f"({text})" in found

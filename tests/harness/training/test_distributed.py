@@ -11,6 +11,7 @@ import pytest
 from harness import read_runs
 from harness.errors import UserError
 from harness.measure.training import executor
+from harness.measure.training import world as worlds
 from harness.measure.training.launch import _Failure, _Watch
 from harness.measure.training.plan import TrainRequest, build
 from harness.measure.training.world import World
@@ -122,7 +123,7 @@ def test_a_killed_run_of_several_ranks_resumes(toys, tmp_path, monkeypatch):
     assert not list((tmp_path / "cut").rglob("*.pt*"))
 
 
-def test_impossible_worlds_are_refused(toys):
+def test_impossible_worlds_are_refused(toys, monkeypatch):
     for world, text in (
         (World(nproc=0), "--nproc 0"),
         (World(nproc=2, nnodes=2), "--rendezvous HOST:PORT"),
@@ -131,6 +132,19 @@ def test_impossible_worlds_are_refused(toys):
     ):
         with pytest.raises(UserError, match=text):
             build(asked(world=world))
+    monkeypatch.setattr(worlds.os, "cpu_count", lambda: 2)
+    World(nproc=8).check("cpu", 0)
+    with pytest.raises(UserError, match="--nproc 9: this machine has 2 cores, so more than 8 processes"):
+        World(nproc=9).check("cpu", 0)
+    monkeypatch.setenv(worlds.LIMIT, "9")
+    World(nproc=9).check("cpu", 0)
+    monkeypatch.setenv(worlds.LIMIT, "many")
+    with pytest.raises(UserError, match="SPEEDCLAIM_MAX_NPROC=many"):
+        World(nproc=2).check("cpu", 0)
+    monkeypatch.delenv(worlds.LIMIT)
+    with pytest.raises(UserError, match="--nproc 99: this machine shows 4 CUDA devices"):
+        World(nproc=99).check("cuda", 4)
+    World(nproc=4).check("cuda", 4)
     with pytest.raises(UserError, match="--sync-batch-norm"):
         build(asked(world=World(), sync_batch_norm=True))
 

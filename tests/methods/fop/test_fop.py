@@ -475,3 +475,19 @@ def test_the_catalogue_s_defaults_build(name, nets):
 def test_importing_the_package_does_not_import_torch():
     code = "import sys, methods.fop.catalogue, methods.fop; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("kind", [KFAC, FOP])
+def test_an_empty_batch_is_one_clear_error(kind, nets):
+    model = nets["mlp"][0]()
+    kind(model, **FAST)
+    with pytest.raises(Unsupported, match=r"empty batch \(0, 4\)"):
+        functional.cross_entropy(model(torch.zeros(0, 4).double()), torch.zeros(0).long(), reduction="sum").backward()
+
+
+def test_one_sample_has_no_halves(nets, closure):
+    model = nets["mlp"][0]()
+    optimizer = build(model)
+    x, y = nets["mlp"][1](0)
+    with pytest.raises(Unsupported, match="empty batch"):
+        optimizer.step(closure(model, x[:1], y[:1]))
