@@ -42,6 +42,7 @@ from reports import (
     time_parts,
     training,
     training_charts,
+    training_levels,
 )
 from reports.cases import Case, cases, devices
 
@@ -198,7 +199,7 @@ class _Site:
         return self._page(
             "training.j2", f"{place.slug}.html", f"{place.workload} on {place.device}", workload=place.workload,
             device=place.device, lead=training.lead(place), siblings=siblings, claims=claims,
-            metric=plain.spoken(place.metric), rows=training.table(place),
+            metric=plain.spoken(place.metric), rows=training.table(place), levels=training_levels.rows(place),
             sections=[*training_charts.sections(place), *product_finetuning.sections(place)],
             facts=training.facts(place), hyper=training.hyper_rows(place), runs=training.run_rows(place),
             run_count=len(place.runs),

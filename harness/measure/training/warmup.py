@@ -15,7 +15,7 @@ from harness.measure.training.step import Fetch, Stepper
 #: Updates of the warm-up: past lazy state, autotuning and the second compilation that gradients of None cause.
 UPDATES = 3
 #: Pairs of timed groups for the stall: at least and at most, within about as many seconds.
-STALL_PAIRS, STALL_MOST, STALL_S = 4, 30, 0.6
+STALL_PAIRS, STALL_MOST, STALL_S = 4, 30, 2.0
 #: Bytes of batches that are kept for it.
 STALL_BYTES = 2**30
 #: Updates of one group: on a GPU one synchronisation must not weigh on each update.
