@@ -54,8 +54,8 @@ ACCURACY_LIMIT: Mapping[str, float] = {
 SKETCH_VARIANCE = 4.0
 #: Rows of the training matrix that the theorem's training loss is taken over.
 THEOREM_ROWS = 4096
-#: Parts of the test rows whose gaps are told apart, so that they have a spread.
-PARTS = 6
+#: Parts of the test rows whose gaps are told apart: a spread of as many as a verdict over several problems needs.
+PARTS = 8
 #: Calls whose events are counted: so many buffers, so many times over; the first round warms up.
 COUNTED_BUFFERS, COUNTED_ROUNDS = 2, 4
 #: A test loss below the training loss has no gap; ratios need a positive number.

@@ -29,6 +29,8 @@ NUMBERS = {
     "bytes_read",
     "multiplies",
     "gap_over_bound",
+    "cache_misses",
+    "energy_j",
 }
 ANCHORED = {"polar.aol-triton", "polar.ns-symmetric-triton", "polar.ns-torch", "polar.ns-compiled"}
 
