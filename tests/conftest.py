@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
+import subprocess
+import sys
+import tempfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -208,3 +213,29 @@ def training_arm() -> Callable[..., Arm]:
 def usual_arms() -> tuple[Arm, Arm, Arm]:
     """SGD, AdamW and Muon as they usually compare."""
     return SGD, ADAMW, MUON
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Any]:
+    """``warm.run([sys.executable, …], env=…, cwd=…)`` and ``warm.Popen``: children that need not import torch first."""
+    file = Path(__file__).with_name("warm.py")
+    spec = importlib.util.spec_from_file_location("warm", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if sys.platform != "linux" or importlib.util.find_spec("torch") is None:
+        yield module.Warm("", {"no": "server"})
+        return
+    own = {name: value for name, value in os.environ.items() if name not in module.FREE}
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/socket"
+        server = subprocess.Popen(
+            [sys.executable, str(file), path], env=own, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            start_new_session=True,
+        )  # fmt: skip
+        with server:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"ready\n"
+            yield module.Warm(path, module.early(own))
+            server.kill()

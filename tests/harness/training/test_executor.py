@@ -73,7 +73,7 @@ def test_crashes_hangs_and_refusals_cost_their_own_run_only(toys, tmp_path):
         ASKED,
         methods=("toy-sgd", "toy-dies", "toy-hangs", "toy-refuses", "toy-cuda-only"),
         seeds=1,
-        deadline_s=12.0,
+        deadline_s=6.0,
         hyper=("epochs=6",),
     )
     found = rows(executor.execute(build(asked), tmp_path, "test").path).set_index("arm")
@@ -114,7 +114,7 @@ def test_ctrl_c_leaves_a_row_and_the_same_plan_resumes(toys, tmp_path, monkeypat
 
 
 def test_the_budget_leaves_seeds_out_and_says_so(toys, tmp_path):
-    asked = replace(ASKED, methods=("toy-sgd",), seeds=200, budget_s=6.0)
+    asked = replace(ASKED, methods=("toy-sgd",), seeds=200, budget_s=3.0)
     result = executor.execute(build(asked), tmp_path, "test")
     assert result.elapsed_s < 30
     frame = read_runs(result.path)
