@@ -157,6 +157,7 @@ def _restore(optimizer: KFAC, layer: Layer, stored: Mapping[str, Any]) -> None:
 def follow(optimizer: KFAC) -> None:
     """Take the state along when the model has been cast or moved; refreshes that have begun are taken over first."""
     optimizer.refresher.arrive(sys.maxsize)
+    optimizer.static.forget()
     optimizer.update.build()
     for layer in optimizer.layers:
         home = (layer.weight.device, layer.dtype)
@@ -185,6 +186,7 @@ def memory(optimizer: KFAC) -> dict[str, int]:
         "scales": _bytes(t for layer in optimizer.layers for t in optimizer.extra_state(layer).values()),
         "pending": _bytes(t for sums in optimizer.statistics.sums.values() for t in (sums.a, sums.g)),
         "fallback": _bytes(t for held in fallback.values() for t in held.values()),
+        **optimizer.static.memory(),
     }
 
 

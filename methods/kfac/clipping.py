@@ -28,13 +28,22 @@ def factors(
     if mode == "none" or not directions:
         return []
     if mode == "kl":
-        products = [_dot(v, g) for v, g in zip(directions, gradients, strict=True)]
-        whole = total(torch.stack(products).sum()) * lr**2
-        return [(clip / whole.clamp_min(_FLOOR)).sqrt().clamp_max(1.0)] * len(directions)
-    return [(clip / v.square().mean().sqrt().clamp_min(_FLOOR)).clamp_max(1.0) for v in directions]
+        products = [dot(v, g) for v, g in zip(directions, gradients, strict=True)]
+        return [kl(total(torch.stack(products).sum()), clip, lr)] * len(directions)
+    return [rms(v, clip) for v in directions]
 
 
-def _dot(v: Tensor, g: Tensor) -> Tensor:
+def kl(whole: Tensor, clip: float, lr: float | Tensor) -> Tensor:
+    """The factor of all layers from their sum of <v, g>, 0-d."""
+    return (clip / (whole * lr**2).clamp_min(_FLOOR)).sqrt().clamp_max(1.0)
+
+
+def rms(v: Tensor, clip: float) -> Tensor:
+    """The factor of one layer, 0-d."""
+    return (clip / v.square().mean().sqrt().clamp_min(_FLOOR)).clamp_max(1.0)
+
+
+def dot(v: Tensor, g: Tensor) -> Tensor:
     """<v, g>, without the product in memory where both lie in one piece."""
     if v.is_contiguous() and g.is_contiguous():
         return torch.dot(v.view(-1), g.view(-1))

@@ -77,7 +77,7 @@ def multiply(mode: str, damping: float | None, a: Tensor, g: Tensor, vector: Ten
     return half @ a + for_a * half
 
 
-def joint(mode: str, damping: float, values_a: Tensor, values_g: Tensor) -> Tensor:
+def joint(mode: str, damping: float | Tensor, values_a: Tensor, values_g: Tensor) -> Tensor:
     """Damping of the product, (groups, 1, 1), from both spectra (groups, d)."""
     one = torch.ones_like(values_a[:, :1, None])
     if mode == "exact":

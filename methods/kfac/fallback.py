@@ -33,8 +33,8 @@ def optimizer(parameters: Sequence[nn.Parameter], opt: Shared) -> torch.optim.Op
     return torch.optim.SGD(groups, lr=opt.fallback_lr, momentum=opt.fallback_momentum, fused=True)
 
 
-@dataclass
-class _Plan:
+@dataclass(eq=False)
+class Plan:
     """One group of AdamW as lists for its fused kernel."""
 
     group: dict[str, Any]
@@ -53,16 +53,16 @@ class Stepper:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer: Any = optimizer
-        self._plans: list[_Plan] = []
+        self._plans: list[Plan] = []
 
     def step(self, finite: Tensor | None) -> None:
         """One step; nothing changes unless ``finite`` (a 0-d bool on the device, None for yes)."""
         found_inf = None if finite is None else (~finite).float()
-        if self._planned():
-            grads = [[p.grad for p in plan.params if p.grad is not None] for plan in self._plans]
-            if all(len(found) == len(plan.params) for found, plan in zip(grads, self._plans, strict=True)):
-                for plan, group in zip(self._plans, grads, strict=True):
-                    _fused(plan, group, found_inf)
+        if plans := self.plans():
+            grads = [[p.grad for p in plan.params if p.grad is not None] for plan in plans]
+            if all(len(found) == len(plan.params) for found, plan in zip(grads, plans, strict=True)):
+                for plan, group in zip(plans, grads, strict=True):
+                    fused(plan, group, found_inf)
                 return
         if found_inf is not None:
             self.optimizer.found_inf = found_inf
@@ -71,6 +71,10 @@ class Stepper:
         finally:
             if found_inf is not None:
                 del self.optimizer.found_inf
+
+    def plans(self) -> list[Plan]:
+        """The lists of every group; empty where the fallback has to step itself."""
+        return self._plans if self._planned() else []
 
     def _planned(self) -> bool:
         """Whether the lists are there and still the optimizer's."""
@@ -94,11 +98,12 @@ class Stepper:
                 self._plans = []
                 return False
             lists = [[state[p][key] for p in params] for key in ("exp_avg", "exp_avg_sq", "step")]
-            self._plans.append(_Plan(group, list(params), *lists))
+            self._plans.append(Plan(group, list(params), *lists))
         return True
 
 
-def _fused(plan: _Plan, grads: list[Tensor], found_inf: Tensor | None) -> None:
+def fused(plan: Plan, grads: list[Tensor], found_inf: Tensor | None, lr: Tensor | None = None) -> None:
+    """One step of one group in one kernel, none where ``found_inf`` is 1; ``lr`` on the device instead of its own."""
     group = plan.group
     if found_inf is not None:
         found_inf = found_inf.to(plan.params[0].device)
@@ -111,7 +116,7 @@ def _fused(plan: _Plan, grads: list[Tensor], found_inf: Tensor | None) -> None:
         [],
         plan.counts,
         amsgrad=False,
-        lr=group["lr"],
+        lr=group["lr"] if lr is None else lr,
         beta1=group["betas"][0],
         beta2=group["betas"][1],
         weight_decay=group["weight_decay"],

@@ -27,6 +27,7 @@ from methods.kfac.policy import Policy, value_at
 from methods.kfac.products import multiply
 from methods.kfac.refresh import Job, Refresher, Slot
 from methods.kfac.sharding import Sharing
+from methods.kfac.static import StaticStep
 from methods.kfac.statistics import Statistics
 from methods.kfac.timing import Parts
 
@@ -106,6 +107,8 @@ class KFAC(FromModel):
         self.refresher = Refresher(self.backend)
         self.half = getattr(torch, opt.inverse_dtype) if opt.inverse_dtype != "wide" else None
         self.update = Update(self)
+        self.static = StaticStep(self)
+        self.lam: Tensor | None = None
         self.slots = {layer: (self._slot(layer, 0), self._slot(layer, 1)) for layer in self.layers}
         self._order = {layer: index for index, layer in enumerate(self.layers)}
         self.momenta: dict[Layer, Tensor] = {}
@@ -176,7 +179,7 @@ class KFAC(FromModel):
         self._step_fallback(finite)
         self.steps += 1
         self.capture.enabled = self._catches()
-        if self.capture.enabled:
+        if self.capture.enabled and not self.static.holding:
             self.update.release()
         return loss
 
@@ -264,7 +267,8 @@ class KFAC(FromModel):
         if self.options.damping_mode not in damping.JOINT:
             return self.backend.apply_right(first, self.backend.apply(second, gradients))
         qa, qg = first["vectors"], second["vectors"]
-        amount = damping.joint(self.options.damping_mode, self.damping(), first["values"], second["values"])
+        lam = self.damping() if self.lam is None else self.lam
+        amount = damping.joint(self.options.damping_mode, lam, first["values"], second["values"])
         spectrum = second["values"][:, :, None] * first["values"][:, None, :] + amount
         inner = multiply(multiply(qg.mT, gradients), qa) / spectrum
         return multiply(multiply(qg, inner), qa.mT)
@@ -299,10 +303,12 @@ class KFAC(FromModel):
 
     def _update(self, finite: Tensor | None) -> None:
         opt, lr = self.options, float(self._main["lr"])
-        self.update.step(lr, opt.weight_decay if self.steps >= opt.weight_decay_start else 0.0, finite)
+        decays = opt.weight_decay if self.steps >= opt.weight_decay_start else 0.0
+        if not self.static.step(lr, decays, finite):
+            self.update.step(lr, decays, finite)
 
     def _step_fallback(self, finite: Tensor | None) -> None:
-        if self._stepper is not None:
+        if self._stepper is not None and not self.static.took_fallback:
             self._stepper.step(finite)
 
     # -- the model moves -----------------------------------------------------------------------------------------------
@@ -349,10 +355,12 @@ class KFAC(FromModel):
 
         ``direct``, ``damping``, ``float64``, ``kept``: failed factorisations by the rung that ended them;
         ``skipped_batches``: batches with statistics that were not finite; ``overflowed_steps``: loss scaling;
-        ``without_factors``: applications to a layer that had no statistics yet.
+        ``without_factors``: applications to a layer that had no statistics yet; ``graph_failures``: captures that
+        failed, after which steps are eager.
         """
         self.refresher.settle()
-        return {**self.refresher.counters, "skipped_batches": int(self._skipped), **self._events}
+        more = self.static.graphs.counters
+        return {**self.refresher.counters, "skipped_batches": int(self._skipped), **self._events, **more}
 
     def parts(self) -> dict[str, float]:
         """Seconds of factor (statistics, also inside backward), refresh and apply since the last call."""
@@ -364,6 +372,7 @@ class KFAC(FromModel):
             "layers": {layer.name: [layer.groups, layer.d_out, layer.d_in] for layer in self.layers},
             "left_over": dict(self.left_over),
             "counters": self.counters,
+            "graphs": self.static.graphs.describe(),
             **({"sharding": self.ranks.describe()} if self.ranks.size > 1 else {}),
         }
 
