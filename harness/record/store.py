@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from harness.errors import BadRecord, UserError
+from harness.record.copies import distinct
 from harness.record.nvidia import POWER_CAP
 from harness.record.run import SCHEMA, Run
 
@@ -203,7 +204,7 @@ def _check_header(path: Path, record: Mapping[str, Any]) -> None:
 def read_headers(source: Source) -> list[dict[str, Any]]:
     """The header of every file, with the extra keys ``file`` and ``complete``."""
     headers = []
-    for path in paths(source):
+    for path in distinct(paths(source)):
         first, last = _ends(path)
         if first is None:
             continue
@@ -263,7 +264,7 @@ def read_runs(source: Source) -> pd.DataFrame:
 
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     with _no_collection():
-        for path in paths(source):
+        for path in distinct(paths(source)):
             _append(columns, path)
         frame = pd.DataFrame(columns, columns=list(COLUMNS))
         return _discard_slow_clocks(frame)
