@@ -11,12 +11,13 @@ from rich.table import Table
 
 from harness import units
 
+UNTESTED = "not testable here"
 _STYLE = {
     "reproduced": "green",
     "partly": "yellow",
     "not reproduced": "red",
     "inconclusive": "magenta",
-    "not testable here": "dim",
+    UNTESTED: "dim",
     "invalid": "red",
 }
 
@@ -125,16 +126,17 @@ def summary(rows: Sequence[Mapping[str, Any]], header: Mapping[str, Any]) -> Non
 
 
 def claims(verdicts: Sequence[Mapping[str, Any]], brief: bool = False) -> None:
-    """The ledger."""
+    """The ledger; what cannot be tested here comes last, or not at all when ``brief``."""
     console = _console()
-    shown = [v for v in verdicts if not (brief and v["verdict"] == "not testable here")]
+    untested = [v for v in verdicts if v["verdict"] == UNTESTED]
+    shown = [v for v in verdicts if v["verdict"] != UNTESTED] + ([] if brief else untested)
     table = Table(box=None, pad_edge=False, title="claims", title_justify="left")
     for title in ("verdict", "claim", "claimed", "measured", "interval", "floor", "device", "reason"):
         table.add_column(title, overflow="fold")
     for v in shown:
         interval = _interval(v.get("low"), v.get("high"))
         table.add_row(
-            f"[{_STYLE.get(v['verdict'], '')}]{escape(v.get('phrase') or v['verdict'])}",
+            f"[{_STYLE.get(v['verdict'], '')}]{escape(_phrase(v))}",
             escape(v.get("title") or v["id"]),
             "" if v.get("claimed") is None else f"{v['claimed']:.3g}x",
             "" if v.get("ratio") is None else f"{v['ratio']:.3g}x",
@@ -150,6 +152,12 @@ def claims(verdicts: Sequence[Mapping[str, Any]], brief: bool = False) -> None:
     hidden = len(verdicts) - len(shown)
     if hidden:
         console.print(f"{hidden} more claims cannot be tested here: speedclaim claims", highlight=False)
+
+
+def _phrase(verdict: Mapping[str, Any]) -> str:
+    """The verdict in words; why a claim is not tested stands in the column of reasons."""
+    word = str(verdict["verdict"])
+    return word if word == UNTESTED else str(verdict.get("phrase") or word)
 
 
 def _interval(low: float | None, high: float | None) -> str:
