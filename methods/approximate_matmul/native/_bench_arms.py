@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import os
 import time
@@ -15,9 +16,12 @@ import torch
 
 from methods.approximate_matmul.linear import int8
 from methods.approximate_matmul.native import binding
+from methods.approximate_matmul.native._bench_checks import parameters
 
 #: A product this many times slower than float32 has no fast kernel on this processor and leaves the rounds.
 HOPELESS = 4.0
+#: Rows, columns and trees of the encoding whose input is near.
+NEAR = (16384, 32, 16)
 Arms = dict[str, Callable[[], Any]]
 
 
@@ -40,6 +44,18 @@ def threads(count: int) -> Iterator[None]:
             os.environ.pop("OMP_NUM_THREADS", None)
         else:
             os.environ["OMP_NUM_THREADS"] = variable
+
+
+def keep_memory() -> bool:
+    """Let freed memory stay with the process, so that no arm pays for fresh pages; false where libc has no such switch.
+
+    mallopt of glibc: M_MMAP_THRESHOLD (-3) at its largest, 32 MiB, and M_TRIM_THRESHOLD (-1) out of reach.
+    """
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(set_option(-3, 32 << 20)) and bool(set_option(-1, 2**31 - 1))
 
 
 def exact_arms(a: torch.Tensor, b: torch.Tensor) -> Arms:
@@ -82,31 +98,74 @@ def _limited() -> bool:
     return True
 
 
-def parameters(d: int, m: int, codebooks: int) -> tuple[Any, Any, Any]:
-    """Random columns, thresholds and byte tables."""
-    rng = np.random.default_rng(0)
-    width = d // codebooks
-    columns = np.stack([width * c + rng.choice(width, 4, replace=width < 4) for c in range(codebooks)]).astype(np.int32)
-    thresholds = rng.standard_normal((codebooks, 15)).astype(np.float32)
-    return columns, thresholds, rng.integers(0, 256, (codebooks, 16, m)).astype(np.uint8)
-
-
-def native_arms(a: torch.Tensor, m: int, codebooks: int) -> Arms:
+def native_arms(a: torch.Tensor, m: int, codebooks: int, level: str | None = None) -> Arms:
     """The kernels on column-major and row-major A; look-ups alone with three outputs."""
     columns, thresholds, q = parameters(a.shape[1], m, codebooks)
     tables = binding.prepare(q, np.ones(m), np.zeros(m))
     average = binding.prepare(q, np.ones(m), np.zeros(m), aggregation="average", upcast=16)
     by_column = a.t().contiguous().t()
-    packed = binding.encode(a, columns, thresholds)
+    packed = binding.encode(a, columns, thresholds, level=level)
     return {
-        "encode columns": lambda: binding.encode(by_column, columns, thresholds),
-        "encode rows": lambda: binding.encode(a, columns, thresholds),
-        "scan u16": lambda: binding.scan(packed, tables, "uint16", order="column"),
-        "scan u16 avg": lambda: binding.scan(packed, average, "uint16", order="column"),
-        "scan f32": lambda: binding.scan(packed, tables),
-        "product columns": lambda: binding.matmul(by_column, columns, thresholds, tables),
-        "product rows": lambda: binding.matmul(a, columns, thresholds, tables),
+        "encode columns": lambda: binding.encode(by_column, columns, thresholds, level=level),
+        "encode rows": lambda: binding.encode(a, columns, thresholds, level=level),
+        "scan u8": lambda: binding.scan(packed, tables, "uint8", level=level),
+        "scan u16 rows": lambda: binding.scan(packed, tables, "uint16", level=level),
+        "scan u16": lambda: binding.scan(packed, tables, "uint16", order="column", level=level),
+        "scan u16 avg": lambda: binding.scan(packed, average, "uint16", order="column", level=level),
+        "scan f32": lambda: binding.scan(packed, tables, level=level),
+        "product columns": lambda: binding.matmul(by_column, columns, thresholds, tables, level=level),
+        "product rows": lambda: binding.matmul(a, columns, thresholds, tables, level=level),
     }
+
+
+def level_rates(level: str, n: int, d: int, m: int, codebooks: int, seconds: float) -> dict[str, Any]:
+    """Rates of one level, every arm on its own with its data as warm as the caches allow.
+
+    Encoding is also timed where all that it reads fits a second-level cache ("encode near").
+    """
+    generator = torch.Generator().manual_seed(0)
+    arms = native_arms(torch.randn(n, d, generator=generator), m, codebooks, level)
+    arms["encode near"] = _near(level, generator)
+    found = {name: alone(call, seconds / len(arms)) for name, call in arms.items()}
+    rates = _rates(found, n, m, codebooks)
+    rates["codes_per_s"]["encode near"] = NEAR[0] * NEAR[2] / found["encode near"]
+    return {"level": level, "codebooks": codebooks, "us": {k: 1e6 * v for k, v in found.items()}, **rates}
+
+
+def _near(level: str, generator: torch.Generator) -> Callable[[], Any]:
+    """The C function itself on few columns: 2 MiB, which current second-level caches hold."""
+    n, d, codebooks = NEAR
+    columns, thresholds, _ = parameters(d, 1, codebooks)
+    a = torch.randn(d, n, generator=generator)
+    codes = np.empty(n * codebooks // 2, np.uint8)
+    kept = (a, columns, thresholds, codes)
+    encode, chosen = binding.library().amm_encode, binding.LEVELS.index(level)
+    pointers = (a.data_ptr(), columns.ctypes.data, thresholds.ctypes.data, codes.ctypes.data)
+
+    def call() -> Any:
+        assert kept
+        return encode(chosen, pointers[0], n, d, 1, n, *pointers[1:3], codebooks, pointers[3], codes.nbytes, 1)
+
+    return call
+
+
+def _rates(found: dict[str, float], n: int, m: int, codebooks: int) -> dict[str, Any]:
+    codes, looks = n * codebooks, n * codebooks * m
+    return {
+        "codes_per_s": {name: codes / found[name] for name in ("encode columns", "encode rows") if name in found},
+        "lookups_per_s": {name: looks / found[name] for name in found if name.startswith("scan")},
+    }
+
+
+def alone(call: Callable[[], Any], seconds: float) -> float:
+    """Least time of calls that follow each other: at least three unless one takes very long."""
+    best, start, rounds = float("inf"), time.perf_counter(), 0
+    while (rounds < 3 and best < 10 * seconds) or rounds == 0 or time.perf_counter() - start < seconds:
+        before = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - before)
+        rounds += 1
+    return best
 
 
 def scaling_arms(n: int, d: int, m: int, codebooks: int, count: int) -> Arms:
@@ -116,12 +175,13 @@ def scaling_arms(n: int, d: int, m: int, codebooks: int, count: int) -> Arms:
     columns, thresholds, q = parameters(d, m, codebooks)
     tables = binding.prepare(q, np.ones(m), np.zeros(m))
     packed = binding.encode(a, columns, thresholds)
-    weight = b.t().contiguous()
+    by_column, weight = a.t().contiguous().t(), b.t().contiguous()
     a8 = torch.randint(-127, 128, a.shape, dtype=torch.int8)
     b8 = torch.randint(-127, 128, b.shape, dtype=torch.int8)
     return {
-        "product": lambda: binding.matmul(a, columns, thresholds, tables, threads=count),
-        "encode": lambda: binding.encode(a, columns, thresholds, threads=count),
+        "product columns": lambda: binding.matmul(by_column, columns, thresholds, tables, threads=count),
+        "product rows": lambda: binding.matmul(a, columns, thresholds, tables, threads=count),
+        "encode columns": lambda: binding.encode(by_column, columns, thresholds, threads=count),
         "scan u16": lambda: binding.scan(packed, tables, "uint16", order="column", threads=count),
         "fp32 mm": lambda: torch.mm(a, b),
         "fp32 linear": lambda: torch.nn.functional.linear(a, weight),
@@ -154,7 +214,6 @@ def measure(n: int, d: int, m: int, codebooks: int, seconds: float) -> dict[str,
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(n, d, generator=generator), torch.randn(d, m, generator=generator)
     found = minima({**exact_arms(a, b), **native_arms(a, m, codebooks)}, seconds)
-    codes, looks = n * codebooks, n * codebooks * m
     base = {"fp32": min(found[k] for k in found if k.startswith("fp32"))}
     base |= {k: found[k] for k in ("_int_mm", "bf16") if k in found}
     dynamic = [found[k] for k in ("int8 ours", "dynamic int8") if k in found]
@@ -163,8 +222,7 @@ def measure(n: int, d: int, m: int, codebooks: int, seconds: float) -> dict[str,
         "shape": [n, d, m],
         "codebooks": codebooks,
         "us": {name: 1e6 * value for name, value in found.items()},
-        "codes_per_s": {name: codes / found[name] for name in ("encode columns", "encode rows") if name in found},
-        "lookups_per_s": {name: looks / found[name] for name in found if name.startswith("scan")},
+        **_rates(found, n, m, codebooks),
         "speedup": {
             name: {kind: value / found[name] for kind, value in base.items()}
             for name in ("product columns", "product rows")

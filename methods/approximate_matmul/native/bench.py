@@ -1,10 +1,11 @@
 """Check and time the C++ kernels: ``python -m methods.approximate_matmul.native.bench [--quick] [--out FOLDER]``.
 
-First the answers of every level, each in a process of its own, so that a fault ends that level alone. Then interleaved
-times against exact products: every arm is called once per round, so that all meet the same machine; minima are told,
-and ratios within one run are what to read. Trees and tables are random: time does not depend on them. Then threads,
-and the training of trees. The table comes last; ``--out`` receives ``amm_native.json``, written anew after every step.
-The recorded figures come from the suite.
+First the answers of every level, each in a process of its own, so that a fault ends that level alone. Then every
+level's rates, each arm on its own. Then interleaved times against exact products: every arm is called once per round,
+so that all meet the same machine; minima are told, and ratios within one run are what to read. Trees and tables are
+random: time does not depend on them. Then threads, on processors of different cores, and (not ``--quick``) the training
+of trees. The table comes last; ``--out`` receives ``amm_native.json``, written anew after every step. Memory stays with
+the process, so that no arm, ours or a library's, pays for fresh pages. The recorded figures come from the suite.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from typing import Any
 import torch
 
 from methods.approximate_matmul.native import _bench_arms as arms
+from methods.approximate_matmul.native import _bench_bound as bound
 from methods.approximate_matmul.native import _bench_checks as checks
+from methods.approximate_matmul.native import _bench_lines as lines
 from methods.approximate_matmul.native import binding
 
 #: N, D, M and codebooks: CIFAR-100 and CIFAR-10 classifiers, a UCR kernel classifier, a cube, a wide layer.
@@ -34,7 +37,11 @@ SHAPES = (
     (1024, 1024, 1024, (64, 128)),
     (4096, 1024, 256, (64,)),
 )
-QUICK_SHAPES = 2
+QUICK_SHAPES = 1
+#: The shape of the levels' rates and of the quick run.
+RATED = SHAPES[0]
+#: The most threads of a quick run.
+QUICK_THREADS = 2
 #: Shapes and codebooks whose scaling with threads is measured.
 SCALED = ((10000, 512, 100, 64), (1024, 1024, 1024, 64))
 #: Rows, columns and codebooks of the training goal, and the seconds that it allows on one core.
@@ -49,7 +56,7 @@ class Report:
 
     def __init__(self, folder: str | None) -> None:
         self.path = Path(folder) / "amm_native.json" if folder else None
-        self.found: dict[str, Any] = {"shapes": [], "threads": [], "failures": {}}
+        self.found: dict[str, Any] = {"levels": [], "shapes": [], "threads": [], "failures": {}}
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -78,7 +85,7 @@ def check_levels() -> dict[str, list[str]]:
     highest = binding.LEVELS.index(binding.highest_level())
     children = {}
     for level in binding.LEVELS[: highest + 1]:
-        command = [sys.executable, "-m", _MODULE, "--check", level]
+        command = [sys.executable, "-m", checks.__name__, level]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         children[level] = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
@@ -90,13 +97,13 @@ def check_levels() -> dict[str, list[str]]:
         except subprocess.TimeoutExpired:
             child.kill()
             text = child.communicate()[0]
-        lines = [line for line in text.splitlines() if line.startswith(("right", "WRONG", "FAILED"))]
+        told = [line for line in text.splitlines() if line.startswith(("right", "WRONG", "FAILED"))]
         if child.returncode:
-            told = text.strip().splitlines()
-            lines.append(f"FAILED level {level}: exit status {child.returncode}: {told[-1][:200] if told else ''}")
-        found[level] = lines
-        bad = [line for line in lines if not line.startswith("right")]
-        print(f"level {level}: {len(lines) - len(bad)} of {len(lines)} right", flush=True)
+            rest = text.strip().splitlines()
+            told.append(f"FAILED level {level}: exit status {child.returncode}: {rest[-1][:200] if rest else ''}")
+        found[level] = told
+        bad = [line for line in told if not line.startswith("right")]
+        print(f"level {level}: {len(told) - len(bad)} of {len(told)} right", flush=True)
         print("".join(f"  {line}\n" for line in bad[:8]), end="", flush=True)
     return found
 
@@ -128,17 +135,36 @@ def thread_counts(cores: int) -> list[int]:
     return sorted({*counts, cores})
 
 
-def scaling(report: Report, n: int, d: int, m: int, codebooks: int, seconds: float) -> None:
-    """Times of our product and of the exact ones by threads."""
-    rows: list[dict[str, Any]] = []
-    for threads in thread_counts(_cores()):
-        with arms.threads(threads):
-            found = arms.minima(arms.scaling_arms(n, d, m, codebooks, threads), seconds)
-        rows.append({"threads": threads, "us": {name: 1e6 * value for name, value in found.items()}})
+def scaling(report: Report, n: int, d: int, m: int, codebooks: int, quick: bool) -> None:
+    """Times of our product and of the exact ones by threads, in a process kept on processors of different cores."""
+    cpus = bound.apart()
+    counts = [count for count in thread_counts(len(cpus)) if not quick or count <= QUICK_THREADS]
+    chosen = {"cpus": cpus[: counts[-1]], "counts": counts, "shape": [n, d, m], "codebooks": codebooks}
+    command = [sys.executable, "-m", _MODULE, "--scaling", json.dumps(chosen)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=CHECK_S, check=False)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["no word"])[-1])
+    rows = json.loads(done.stdout.splitlines()[-1])
     first = rows[0]["us"]
     for row in rows:
         row["speedup"] = {name: first[name] / value for name, value in row["us"].items() if name in first}
-    report.found["threads"].append({"shape": [n, d, m], "codebooks": codebooks, "rows": rows})
+    report.found["threads"].append({**chosen, "rows": rows})
+
+
+def scaling_rows(chosen: dict[str, Any], seconds: float = 1.0) -> list[dict[str, Any]]:
+    """Microseconds by threads, each arm alone: what a process started by ``scaling`` prints."""
+    place = getattr(os, "sched_setaffinity", None)
+    if place is not None:
+        place(0, chosen["cpus"])
+    arms.keep_memory()
+    rows = []
+    for count in chosen["counts"]:
+        with arms.threads(count), torch.inference_mode():
+            n, d, m = chosen["shape"]
+            calls = arms.scaling_arms(n, d, m, chosen["codebooks"], count)
+            found = {name: arms.alone(call, seconds / len(calls)) for name, call in calls.items()}
+        rows.append({"threads": count, "us": {name: 1e6 * value for name, value in found.items()}})
+    return rows
 
 
 def _cores() -> int:
@@ -148,19 +174,10 @@ def _cores() -> int:
 
 def last(report: Report, answers: dict[str, list[str]], seconds: float) -> None:
     """The tables."""
-    for shape in report.found["shapes"]:
-        print("\n".join(arms.lines(shape)))
-    for scaled in report.found["threads"]:
-        label = " x ".join(map(str, scaled["shape"]))
-        print(f"threads, {label} C={scaled['codebooks']}: microseconds (speed-up over one thread)")
-        for row in scaled["rows"]:
-            cells = [f"{name} {us:.0f} ({row['speedup'].get(name, 0):.2f}x)" for name, us in row["us"].items()]
-            print(f"  {row['threads']:>3}: {', '.join(cells)}")
-    if "training" in report.found:
-        print(f"training: {report.found['training']['seconds']:.1f} s, goal {TRAINING_S:.0f} s")
-    lines = [line for found in answers.values() for line in found]
-    bad = sum(not line.startswith("right") for line in lines)
-    print(f"answers: {len(lines) - bad} of {len(lines)} right on {', '.join(answers)}; {report.found['about']}")
+    print("\n".join(lines.everything(report.found, TRAINING_S)))
+    told = [line for found in answers.values() for line in found]
+    bad = sum(not line.startswith("right") for line in told)
+    print(f"answers: {len(told) - bad} of {len(told)} right on {', '.join(answers)}")
     for label, text in report.found["failures"].items():
         print(f"FAILED {label}: {text}")
     print(f"{seconds:.0f} s", flush=True)
@@ -169,20 +186,19 @@ def last(report: Report, answers: dict[str, list[str]], seconds: float) -> None:
 def options() -> argparse.ArgumentParser:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="two shapes, less time each: about a minute")
+    parser.add_argument("--quick", action="store_true", help="one shape, one and two threads: under a minute")
     parser.add_argument("--seconds", type=float, default=None, help="time for each shape and number of codebooks")
     parser.add_argument("--threads", type=int, default=1, help="threads of all arms but those of the scaling")
     parser.add_argument("--out", default=None, help="folder for amm_native.json")
-    parser.add_argument("--check", default=None, choices=binding.LEVELS, help=argparse.SUPPRESS)
+    parser.add_argument("--scaling", default=None, help=argparse.SUPPRESS)
     return parser
 
 
 def main() -> int:
     """Check, time, print; the exit code tells whether the answers are right."""
     chosen = options().parse_args()
-    if chosen.check:
-        for line in checks.answers(chosen.check):
-            print(line, flush=True)
+    if chosen.scaling:
+        print(json.dumps(scaling_rows(json.loads(chosen.scaling))))
         return 0
     begin = time.perf_counter()
     reason = binding.available()
@@ -198,26 +214,45 @@ def main() -> int:
         print("no level gives right answers: nothing is timed")
         return 1
     os.environ[binding.VARIABLE] = level
+    kept = arms.keep_memory()
     about = {
         **binding.describe(chosen.threads),
+        **bound.processor(),
         "cores": _cores(),
-        "processor": _processor(),
+        "cores_apart": len(bound.apart()),
+        "gigahertz": binding.gigahertz(),
+        "memory_kept": kept,
         "torch": torch.__version__,
     }
     report.note(answers=answers, about=about, python=platform.python_version())
-    seconds = chosen.seconds or (0.7 if chosen.quick else 2.0)
+    print("\n".join(lines.about(about)), flush=True)
+    seconds = chosen.seconds or (1.0 if chosen.quick else 2.0)
     with torch.inference_mode():
+        _rates(report, [found for found in answers if usable({found: answers[found]})], seconds)
         _timings(report, SHAPES[:QUICK_SHAPES] if chosen.quick else SHAPES, seconds, chosen.threads)
         for n, d, m, codebooks in SCALED[:1] if chosen.quick else SCALED:
             label = f"threads {n} x {d} x {m} C={codebooks}"
-            report.attempt(label, lambda n=n, d=d, m=m, c=codebooks: scaling(report, n, d, m, c, 0.5 * seconds))  # type: ignore[misc]
-        with arms.threads(1):
-            report.attempt("training", lambda: train(report))
+            report.attempt(label, lambda n=n, d=d, m=m, c=codebooks: scaling(report, n, d, m, c, chosen.quick))  # type: ignore[misc]
+        if not chosen.quick:
+            with arms.threads(1):
+                report.attempt("training", lambda: train(report))
     took = time.perf_counter() - begin
     report.note(seconds=took)
     last(report, answers, took)
     right = all(line.startswith("right") for found in answers.values() for line in found)
     return 0 if right and not report.found["failures"] else 1
+
+
+def _rates(report: Report, levels: list[str], seconds: float) -> None:
+    n, d, m, counts = RATED
+
+    def one(level: str, codebooks: int) -> None:
+        with arms.threads(1):
+            report.found["levels"].append(arms.level_rates(level, n, d, m, codebooks, seconds))
+
+    for level in levels:
+        for codebooks in counts[:1] if level == "scalar" else counts:
+            report.attempt(f"{level} C={codebooks}", lambda v=level, c=codebooks: one(v, c))  # type: ignore[misc]
 
 
 def _timings(report: Report, shapes: tuple[Any, ...], seconds: float, threads: int) -> None:
@@ -229,14 +264,6 @@ def _timings(report: Report, shapes: tuple[Any, ...], seconds: float, threads: i
         for codebooks in counts:
             label = f"{n} x {d} x {m} C={codebooks}"
             report.attempt(label, lambda n=n, d=d, m=m, c=codebooks: one(n, d, m, c))  # type: ignore[misc]
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -13,19 +13,48 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import math
 import os
 import platform
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from harness.errors import SpeedclaimError, Unavailable, Unsupported, UserError
 from methods.approximate_matmul.native import build
+from methods.approximate_matmul.native.arrays import (
+    BLOCK,
+    MAX_CODEBOOKS,
+    Array,
+    Packed,
+    Tables,
+    is_torch,
+    pack,
+    plain,
+    prepare,
+    unpack,
+)
+
+__all__ = [
+    "BLOCK",
+    "MAX_CODEBOOKS",
+    "Packed",
+    "Tables",
+    "available",
+    "default_threads",
+    "describe",
+    "encode",
+    "gigahertz",
+    "highest_level",
+    "level",
+    "library",
+    "matmul",
+    "pack",
+    "prepare",
+    "scan",
+    "unpack",
+]
 
 #: By the processor's family, the least first.
 LEVELS = (
@@ -35,10 +64,6 @@ LEVELS = (
 )
 #: Limits the level from outside, e.g. to compare levels on one machine.
 VARIABLE = "SPEEDCLAIM_SIMD"
-BLOCK = 32
-PROTOTYPES = 16
-#: 257 * 255 = 65535: exact sums of bytes fit 16 bits up to here.
-MAX_CODEBOOKS = 257
 _ABI = 1
 _KINDS = {"float32": 0, "uint16": 1, "uint8": 3}
 _ERRORS = {
@@ -58,33 +83,6 @@ _SIGNATURES: dict[str, list[Any]] = {
     "amm_scan": [_I, _P, _L, _L, _P, _L, _I, _I, _P, _P, _I, _I, _I, _P, _L, _L, _I],
     "amm_matmul": [_I, _P, _L, _L, _L, _L, _P, _P, _P, _L, _I, _I, _P, _P, _I, _I, _I, _P, _L, _L, _I],
 }
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Codes of N rows in blocks of 32: ``data[block, pair, row]``, low nibble codebook 2·pair, high nibble the next."""
-
-    data: npt.NDArray[np.uint8]
-    n: int
-    codebooks: int
-
-
-@dataclass(frozen=True)
-class Tables:
-    """Tables in the kernels' order, ``data[m, c, k]`` with C padded by zero tables to a multiple of 4."""
-
-    data: npt.NDArray[np.uint8]
-    scale: npt.NDArray[np.float32]
-    offset: npt.NDArray[np.float32]
-    codebooks: int
-    aggregation: str
-    upcast: int
-
-    @property
-    def m(self) -> int:
-        """Number of outputs."""
-        return int(self.data.shape[0])
 
 
 @functools.lru_cache(maxsize=1)
@@ -120,9 +118,21 @@ def available() -> str | None:
     return None
 
 
+def library() -> ctypes.CDLL:
+    """The C functions themselves: those who call them answer for sizes that Python has not seen."""
+    return _load()
+
+
 def highest_level() -> str:
     """The best level that this processor has."""
     return LEVELS[_load().amm_highest_level()]
+
+
+def gigahertz() -> float:
+    """The clock of the core that runs this, measured; 0.0 where that is unknown."""
+    function = _load().amm_gigahertz
+    function.restype = ctypes.c_double
+    return float(function())
 
 
 def level() -> str:
@@ -165,29 +175,9 @@ def describe(threads: int | None = None) -> dict[str, Any]:
     }
 
 
-def _is_torch(a: object) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(a, torch.Tensor)
-
-
-def _plain(a: Any, dtype: Any, name: str) -> Array:
-    """A contiguous NumPy array of the wanted type; lossy conversions are refused."""
-    if isinstance(a, np.ndarray) and a.dtype == dtype and a.flags.c_contiguous and a.flags.aligned:
-        return a
-    array = np.asarray(a.detach().cpu().numpy() if _is_torch(a) else a)
-    whole = np.issubdtype(dtype, np.integer) and np.issubdtype(array.dtype, np.integer)
-    if not whole and not np.can_cast(array.dtype, dtype, "same_kind"):
-        raise UserError(f"{name} must be {np.dtype(dtype).name}, got {array.dtype}; convert it first.")
-    if whole and array.size:
-        info = np.iinfo(dtype)
-        if int(array.min()) < info.min or int(array.max()) > info.max:
-            raise UserError(f"{name} must fit {info.dtype}, got values in {array.min()}..{array.max()}.")
-    return np.require(array, dtype, ["C", "A"])
-
-
 def _input(a: Any) -> tuple[int, int, int, int, int]:
     """(pointer, N, D, row stride, column stride), strides in elements."""
-    if _is_torch(a):
+    if is_torch(a):
         if a.device.type != "cpu":
             raise Unsupported(
                 f"native kernels read CPU tensors, got one on {a.device}; move it or choose a GPU back-end."
@@ -215,7 +205,7 @@ def _input(a: Any) -> tuple[int, int, int, int, int]:
 
 
 def _tree(columns: Any, thresholds: Any) -> tuple[Array, Array, int]:
-    c, v = _plain(columns, np.int32, "columns"), _plain(thresholds, np.float32, "thresholds")
+    c, v = plain(columns, np.int32, "columns"), plain(thresholds, np.float32, "thresholds")
     if c.ndim != 2 or c.shape[1] != 4 or c.shape[0] < 1:
         raise UserError(f"columns must have the shape [C, 4], got {c.shape}.")
     if v.shape != (c.shape[0], 15):
@@ -253,64 +243,6 @@ def encode(a: Any, columns: Any, thresholds: Any, *, threads: int | None = None,
         )
     )  # fmt: skip
     return Packed(data, n, codebooks)
-
-
-def pack(codes: Any) -> Packed:
-    """Packed form of plain codes uint8 [N, C] with values 0..15."""
-    plain = _plain(codes, np.uint8, "codes")
-    if plain.ndim != 2 or plain.shape[1] < 1 or (plain.size and int(plain.max()) > 15):
-        raise UserError(f"codes must be [N, C] with values 0..15, got shape {plain.shape}.")
-    n, codebooks = plain.shape
-    blocks, pairs = -(-n // BLOCK), (codebooks + 1) // 2
-    whole = np.zeros((blocks * BLOCK, 2 * pairs), np.uint8)
-    whole[:n, :codebooks] = plain
-    split = whole.reshape(blocks, BLOCK, pairs, 2)
-    return Packed(np.ascontiguousarray((split[..., 0] | split[..., 1] << 4).transpose(0, 2, 1)), n, codebooks)
-
-
-def unpack(packed: Packed) -> npt.NDArray[np.uint8]:
-    """Plain codes uint8 [N, C]."""
-    blocks, pairs, _ = packed.data.shape
-    both = packed.data.transpose(0, 2, 1).reshape(blocks * BLOCK, pairs)
-    codes = np.stack([both & 15, both >> 4], axis=-1).reshape(blocks * BLOCK, 2 * pairs)
-    return np.ascontiguousarray(codes[: packed.n, : packed.codebooks])
-
-
-def prepare(
-    tables_q: Any, scale: Any = 1.0, offset: Any = 0.0, *, aggregation: str = "exact", upcast: int = 16
-) -> Tables:
-    """Tables uint8 [C, 16, M] in the kernels' order; averaging folds its factor and its bias into scale and offset.
-
-    A sum of means over groups of U stands for U times as much and is too large by C log2(U) / 4 on average (uniform low
-    bits): y = (U s - C log2(U) / 4) scale + offset.
-    """
-    q = _plain(tables_q, np.uint8, "tables_q")
-    if q.ndim != 3 or q.shape[1] != PROTOTYPES or 0 in q.shape:
-        raise UserError(f"tables_q must have the shape [C, {PROTOTYPES}, M], got {q.shape}.")
-    codebooks, _, m = q.shape
-    if aggregation not in ("exact", "average"):
-        raise UserError(f"aggregation must be 'exact' or 'average', got {aggregation!r}.")
-    if aggregation == "average" and (upcast not in (1, 2, 4, 8, 16, 32, 64, 128) or codebooks % upcast):
-        raise UserError(
-            f"upcast must be a power of two up to 128 that divides the {codebooks} codebooks, got {upcast}; "
-            "choose a smaller one or aggregation='exact'."
-        )
-    if codebooks // (upcast if aggregation == "average" else 1) > MAX_CODEBOOKS:
-        raise UserError(f"exact 16-bit sums hold at most {MAX_CODEBOOKS} codebooks, got {codebooks}; use fewer.")
-    data = np.zeros((m, -(-codebooks // 4) * 4, PROTOTYPES), np.uint8)
-    data[:, :codebooks] = q.transpose(2, 0, 1)
-    s, f = (_vector(x, m, name) for x, name in ((scale, "scale"), (offset, "offset")))
-    if aggregation == "average":
-        f = f - s * (codebooks * math.log2(upcast) / 4)
-        s = s * upcast
-    return Tables(data, s.astype(np.float32), f.astype(np.float32), codebooks, aggregation, upcast)
-
-
-def _vector(x: Any, m: int, name: str) -> npt.NDArray[np.float64]:
-    values = np.asarray(x.detach().cpu().numpy() if _is_torch(x) else x, np.float64)
-    if values.shape not in ((), (1,), (m,)):
-        raise UserError(f"{name} must be a number or have the shape [{m}], got {values.shape}.")
-    return np.array(np.broadcast_to(values, (m,)))
 
 
 def _output(kind: str, order: str, n: int, m: int, like_torch: bool, out: Any) -> tuple[Any, int, int, int, int]:
@@ -371,7 +303,7 @@ def scan(
     if t.codebooks != packed.codebooks:
         raise UserError(f"codes have {packed.codebooks} codebooks and the tables {t.codebooks}; they must agree.")
     array, kind, pointer, stride, elements = _output(out, order, packed.n, t.m, False, None)
-    data = _plain(packed.data, np.uint8, "packed.data")
+    data = plain(packed.data, np.uint8, "packed.data")
     _check(
         _load().amm_scan(
             _level(level), data.ctypes.data, data.nbytes, packed.n, t.data.ctypes.data, t.data.nbytes, t.codebooks, t.m,
@@ -412,7 +344,7 @@ def matmul(
     t = tables_q if isinstance(tables_q, Tables) else prepare(tables_q, scale, offset)
     if t.codebooks != codebooks:
         raise UserError(f"the trees have {codebooks} codebooks and the tables {t.codebooks}; they must agree.")
-    array, kind, target, stride, elements = _output("float32", "row", n, t.m, _is_torch(a), out)
+    array, kind, target, stride, elements = _output("float32", "row", n, t.m, is_torch(a), out)
     _check(
         _load().amm_matmul(
             _level(level), pointer, n, d, rows, cols, c.ctypes.data, v.ctypes.data, t.data.ctypes.data, t.data.nbytes,

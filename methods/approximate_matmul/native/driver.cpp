@@ -2,6 +2,7 @@
 //
 // All functions return 0 or an error code of `Error`; binding.py turns the codes into words. Strides are in elements.
 #include <atomic>
+#include <chrono>
 #include <climits>
 #include <cstring>
 #include <exception>
@@ -208,6 +209,24 @@ extern "C" {
 int amm_abi() { return 1; }
 
 int amm_highest_level() { return highest_level(); }
+
+// The core's clock now, by a chain of multiplications of 3 cycles each (Intel since Nehalem, AMD since Zen); 0: unknown.
+double amm_gigahertz() {
+#if defined(__x86_64__)
+    double best = 0;
+    for (int round = 0; round < 5; ++round) {
+        constexpr int chain = 200000;
+        uint64_t x = 3;
+        const auto begin = std::chrono::steady_clock::now();
+        for (int i = 0; i < chain; ++i) __asm__ volatile("imul %0, %0" : "+r"(x));
+        const double ns = std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - begin).count();
+        if (3.0 * chain / ns > best) best = 3.0 * chain / ns;
+    }
+    return best;
+#else
+    return 0;
+#endif
+}
 
 const char* amm_level_name(int level) {
     const Kernels* k = kernels(level, kExact);

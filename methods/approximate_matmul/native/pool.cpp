@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <system_error>
@@ -11,15 +12,39 @@
 namespace amm {
 namespace {
 
+// How long a thread looks for work, or for the others' end, before it sleeps. A call takes some hundred microseconds and
+// waking a sleeper tens of them, so calls that follow each other should not pay for it; a core that idles longer is
+// given back.
+constexpr std::chrono::microseconds kLook{100};
+
+inline void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+template <class Ready>
+bool look_for(const Ready& ready) {
+    const auto until = std::chrono::steady_clock::now() + kLook;
+    do {
+        for (int i = 0; i < 32; ++i, relax())
+            if (ready()) return true;
+    } while (std::chrono::steady_clock::now() < until);
+    return false;
+}
+
 struct Pool {
     std::mutex caller;  // one call at a time
     std::mutex mutex;
     std::condition_variable wake, done;
     const std::function<void(int64_t)>* work = nullptr;
-    std::atomic<int64_t> next{0};
+    alignas(64) std::atomic<int64_t> next{0};
+    alignas(64) std::atomic<uint64_t> turn{0};
+    std::atomic<int> running{0};
     int64_t chunks = 0;
-    int wanted = 0, running = 0, started = 0;
-    uint64_t turn = 0;
+    int wanted = 0, started = 0;
     pid_t owner = getpid();
 
     void take() {
@@ -28,15 +53,17 @@ struct Pool {
 
     void loop(int index) {
         uint64_t seen = 0;
-        std::unique_lock<std::mutex> lock(mutex);
         for (;;) {
-            wake.wait(lock, [&] { return turn != seen; });
-            seen = turn;
+            look_for([&] { return turn.load() != seen; });
+            std::unique_lock<std::mutex> lock(mutex);
+            wake.wait(lock, [&] { return turn.load() != seen; });
+            seen = turn.load();
             if (index >= wanted) continue;
             lock.unlock();
             take();
+            if (running.fetch_sub(1) > 1) continue;
             lock.lock();
-            if (--running == 0) done.notify_one();
+            done.notify_one();
         }
     }
 
@@ -54,14 +81,15 @@ struct Pool {
         work = &task;
         chunks = count;
         next.store(0);
-        wanted = running = helpers < started ? helpers : started;
-        ++turn;
+        wanted = helpers < started ? helpers : started;
+        running.store(wanted);
+        turn.fetch_add(1);
         lock.unlock();
         wake.notify_all();
         take();
+        if (look_for([&] { return running.load() == 0; })) return;
         lock.lock();
-        done.wait(lock, [&] { return running == 0; });
-        work = nullptr;
+        done.wait(lock, [&] { return running.load() == 0; });
     }
 };
 
