@@ -123,7 +123,8 @@ def _relevant(claim: Claim, runs: pd.DataFrame) -> pd.DataFrame:
     runs = runs[(_concerned(claim, runs) & ours) | anchored]
     metrics = {claim.metric, claim.error_metric, *claim.metric.split(" - "), *(a.metric for a in claim.anchors)}
     metrics |= {WHOLE} if claim.timed else set()
-    failed = ~runs["status"].isin(["passed", "target_reached"])
+    # The first row of a case stays whatever its metric, so that a verdict can tell "ran without it" from "never ran".
+    failed = ~runs["status"].isin(["passed", "target_reached"]) | ~runs.duplicated(["file", "method", "problem"])
     if claim.workload is not None:
         metrics |= {claim.guard.metric if claim.guard else None, *trained_runs.NEEDED}
         failed = runs["run"].isna() | ~runs.duplicated(["file", "run"])

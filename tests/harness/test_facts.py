@@ -45,3 +45,10 @@ def test_facts_and_parts_are_recorded(plugin, tmp_path):
     assert (parts["value"] > 0).all()
     wrong = frame[frame["method"] == "toy.wrong"]
     assert not wrong["metric"].isin(["train_s", "touched", "half_s"]).any()
+
+
+def test_a_part_may_lie_under_the_floor_of_the_whole_call():
+    timings = {"op_s": ("host", [3.0, 2.0]), "encode_s": ("host", [0.1]), "op_launch_s": ("launch", [0.01])}
+    assert executor.fastest_call(timings) == 2.0
+    assert executor.fastest_call({**timings, "op_hot_s": ("op", [1.5])}) == 1.5
+    assert executor.fastest_call({"encode_s": ("host", [0.1])}) is None
