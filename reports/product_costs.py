@@ -45,10 +45,10 @@ def _times(cases: Sequence[Case], problems: Mapping[str, Row]) -> Table:
     columns: list[Column] = [(name, _timed(metric)) for name, metric in PARTS.items()]
     columns += [("fix-up", _fix_up), ("whole call", lambda case: _seconds(case.time_s))]
     note = (
-        "Training learns codes from rows like A's, tables are made from B: both once, outside every clock. Encode, "
-        "scan and fix-up are timed apart, medians over blocks: the scan sums to integers, the fix-up makes float "
-        "outputs of them (difference of two medians). A fused call keeps codes in a core's cache and may take less "
-        "than its parts."
+        "Training learns from rows like A's; tables, or whatever else a method makes of B, follow: once, outside every "
+        "clock. Encode, scan and fix-up are timed apart, medians over blocks: the scan sums to integers, the fix-up "
+        "makes float outputs of them (difference of two medians). A fused call keeps codes in a core's cache and may "
+        "take less than its parts."
     )
     return _table("parts", "Where the time goes", note, columns, cases, problems)
 

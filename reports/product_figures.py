@@ -131,7 +131,7 @@ def _touch(one: tuple[float, ...], two: tuple[float, ...]) -> bool:
 
 
 def rates(name: str, title: str, rows: list[Row], styles: Mapping[str, Row], label: str) -> str:
-    """Bars of a rate, one a method and problem; a dot, where there is one, leaves the encoding out."""
+    """Bars of a rate, one a method and problem; a dot, where there is one, is of the scan alone."""
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter
 
@@ -154,7 +154,7 @@ def rates(name: str, title: str, rows: list[Row], styles: Mapping[str, Row], lab
         axes.set_xlabel(label)
         if any(row["rest"] for row in rows):
             dot = Line2D([], [], color=INK, marker="o", markerfacecolor="none", linestyle="none",
-                         label="without the time of encoding")  # fmt: skip
+                         label="look-ups and sums alone")  # fmt: skip
             figure.legend(handles=[dot], loc="outside upper right", fontsize=9)
         return svg_of(figure, name, title)
 
