@@ -33,7 +33,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Read when a library is loaded: too late for a child of the server.
@@ -161,49 +161,71 @@ def serve(path: str) -> None:
     gc.collect()
     gc.freeze()
     assert threading.active_count() == 1, "a fork keeps one thread alone"
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         listening.bind(path)
         listening.listen(64)
         print("ready", flush=True)
+        children: list[_Kept] = []
         while True:
-            line, _ = listening.accept()
-            if os.fork() == 0:
-                listening.close()
-                _keep(line)
-            line.close()
+            ends = {end: kept for kept in children for end in (kept.own, kept.owner)}
+            for found in select.select([listening.fileno(), *ends], [], [])[0]:
+                if found == listening.fileno():
+                    children += _started(listening.accept()[0])
+                elif found == ends[found].own:
+                    children.remove(ends[found])
+                    ends[found].tell()
+                else:  # whoever asked has died: nothing may outlive it
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(ends[found].pid, signal.SIGKILL)
 
 
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _keep(line: socket.socket) -> None:
-    """Start the child, end it when its owner ends, tell how it ended."""
-    _die_with_parent()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+class _Kept(NamedTuple):
+    """A child: its process, descriptors that tell the end of it and of its owner, the line to the owner."""
+
+    pid: int
+    own: int
+    owner: int
+    line: socket.socket
+
+    def tell(self) -> None:
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        with contextlib.suppress(ConnectionError), self.line:
+            self.line.send(str(code).encode())
+        os.close(self.own)
+        os.close(self.owner)
+
+
+def _started(line: socket.socket) -> list[_Kept]:
+    """The child that the line asks for; none if whoever asked has gone already."""
     owner = struct.unpack("3i", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
     text, descriptors, _, _ = socket.recv_fds(line, 1 << 20, 32)
-    request = json.loads(text)
+    if not text:
+        return []
     read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _become(request, descriptors, write)
-    os.close(write)
-    for descriptor in descriptors:
+    pid = os.fork()
+    if pid == 0:
+        _become(json.loads(text), descriptors, write)
+    for descriptor in (write, *descriptors):
         os.close(descriptor)
     os.read(read, 1)  # it has its session by now: a signal to its group finds it
+    os.close(read)
+    own = os.pidfd_open(pid)
     with contextlib.suppress(ConnectionError, ProcessLookupError):
-        line.send(str(child).encode())
-        ends = [os.pidfd_open(owner), os.pidfd_open(child)]
-        if ends[1] not in select.select(ends, [], [])[0]:
-            os.kill(child, signal.SIGKILL)
-        line.send(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
-    os._exit(0)
+        kept = _Kept(pid, own, os.pidfd_open(owner), line)
+        line.send(str(pid).encode())
+        return [kept]
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return []
 
 
 def _become(request: Mapping[str, Any], descriptors: list[int], ready: int) -> None:
     code = 1
+    _die_with_parent()
     try:
         if request["session"]:
             os.setsid()
