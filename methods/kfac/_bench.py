@@ -3,7 +3,7 @@
     python -m methods.kfac._bench [--quick] [--precision ieee|tf32|bf16] [--methods PATTERN,...] [--micro]
                                   [--device cpu --width small] [--out FOLDER]
 
-First each method's weights after three steps on a small net are compared with its float64 run on the CPU. Then, for
+First each method's weights after six steps on a small net are compared with its float64 run on the CPU. Then, for
 each arm after a warm-up of a refresh period: mean time of a step by events around all of them, the longest step by
 events around each, the host's own time, the parts (in a run of their own), peak and state memory. An arm that fails is
 printed and the rest goes on. ``--precision``: products of convolutions and of the optimizer in IEEE float32, TF32, or
@@ -21,7 +21,7 @@ import json
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from harness.catalogue.method import Method
 from harness.errors import UserError
+from methods.kfac._bench_table import summary, table
 from methods.kfac.options import Options
 from methods.kfac.plain import PlainKFAC
 
@@ -38,25 +39,51 @@ UPDATE, REFRESH = 10, 30
 CATALOGUES = ("kfac", "singd", "fop")
 #: What every method is given that knows it. lr is small, so that random labels move no net anywhere.
 COMMON: dict[str, Any] = {"lr": 1e-3, "damping": 0.03, "update_period": UPDATE, "refresh_period": REFRESH}
-#: The fast configuration by precision, for methods that know the options. Nothing is staggered or spread: with a host
-#: at 20 us an operation that costs more in every step than it takes off the longest one (20.95 against 13.33 ms a step
-#: on an H100, 2026-11-22; see the README).
+#: The fast configuration by precision, for methods that know the options. Graphs are taken where they can be.
 FAST: dict[str, dict[str, Any]] = {
     "ieee": {},
     "tf32": {"product_dtype": "tf32"},
     "bf16": {"product_dtype": "bfloat16", "inverse_dtype": "bfloat16"},
 }
-#: Arms of ``--quick``, when none are named.
-QUICK = ["forward and backward", "adamw", "plain inverse", "kfac-cholesky", "kfac-cholesky (*", "rs-kfac-warm", "seng"]
+#: The arm of the speed claim: no step much longer than the others.
+EVEN: dict[str, Any] = {"stagger": True, "spread": True}
+#: The least memory.
+LEAN: dict[str, Any] = {"packed": True, "inverse_dtype": "bfloat16"}
+#: Arms of ``--quick`` in their order, when none are named.
+QUICK = [
+    "forward and backward",
+    "plain inverse",
+    "kfac-cholesky (stagger spread)",
+    "kfac-cholesky (stagger spread, no graphs)",
+    "kfac-cholesky",
+    "kfac-cholesky (no graphs)",
+    "rs-kfac-warm",
+    "rs-kfac-warm (no graphs)",
+    "rs-kfac-warm (stagger spread)",
+    "kfac-cholesky (packed half stagger spread)",
+    "kfac-cholesky (packed half stagger spread, no graphs)",
+]
+#: Seconds after which ``--quick`` begins no other arm; the longest needs about five.
+QUICK_SECONDS = 50.0
+#: Steps of the comparison with float64: with graphs the fourth is captured and replayed.
+CHECKED = 6
 #: Arms of their own: name -> (method, options besides COMMON and FAST).
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "kfac-cholesky (no graphs)": ("training.kfac-cholesky", {"graphs": "off"}),
     "kfac-cholesky (stagger)": ("training.kfac-cholesky", {"stagger": True}),
-    "kfac-cholesky (stagger spread)": ("training.kfac-cholesky", {"stagger": True, "spread": True}),
+    "kfac-cholesky (stagger spread)": ("training.kfac-cholesky", EVEN),
+    "kfac-cholesky (stagger spread, no graphs)": ("training.kfac-cholesky", {**EVEN, "graphs": "off"}),
     "kfac-cholesky (2 late)": ("training.kfac-cholesky", {"refresh_lag": 2}),
     "kfac-cholesky (half)": ("training.kfac-cholesky", {"inverse_dtype": "bfloat16"}),
     "kfac-cholesky (packed)": ("training.kfac-cholesky", {"packed": True}),
-    "kfac-cholesky (packed half)": ("training.kfac-cholesky", {"packed": True, "inverse_dtype": "bfloat16"}),
-    "rs-kfac-warm (stagger spread)": ("training.rs-kfac-warm", {"stagger": True, "spread": True}),
+    "kfac-cholesky (packed half)": ("training.kfac-cholesky", LEAN),
+    "kfac-cholesky (packed half stagger spread)": ("training.kfac-cholesky", {**EVEN, **LEAN}),
+    "kfac-cholesky (packed half stagger spread, no graphs)": (
+        "training.kfac-cholesky",
+        {**EVEN, **LEAN, "graphs": "off"},
+    ),
+    "rs-kfac-warm (no graphs)": ("training.rs-kfac-warm", {"graphs": "off"}),
+    "rs-kfac-warm (stagger spread)": ("training.rs-kfac-warm", EVEN),
 }
 
 
@@ -154,7 +181,7 @@ def step(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor) -> None:
 
 
 def weights_error(build: Callable[[nn.Module], Any], device: str) -> float:
-    """Relative error of the matrices' movement after three steps against the same method in float64 on the CPU."""
+    """Relative error of the matrices' movement after a few steps against the same method in float64 on the CPU."""
     moved: list[Tensor] = []
     tf32 = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
@@ -163,7 +190,7 @@ def weights_error(build: Callable[[nn.Module], Any], device: str) -> float:
             model = net("small").to(place, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             start = torch.cat([p.detach().flatten() for p in model.parameters() if p.ndim > 1]).double().cpu()
             optimizer = build(model)
-            for x, y in batches(3, 32, place, dtype):
+            for x, y in batches(CHECKED, 32, place, dtype):
                 step(model, optimizer, x, y)
             end = torch.cat([p.detach().flatten() for p in model.parameters() if p.ndim > 1]).double().cpu()
             moved.append(end - start)
@@ -203,7 +230,8 @@ def measure(build: Callable[[nn.Module], Any], device: str, width: str, batch: i
     found |= {"mean": _between(marks[0], marks[-1]) / steps, "longest": max(each), "median": sorted(each)[steps // 2]}
     found["each"] = each
     if cuda:
-        found["peak"] = torch.cuda.max_memory_allocated() / 2**20
+        # A graph's own pool is in no statistic of allocated memory.
+        found["peak"] = torch.cuda.max_memory_allocated() / 2**20 + _pool(optimizer)
     if hasattr(optimizer, "memory_usage"):
         found["state"] = sum(optimizer.memory_usage().values()) / 2**20
         found["state_by_category"] = {k: v / 2**20 for k, v in optimizer.memory_usage().items()}
@@ -214,12 +242,20 @@ def measure(build: Callable[[nn.Module], Any], device: str, width: str, batch: i
         found["parts"] = {name: seconds / REFRESH * 1e3 for name, seconds in optimizer.parts().items()}
     if hasattr(optimizer, "counters"):
         found["counters"] = {k: int(v) for k, v in dict(optimizer.counters).items() if v}
+    if hasattr(optimizer, "static"):
+        found["graphs"] = {**optimizer.static.graphs.describe(), "pool": _pool(optimizer)}
     if cuda:
         found["launch"] = _launching(model, optimizer, data[0])
     if hasattr(optimizer, "close"):
         optimizer.close()
     found["finite"] = bool(all(p.isfinite().all() for p in model.parameters()))
     return found
+
+
+def _pool(optimizer: Any) -> float:
+    """MiB of the graphs' pool."""
+    static = getattr(optimizer, "static", None)
+    return float(static.graphs.nbytes()) / 2**20 if static is not None else 0.0
 
 
 def _launching(model: nn.Module, optimizer: Any, data: tuple[Tensor, Tensor]) -> float:
@@ -272,9 +308,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     batch = options.batch or (256 if options.width == "full" else 16)
     steps = options.steps or 2 * REFRESH
     results: dict[str, Any] = {}
-    fused = device != "cpu"
-    for name, build in arms(options.precision, fused):
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+    makers = dict(arms(options.precision, device != "cpu"))
+    begin = time.perf_counter()
+    for name in named(makers, patterns):
+        build = makers[name]
+        if options.quick and time.perf_counter() - begin > QUICK_SECONDS:
+            print(f"{name}: left out after {QUICK_SECONDS:.0f} s", flush=True)
             continue
         entry: dict[str, Any] = {}
         results[name] = entry
@@ -295,6 +334,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return {"device": _device(device), "torch": torch.__version__, "precision": options.precision, "arms": results}
 
 
+def named(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """Names that match a pattern, in the patterns' order."""
+    found = [name for pattern in patterns for name in names if name == pattern or fnmatch.fnmatchcase(name, pattern)]
+    return list(dict.fromkeys(found))
+
+
 def _device(device: str) -> str:
     return torch.cuda.get_device_name() if device != "cpu" else "cpu"
 
@@ -303,32 +348,6 @@ def precision(name: str) -> None:
     """Set torch's products."""
     torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
     torch.backends.cudnn.allow_tf32 = name != "ieee"
-
-
-def summary(entry: Mapping[str, Any]) -> str:
-    """One arm in one line."""
-    parts = " ".join(f"{k} {v:.2f}" for k, v in entry.get("parts", {}).items())
-    kept = ("mean", "longest", "host", "launch", "held_before", "peak", "state")
-    figures = " ".join(f"{k} {entry[k]:.2f}" for k in kept if k in entry)
-    error = f"error {entry['error']:.1e} " if "error" in entry else ""
-    return f"{error}{figures} {f'[{parts}]' if parts else ''} {entry.get('counters') or ''}".rstrip()
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """The short table: milliseconds a step and MiB."""
-    columns = ("mean", "median", "longest", "host", "launch", "peak", "state")
-    lines = [f"{'arm':34}{'error':>9}" + "".join(f"{c:>9}" for c in columns) + f"{'plain/x':>9}  parts"]
-    plain = results.get("plain inverse", {}).get("mean")
-    for name, entry in results.items():
-        if "failed" in entry:
-            lines.append(f"{name:34}{'failed':>9}")
-            continue
-        error = f"{entry['error']:9.1e}" if "error" in entry else f"{'':9}"
-        figures = "".join(f"{entry[c]:9.2f}" if c in entry else f"{'':9}" for c in columns)
-        ratio = f"{plain / entry['mean']:9.2f}" if plain and "mean" in entry else f"{'':9}"
-        parts = " ".join(f"{k} {v:.2f}" for k, v in entry.get("parts", {}).items())
-        lines.append(f"{name:34}{error}{figures}{ratio}  {parts}")
-    return "\n".join(lines)
 
 
 def main() -> None:

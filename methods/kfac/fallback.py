@@ -107,7 +107,8 @@ def fused(plan: Plan, grads: list[Tensor], found_inf: Tensor | None, lr: Tensor 
     group = plan.group
     if found_inf is not None:
         found_inf = found_inf.to(plan.params[0].device)
-    torch._foreach_add_(plan.counts, 1)
+    counted = lr is None or found_inf is None
+    torch._foreach_add_(plan.counts, 1 if counted else 1 - found_inf)  # type: ignore[operator]
     torch._fused_adamw_(
         plan.params,
         grads,
@@ -125,7 +126,7 @@ def fused(plan: Plan, grads: list[Tensor], found_inf: Tensor | None, lr: Tensor 
         grad_scale=None,
         found_inf=found_inf,
     )
-    if found_inf is not None:
+    if found_inf is not None and counted:
         torch._foreach_sub_(plan.counts, [found_inf] * len(plan.counts))
 
 

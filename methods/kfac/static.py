@@ -214,7 +214,8 @@ class StaticStep:
                 v.masked_fill_(bad > 0, 0.0)
         _move(held, moving, -(lr * good), 1.0 - good * lr * decay if mode == "decoupled" else None)
         for index, (plan, copies) in enumerate(plans):
-            fused(plan, copies, bad, scalars[f"fallback {index}"])
+            rate = scalars[f"fallback {index}"]
+            fused(plan, copies, bad, rate.float() if rate.is_cuda else rate)  # the GPU's kernel reads a float32
 
     def _directions(self, held: Sequence[_Held], lam: Tensor) -> list[Tensor]:
         """Directions into the gradients' places; <direction, gradient> of every part if the clipping asks for it."""

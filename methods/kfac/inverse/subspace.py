@@ -175,7 +175,8 @@ class Subspace(Sketched):
             shifts.append((_SHIFT * top)[:, None, None])
         good = torch.ones(sum(len(m) for m, _, _ in work), dtype=torch.bool, device=bases[0].device)
         for _ in range(self.power):
-            moved = [m @ q + s * q for (m, _, _), q, s in zip(work, bases, shifts, strict=True)]
+            # ``@`` dispatches five operations where one product is one.
+            moved = [torch.bmm(m, q).add_(s * q) for (m, _, _), q, s in zip(work, bases, shifts, strict=True)]
             bases, fine = orthonormal(moved)
             good = good & fine
         return bases, good
@@ -193,9 +194,9 @@ class Subspace(Sketched):
 
     def _finish(self, work: Sequence[_Work], bases: Sequence[Tensor], good: Tensor) -> list[tuple[State, Tensor]]:
         """T, lam, t and the core of all, w x w matrices in one batch."""
-        moved = [m @ q for (m, _, _), q in zip(work, bases, strict=True)]
+        moved = [torch.bmm(m, q) for (m, _, _), q in zip(work, bases, strict=True)]
         with products.scope("float32"):  # A basis has to be orthonormal to more than 10 bits.
-            small = torch.cat([q.mT @ y for q, y in zip(bases, moved, strict=True)])
+            small = torch.cat([torch.bmm(q.mT, y) for q, y in zip(bases, moved, strict=True)])
             small = (small + small.mT) / 2
             values = small.diagonal(dim1=1, dim2=2).clamp_min(0.0).contiguous()
             lam = torch.cat([d for _, d, _ in work])
@@ -217,8 +218,23 @@ class Subspace(Sketched):
         if "inverse" in state:
             return multiply(state["inverse"], columns)
         vectors = state["vectors"]
-        inner = state["core"] @ multiply(vectors.mT, columns)
-        return multiply(vectors, inner) + columns / state["rest"][:, None, None]
+        inner = torch.bmm(state["core"], multiply(vectors.mT, columns))
+        found = multiply(vectors, inner)
+        if found.is_cuda:
+            return found.addcdiv_(columns, state["rest"][:, None, None])
+        return found + columns / state["rest"][:, None, None]
+
+    def apply_right(self, state: State, rows: Tensor) -> Tensor:
+        """X (M + damping I)^-1; on a GPU from the right, where a sum over transposed memory would cost the most."""
+        return self.from_the_right(state, rows) if rows.is_cuda else super().apply_right(state, rows)
+
+    def from_the_right(self, state: State, rows: Tensor) -> Tensor:
+        """As :meth:`apply` of the transposed, up to rounding: all matrices are symmetric."""
+        if "inverse" in state:
+            return multiply(rows, state["inverse"])
+        vectors = state["vectors"]
+        inner = torch.bmm(multiply(rows, vectors), state["core"])
+        return multiply(inner, vectors.mT).addcdiv_(rows, state["rest"][:, None, None])
 
 
 def orthonormal(stacks: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
@@ -231,12 +247,13 @@ def orthonormal(stacks: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
     good: Tensor | None = None
     with products.scope("float32"):  # A basis has to be orthonormal to more than 10 bits.
         for _ in range(2):
-            gram = torch.cat([basis.mT @ basis for basis in bases])
+            gram = torch.cat([torch.bmm(basis.mT, basis) for basis in bases])
             scale = gram.diagonal(dim1=1, dim2=2).clamp_min(_TINY).rsqrt()
             factor, info = torch.linalg.cholesky_ex(gram * scale[:, :, None] * scale[:, None, :], check_errors=False)
             eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device).expand_as(gram)
             root = torch.linalg.solve_triangular(factor, eye, upper=False).mT * scale[:, :, None]
-            bases = [b @ r for b, r in zip(bases, root.split(counts), strict=True)]  # type: ignore[no-untyped-call]
+            pieces = root.split(counts)  # type: ignore[no-untyped-call]
+            bases = [torch.bmm(b, r) for b, r in zip(bases, pieces, strict=True)]
             fine = info == 0
             good = fine if good is None else good & fine & (factor.diagonal(dim1=1, dim2=2).amin(1) > _PIVOT)
     assert good is not None
