@@ -49,7 +49,8 @@ struct Job {
     const float *scale, *offset;
     void* out;
     int64_t stride;
-    Ahead* ahead;  // may be null
+    Ahead* ahead;        // may be null
+    const uint8_t* own;  // what Kernels::tables made of the tables; may be null
 };
 
 struct Kernels {
@@ -78,6 +79,8 @@ struct Kernels {
     void (*column_u16)(const void* tile, int rows, uint16_t* out);
     // All of this at once for exact sums; null: by tiles, as above.
     void (*scan)(const Job& job);
+    // Tables in an order of the level's own, as many bytes; null: as they come.
+    void (*tables)(const uint8_t* tables, int codebooks, int outputs, uint8_t* own);
 };
 
 const Kernels& scalar_kernels();
@@ -86,6 +89,7 @@ const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
 const Kernels& vbmi_kernels();
 const Kernels& amx_kernels();
+bool amx_ready();  // what no compiler's own check tells: the system's leave
 #elif defined(__aarch64__)
 const Kernels& neon_kernels();
 #endif

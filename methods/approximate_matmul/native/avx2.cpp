@@ -323,7 +323,7 @@ AVX2 void column_u16(const void* tile, int rows, uint16_t* out) {
 
 const Kernels& avx2_kernels() {
     static const Kernels kernels = {"avx2", 2, own_thresholds, encode,    gather,    pack,
-                                    unpack, sums, store_f32,      store_u16, column_u16, nullptr};
+                                    unpack, sums, store_f32,      store_u16, column_u16, nullptr, nullptr};
     return kernels;
 }
 

@@ -120,6 +120,12 @@ def usable(answers: dict[str, list[str]]) -> str | None:
     )
 
 
+def fastest(rated: list[dict[str, Any]], level: str) -> str:
+    """The level whose fused product was fastest with the fewest codebooks; ``level`` when none was timed."""
+    few = [one for one in rated if one["codebooks"] == RATED[3][0]]
+    return str(min(few, key=lambda one: one["us"]["product columns"])["level"]) if few else level
+
+
 def train(report: Report) -> None:
     """Seconds of learning trees on the stated size, one thread."""
     n, d, codebooks = TRAINING
@@ -213,8 +219,12 @@ def main() -> int:
         report.note(answers=answers)
         print("no level gives right answers: nothing is timed")
         return 1
-    os.environ[binding.VARIABLE] = level
     kept = arms.keep_memory()
+    seconds = chosen.seconds or (1.0 if chosen.quick else 2.0)
+    with torch.inference_mode():
+        _rates(report, [found for found in answers if usable({found: answers[found]})], seconds)
+    level = fastest(report.found["levels"], level)
+    os.environ[binding.VARIABLE] = level
     about = {
         **binding.describe(chosen.threads),
         **bound.processor(),
@@ -226,9 +236,7 @@ def main() -> int:
     }
     report.note(answers=answers, about=about, python=platform.python_version())
     print("\n".join(lines.about(about)), flush=True)
-    seconds = chosen.seconds or (1.0 if chosen.quick else 2.0)
     with torch.inference_mode():
-        _rates(report, [found for found in answers if usable({found: answers[found]})], seconds)
         _timings(report, SHAPES[:QUICK_SHAPES] if chosen.quick else SHAPES, seconds, chosen.threads)
         for n, d, m, codebooks in SCALED[:1] if chosen.quick else SCALED:
             label = f"threads {n} x {d} x {m} C={codebooks}"

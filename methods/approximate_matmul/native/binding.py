@@ -5,7 +5,7 @@
 Codes follow the walk i <- 2 i + [x >= v]; sums are exact in 16 bits up to 257 codebooks, or rounding averages over
 groups of ``upcast`` codebooks (MADDNESS, arXiv 2106.10860, section 4.4). Nothing is copied; ctypes releases the
 interpreter's lock.
-All levels (scalar, AVX2, AVX-512, AVX-512 VBMI, NEON) give identical codes and integers.
+All levels (scalar, AVX2, AVX-512, AVX-512 VBMI, AMX, NEON) give identical codes and integers.
 """
 
 from __future__ import annotations
@@ -60,8 +60,10 @@ __all__ = [
 LEVELS = (
     ("scalar", "neon")
     if platform.machine().lower() in ("aarch64", "arm64")
-    else ("scalar", "avx2", "avx512", "avx512vbmi")
+    else ("scalar", "avx2", "avx512", "avx512vbmi", "avx512amx")
 )
+#: The best level that is taken unasked: the one with AMX has run under an emulation only.
+CEILING = "avx512vbmi"
 #: Limits the level from outside, e.g. to compare levels on one machine.
 VARIABLE = "SPEEDCLAIM_SIMD"
 _ABI = 1
@@ -136,7 +138,7 @@ def gigahertz() -> float:
 
 
 def level() -> str:
-    """The level that calls use: the processor's best, limited by ``$SPEEDCLAIM_SIMD``."""
+    """The level that calls use: the processor's best up to the ceiling, or what ``$SPEEDCLAIM_SIMD`` allows."""
     return LEVELS[_level(None)]
 
 
@@ -144,7 +146,7 @@ def _level(wanted: str | None) -> int:
     highest = int(_load().amm_highest_level())
     limit = wanted or os.environ.get(VARIABLE)
     if not limit:
-        return highest
+        return min(highest, LEVELS.index(CEILING)) if CEILING in LEVELS else highest
     if limit not in LEVELS:
         where = "level" if wanted else f"${VARIABLE}"
         raise UserError(f"{where} must be one of {', '.join(LEVELS)}, got {limit!r}.")

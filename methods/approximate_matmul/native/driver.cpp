@@ -26,14 +26,15 @@ constexpr int kMaxUpcast = 128;
 
 int highest_level() {
 #if defined(AMM_INTRINSICS)
-    return 3;  // emulated, for tests
+    return 4;  // emulated, for tests
 #elif defined(__x86_64__)
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
         !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
         return 1;
-    return __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") ? 3 : 2;
+    if (!__builtin_cpu_supports("avx512vbmi") || !__builtin_cpu_supports("avx512vnni")) return 2;
+    return amx_ready() ? 4 : 3;
 #elif defined(__aarch64__)
     return 1;
 #else
@@ -41,11 +42,12 @@ int highest_level() {
 #endif
 }
 
-// The quad layout of the top level serves exact sums only: averages run one level below.
+// The quad layout of the top levels serves exact sums only: averages run below them.
 const Kernels* kernels(int level, int aggregation) {
     if (level < 0 || level > highest_level()) return nullptr;
 #if defined(__x86_64__)
-    if (level == 3 && aggregation == kAverage) level = 2;
+    if (level >= 3 && aggregation == kAverage) level = 2;
+    if (level == 4) return &amx_kernels();
     if (level == 3) return &vbmi_kernels();
     if (level == 2) return &avx512_kernels();
     if (level == 1) return &avx2_kernels();
@@ -62,12 +64,21 @@ int chunk_rows(int codebooks) {
     return rows;
 }
 
+constexpr int64_t kFewRows = 128;  // for fewer, tables in another order are not worth their making
+
 struct Sink {
     int m, codebooks, aggregation, upcast, kind;
     const uint8_t* tables;
     const float *scale, *offset;
     void* out;
     int64_t stride;
+    uint8_t* own;  // tables in the kernels' own order
+
+    void order(const Kernels& k, int64_t n, Scratch& room) {
+        if (!k.tables || kind != kFloat || n < kFewRows) return;
+        own = static_cast<uint8_t*>(room.take(static_cast<size_t>(m) * static_cast<size_t>(padded(codebooks)) * kPrototypes));
+        k.tables(tables, codebooks, m, own);
+    }
 };
 
 void narrow(const Kernels& k, const void* tile, Span span, int outputs, uint8_t* out, int64_t stride) {
@@ -117,7 +128,7 @@ void scan_rest(const Kernels& k, const Sink& s, Span span, const uint8_t* codes)
         const float* scale = s.kind == kFloat ? s.scale + first : nullptr;
         const float* offset = s.kind == kFloat ? s.offset + first : nullptr;
         k.scan({codes, s.tables + first * table_bytes, s.codebooks, kBlock, m, s.kind, scale, offset, spare, stride,
-                nullptr});
+                nullptr, nullptr});
         const int64_t at = columns ? first * s.stride + span.row : span.row * s.stride + first;
         char* to = static_cast<char*>(s.out) + element * at;
         for (int i = 0; i < (columns ? m : span.valid); ++i)
@@ -154,7 +165,7 @@ void scan_span(const Kernels& k, const Sink& s, Span span, const uint8_t* codes,
     const int64_t element = s.kind == kFloat ? 4 : s.kind == kU8 ? 1 : 2;
     const int64_t at = s.kind == kU16Columns ? span.row : span.row * s.stride;
     k.scan({codes, s.tables, s.codebooks, span.rows, s.m, s.kind, s.scale, s.offset,
-            static_cast<char*>(s.out) + element * at, s.stride, ahead});
+            static_cast<char*>(s.out) + element * at, s.stride, ahead, s.own});
 }
 
 int check_sink(int64_t n, const Sink& s, int64_t tables_bytes, int64_t out_elements) {
@@ -263,13 +274,15 @@ int amm_scan(int level, const uint8_t* packed, int64_t packed_bytes, int64_t n, 
              int upcast, int kind, void* out, int64_t out_stride, int64_t out_elements, int threads) try {
     const Kernels* k = kernels(level, aggregation);
     if (!k) return kLevel;
-    const Sink s{m, codebooks, aggregation, upcast, kind, tables, scale, offset, out, out_stride};
+    Sink s{m, codebooks, aggregation, upcast, kind, tables, scale, offset, out, out_stride, nullptr};
     if (n == 0) return kOk;
     if (!packed) return kNull;
     if (const int error = check_sink(n, s, tables_bytes, out_elements)) return error;
     const int pairs = (codebooks + 1) / 2;
     if (packed_bytes < (n + kBlock - 1) / kBlock * pairs * kBlock) return kBuffer;
     const int rows = chunk_rows(codebooks);
+    Scratch room;
+    s.order(*k, n, room);
     return each(Spans(n, rows), threads, [&](Span span, int64_t) {
         uint8_t* codes = codes_for(codebooks, rows);
         k->unpack(packed + span.row * pairs, codebooks, span.rows, codes);
@@ -287,13 +300,15 @@ int amm_matmul(int level, const float* a, int64_t n, int64_t d, int64_t row_stri
     const Kernels* k = kernels(level, aggregation);
     if (!k) return kLevel;
     Source s{a, n, row_stride, col_stride, codebooks, columns, {}, {}, {}, {}, {}, {}};
-    const Sink to{m, codebooks, aggregation, upcast, kind, tables, scale, offset, out, out_stride};
+    Sink to{m, codebooks, aggregation, upcast, kind, tables, scale, offset, out, out_stride, nullptr};
     if (n == 0) return kOk;
     if (const int error = check_source(s, d, thresholds)) return error;
     if (const int error = check_sink(n, to, tables_bytes, out_elements)) return error;
     if (!prepare_source(*k, s, d, thresholds)) return kColumn;
     const int rows = chunk_rows(codebooks);
     const Spans spans(n, rows);
+    Scratch room;
+    to.order(*k, n, room);
     return each(spans, threads, [&](Span span, int64_t i) {
         const int64_t next = i + (threads > 1 ? threads : 1);
         uint8_t* codes = codes_for(codebooks, rows);

@@ -157,6 +157,54 @@ inline Wide widened(__m256i v) {
     return w;
 }
 
+inline __mmask64 equal_bytes(const Wide& a, const Wide& b) {
+    __mmask64 m = 0;
+    for (int i = 0; i < 64; ++i) m |= static_cast<__mmask64>(a.b[i] == b.b[i]) << i;
+    return m;
+}
+
+inline Wide kept_bytes(__mmask64 m, const Wide& a) {
+    return make<uint8_t>([&](int i) { return m >> i & 1 ? a.b[i] : 0; });
+}
+
+inline Wide shuffled(const Wide& a, const Wide& index) {  // bytes within lanes of 16
+    return make<uint8_t>([&](int i) { return index.b[i] & 128 ? 0 : a.b[i / 16 * 16 + (index.b[i] & 15)]; });
+}
+
+inline Wide listed64(const int64_t (&high_first)[8]) {
+    return make<int64_t>([&](int i) { return high_first[7 - i]; });
+}
+
+struct Tile {
+    uint8_t b[16][64];
+};
+inline thread_local Tile tiles[8];
+inline thread_local uint8_t configured[64];
+
+inline Tile& tile(int i) {  // as the processor would fault: unconfigured, or of another shape than ours
+    if (configured[0] != 1 || configured[16 + 2 * i] != 64 || configured[48 + i] != 16) __builtin_trap();
+    return tiles[i];
+}
+
+inline void tile_load(int i, const void* from, int64_t stride) {
+    for (int r = 0; r < 16; ++r) std::memcpy(tile(i).b[r], static_cast<const char*>(from) + r * stride, 64);
+}
+
+inline void tile_store(int i, void* to, int64_t stride) {
+    for (int r = 0; r < 16; ++r) std::memcpy(static_cast<char*>(to) + r * stride, tile(i).b[r], 64);
+}
+
+inline void tile_dot(int to, int a, int b) {  // unsigned bytes: sums[m][n] += a[m][4 k + i] * b[k][4 n + i]
+    for (int m = 0; m < 16; ++m)
+        for (int n = 0; n < 16; ++n) {
+            uint32_t sum;
+            std::memcpy(&sum, tile(to).b[m] + 4 * n, 4);
+            for (int k = 0; k < 16; ++k)
+                for (int i = 0; i < 4; ++i) sum += uint32_t{tile(a).b[m][4 * k + i]} * tile(b).b[k][4 * n + i];
+            std::memcpy(tile(to).b[m] + 4 * n, &sum, 4);
+        }
+}
+
 inline Wide listed(const int (&x)[16]) { return load(x); }
 
 }  // namespace emulated
@@ -208,6 +256,22 @@ inline Wide listed(const int (&x)[16]) { return load(x); }
 #define _mm512_castsi512_ps(a) (a)
 #define _mm512_broadcast_f32x4(a) emulated::repeated(a)
 #define _mm512_broadcast_i32x4(a) emulated::repeated(a)
+
+#define _mm512_set_epi64(...) emulated::listed64({__VA_ARGS__})
+#define _mm512_shuffle_epi8(a, i) emulated::shuffled(a, i)
+#define _mm512_cmpeq_epi8_mask(a, b) emulated::equal_bytes(a, b)
+#define _mm512_maskz_mov_epi8(m, a) emulated::kept_bytes(m, a)
+#undef _tile_loadd
+#undef _tile_stored
+#undef _tile_zero
+#undef _tile_dpbuud
+#define _tile_loadconfig(p) std::memcpy(emulated::configured, p, 64)
+#define _tile_storeconfig(p) std::memcpy(p, emulated::configured, 64)
+#define _tile_release() std::memset(emulated::configured, 0, 64)
+#define _tile_loadd(i, p, stride) emulated::tile_load(i, p, stride)
+#define _tile_stored(i, p, stride) emulated::tile_store(i, p, stride)
+#define _tile_zero(i) std::memset(emulated::tile(i).b, 0, sizeof(emulated::Tile))
+#define _tile_dpbuud(to, a, b) emulated::tile_dot(to, a, b)
 
 template <int HOW>
 constexpr void static_assert_ge() {

@@ -255,24 +255,27 @@ TARGET_VBMI void tiles(const Job& job, int from, int to, int first, int64_t shar
     j.ahead->fetch(until < j.ahead->units ? static_cast<int>(until) : j.ahead->units);
 }
 
-// All outputs in eights; up to four that are left take a narrower tile where there is one, and all tiles are whole: the
-// last overlaps the one before.
+// All outputs in eights; up to four that are left take a narrower tile where there is one. All tiles are whole: the last
+// overlaps the one before.
 template <int KIND>
 TARGET_VBMI void scan_kind(const Job& j) {
     constexpr bool narrow = KIND == kFloat || KIND == kU16Columns;
-    const int pass = pass_rows(j, padded(j.codebooks)), left = j.m % 8, groups = (j.m + 7) / 8;
+    const int pass = pass_rows(j, padded(j.codebooks)), groups = (j.m + 7) / 8;
     const int64_t blocks = static_cast<int64_t>(groups) * (j.rows / kBlock);
     const int64_t share = j.ahead ? (static_cast<int64_t>(j.ahead->units) << 20) / blocks + 1 : 0;
     int64_t spent = 0;
     for (int from = 0; from < j.rows; from += pass) {
         const int to = from + pass < j.rows ? from + pass : j.rows;
-        for (int g = 0; g < groups; ++g)
-            if (8 * g + 8 <= j.m)
-                tiles<8, KIND>(j, from, to, 8 * g, share, spent);
-            else if (narrow && left <= 4)
-                tiles<narrow ? 4 : 8, KIND>(j, from, to, j.m - (narrow ? 4 : 8), share, spent);
-            else
-                tiles<8, KIND>(j, from, to, j.m - 8, share, spent);
+        for (int first = 0; first < j.m;) {
+            const int left = j.m - first;
+            if (narrow && (left <= 4 || j.m < 8)) {
+                tiles<narrow ? 4 : 8, KIND>(j, from, to, left < 4 ? j.m - 4 : first, share, spent);
+                first += 4;
+            } else {
+                tiles<8, KIND>(j, from, to, left < 8 ? j.m - 8 : first, share, spent);
+                first += 8;
+            }
+        }
     }
 }
 
@@ -293,7 +296,7 @@ TARGET_VBMI void scan_few(const Job& j) {
         const int rows = j.rows - from < 256 ? j.rows - from : 256;
         const int64_t stride = columns ? rows : 8;
         const Job part{j.codes + from / kBlock * code_bytes(j.codebooks), tables, j.codebooks, rows, 8, j.kind, scale, offset,
-                       out, stride, j.ahead};
+                       out, stride, j.ahead, nullptr};
         scan(part);
         const int lines = columns ? j.m : rows;
         const size_t bytes = element * static_cast<size_t>(columns ? rows : j.m);
@@ -304,7 +307,7 @@ TARGET_VBMI void scan_few(const Job& j) {
 }
 
 TARGET_VBMI void scan(const Job& j) {
-    if (j.m < 8) return scan_few(j);
+    if (j.m < 4 || (j.m < 8 && (j.kind == kU16 || j.kind == kU8))) return scan_few(j);
     if (j.kind == kFloat) return scan_kind<kFloat>(j);
     if (j.kind == kU16) return scan_kind<kU16>(j);
     if (j.kind == kU16Columns) return scan_kind<kU16Columns>(j);

@@ -28,6 +28,6 @@ def test_neon_equals_the_scalar_level(tmp_path):
 
 def test_levels_belong_to_the_processors_family():
     arm = platform.machine().lower() in ("aarch64", "arm64")
-    assert (("scalar", "neon") if arm else ("scalar", "avx2", "avx512", "avx512vbmi")) == binding.LEVELS
+    assert (("scalar", "neon") if arm else ("scalar", "avx2", "avx512", "avx512vbmi", "avx512amx")) == binding.LEVELS
     if binding.available() is None:
         assert binding.highest_level() in binding.LEVELS
