@@ -107,8 +107,10 @@ def fused(plan: Plan, grads: list[Tensor], found_inf: Tensor | None, lr: Tensor 
     group = plan.group
     if found_inf is not None:
         found_inf = found_inf.to(plan.params[0].device)
-    counted = lr is None or found_inf is None
-    torch._foreach_add_(plan.counts, 1 if counted else 1 - found_inf)  # type: ignore[operator]
+    if lr is None or found_inf is None:
+        torch._foreach_add_(plan.counts, 1)
+    else:  # A list: a single tensor would be read by the host.
+        torch._foreach_add_(plan.counts, [1 - found_inf] * len(plan.counts))
     torch._fused_adamw_(
         plan.params,
         grads,
@@ -126,7 +128,7 @@ def fused(plan: Plan, grads: list[Tensor], found_inf: Tensor | None, lr: Tensor 
         grad_scale=None,
         found_inf=found_inf,
     )
-    if found_inf is not None and counted:
+    if found_inf is not None and lr is None:
         torch._foreach_sub_(plan.counts, [found_inf] * len(plan.counts))
 
 
