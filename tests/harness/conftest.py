@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.catalogue import registry
+from harness.measure import isolate
 
 HERE = Path(__file__).parent
 
@@ -46,6 +47,12 @@ def plugin(tmp_path, monkeypatch):
     registry.forget()
     for module in ("toy_task", "toy_methods"):
         sys.modules.pop(module, None)
+
+
+@pytest.fixture
+def warm_workers(warm, monkeypatch):
+    """Workers of this process start warm; without it ``harness.measure.isolate`` starts them as a user's are."""
+    monkeypatch.setattr(isolate, "subprocess", warm)
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ from harness import read_runs
 from harness.measure import executor
 from harness.measure.plan import Request, build
 
+pytestmark = pytest.mark.usefixtures("warm_workers")
+
 
 def measure(tmp_path, *methods):
     plan = build(Request(suites=("toy",), tier="quick", methods=tuple(f"toy.{m}" for m in methods), blocks=6))

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,16 +12,13 @@ from harness.catalogue.registry import ROOT
 
 
 @pytest.fixture
-def cli(tmp_path):
+def cli(tmp_path, warm):
     def call(*arguments, code=0, **environment):
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-        done = subprocess.run(
+        done = warm.run(
             [sys.executable, "-m", "harness", *map(str, arguments)],
-            capture_output=True,
-            text=True,
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200", **environment},
-            check=False,
         )
         expected = code if isinstance(code, tuple) else (code,)
         assert done.returncode in expected, (done.returncode, done.stdout[-2000:], done.stderr[-2000:])

@@ -26,7 +26,7 @@ SUITE = dataclasses.replace(
 """
 
 
-def test_facts_and_parts_are_recorded(plugin, tmp_path):
+def test_facts_and_parts_are_recorded(plugin, warm_workers, tmp_path):
     methods = {"toy.plain": "toy_methods:PLAIN", "toy.wrong": "toy_methods:WRONG"}
     folder = plugin(methods, suites={"toy": "talkative:SUITE"})
     (folder / "talkative.py").write_text(TALKATIVE)

@@ -11,13 +11,12 @@ from harness.catalogue.registry import ROOT
 
 
 @pytest.fixture
-def cli(tmp_path):
+def cli(tmp_path, warm):
     def call(*arguments, code=0, **environment):
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-        done = subprocess.run(
+        done = warm.run(
             [sys.executable, "-m", "harness", "data", *map(str, arguments)],
-            capture_output=True, text=True, cwd=tmp_path, check=False,
-            env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200", **environment},
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200", **environment},
         )  # fmt: skip
         assert done.returncode == code, (done.returncode, done.stdout[-2000:], done.stderr[-2000:])
         assert "Traceback" not in done.stderr, done.stderr

@@ -23,12 +23,10 @@ WORKLOADS = {
 
 
 @pytest.fixture
-def toys(plugin, monkeypatch, warm):
+def toys(plugin, warm_workers):
     """The toy workloads and methods, found through entry points; workers start warm."""
-    from harness.measure import isolate
     from harness.measure.training import recipe
 
-    monkeypatch.setattr(isolate, "subprocess", warm)
     points = {f"training.toy-{name}": f"toy_training:{name.upper().replace('-', '_')}" for name in NAMES}
     folder = plugin(points, workloads={name: f"toy_training:{attr}" for name, attr in WORKLOADS.items()})
     shutil.copy(HERE / "toy_training.py", folder)
