@@ -1,16 +1,19 @@
-"""``python -m suites.scaling_bench [--quick]``: ResNet-18 at 2,048 images a GPU on 1 and 2 GPUs; table and records.
+"""``python -m suites.scaling_bench [--quick]``: ResNet-18 at 2,048 images a GPU on 1, 2, 4 GPUs; table and records.
 
-SGD, K-FAC with every layer's state on each GPU and with each layer on one GPU alone, and FOP when it is there. Checks
-first that two ranks and one train to the same weights; one method's failure is printed and the rest goes on.
+SGD, K-FAC and FOP, the last two with every layer's state on each GPU and with each layer on one GPU alone; weak scaling
+first. Checks at the start that several ranks and one train to the same weights; one method's failure is printed and the
+rest goes on. Records and ``scaling.json`` are written into --out as each point ends, for ``speedclaim report --from``;
+no point begins that would not end within --seconds (quick: 120).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,13 @@ from harness.record import nvidia, store
 METHODS = ("training.sgd", "training.kfac-cholesky", "training.fop")
 #: Methods that know ``sharding``.
 SHARDED = ("training.kfac-cholesky", "training.fop")
+#: Seconds of --quick, of its comparison with one process, and of its longest silence.
+QUICK_S, CHECK_S, SILENCE_S = 120.0, 45.0, 60.0
 
 
-def asked(quick: bool, device: str, worlds: tuple[int, ...], methods: tuple[str, ...]) -> Asked:
+def asked(
+    quick: bool, device: str, worlds: tuple[int, ...], methods: tuple[str, ...], seconds: float = math.inf
+) -> Asked:
     """What is measured: blocks of whole refresh periods; quick ones refresh every 20 updates instead of 100."""
     period = 20 if quick else 100
     small = device == "cpu"
@@ -47,15 +54,20 @@ def asked(quick: bool, device: str, worlds: tuple[int, ...], methods: tuple[str,
         device=device,
         compile=False,
         brief=quick,
+        deadline_s=SILENCE_S if quick else 600.0,
+        seconds=seconds,
     )
 
 
-def alike(device: str, world: int) -> dict[str, Any]:
-    """Whether several ranks and one reach the same weights after a few steps of SGD and of K-FAC, float32, no norm."""
+def alike(device: str, world: int, timeout_s: float = 300.0) -> dict[str, Any]:
+    """Whether several ranks and one reach the same weights after a few steps, in float32 without batch norm."""
     import subprocess
 
     code = f"from suites.scaling_bench import _alike; _alike({device!r}, {world})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        return {"error": f"no answer within {timeout_s:.0f} s"}
     if done.returncode:
         return {"error": done.stderr.strip()[-1500:]}
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -110,44 +122,69 @@ def _steps(device: str, ranks: Any, name: str, own: dict[str, Any]) -> tuple[lis
     return start, [p.detach().cpu().clone() for p in model.parameters()]
 
 
+def summary(files: list[Path], failed: dict[str, str], checked: dict[str, Any], elapsed_s: float) -> dict[str, Any]:
+    """What the records say so far: rows, verdicts, what is missing."""
+    rows = judged.rows(judged.cells(store.read_runs(files))) if files else []
+    return {"checked": checked, "files": [path.name for path in files], "left_out": failed,
+            "rows": [asdict(row) for row in rows], "findings": [asdict(one) for one in judged.findings(rows)],
+            "elapsed_s": elapsed_s}  # fmt: skip
+
+
 def main() -> None:
     """Correctness, then the runs, then the table."""
     parser = argparse.ArgumentParser(prog="python -m suites.scaling_bench")
-    parser.add_argument("--quick", action="store_true", help="one round, refresh period 20")
-    parser.add_argument("--out", type=Path, help="folder for records and a JSON summary")
-    parser.add_argument("--worlds", default="", help="numbers of processes, e.g. 1,2,4; default: 1 and all GPUs")
+    parser.add_argument("--quick", action="store_true", help="one round, refresh period 20, 120 s, 1 and all GPUs")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder for records and a JSON summary")
+    parser.add_argument("--worlds", default="", help="numbers of processes, e.g. 1,2,4; default: 1 and up to all GPUs")
     parser.add_argument("--methods", default="", help="comma-separated; default: sgd, kfac-cholesky and fop")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if nvidia.visible() else "cpu")
+    parser.add_argument("--seconds", type=float, help="no point begins that would not end by then; quick: 120")
+    parser.add_argument("--rounds", type=int, help="repeats, 3 or more for a verdict on time; default 3, quick 1")
+    parser.add_argument("--modes", default="weak,strong", help="weak, strong or both")
     parser.add_argument("--skip-check", action="store_true", help="no comparison with one process first")
     given = parser.parse_args()
     begin = time.monotonic()
+
+    def elapsed() -> float:
+        return time.monotonic() - begin
+
+    def say(text: str) -> None:
+        print(f"[{elapsed():4.0f} s] {text}", flush=True)
+
     gpus = nvidia.visible() if given.device == "cuda" else 2
-    worlds = tuple(int(n) for n in given.worlds.split(",") if n) or tuple(n for n in (1, 2, 4, 8) if n <= gpus)
+    every = tuple(n for n in (1, 2, 4, 8) if n <= gpus)
+    worlds = tuple(int(n) for n in given.worlds.split(",") if n) or tuple(
+        sorted({1, max(every)} if given.quick else every)
+    )
     known = registry.methods("training")
     wanted = [f"training.{one.removeprefix('training.')}" for one in given.methods.split(",") if one] or list(METHODS)
     for name in [name for name in wanted if name not in known]:
-        print(f"left out: {name} is not registered here", flush=True)
-    asked_ = asked(given.quick, given.device, worlds, tuple(name for name in wanted if name in known))
-    out = given.out or Path("results")
+        say(f"left out: {name} is not registered here")
+    say(f"{gpus} of {given.device}; processes: {', '.join(map(str, worlds))}")
     checked: dict[str, Any] = {}
+    seconds = given.seconds or (QUICK_S if given.quick else math.inf)
     if not given.skip_check and max(worlds) > 1:
-        checked = alike(given.device, max(worlds))
-        print(f"weights against one process, distance over movement: {checked}", flush=True)
-    files, failed = scaling.measure(
-        asked_, out, "python -m suites.scaling_bench " + " ".join(sys.argv[1:]), Plain(),
-        lambda text: print(f"[{time.monotonic() - begin:4.0f} s] {text}", flush=True),
-    )  # fmt: skip
-    rows = judged.rows(judged.cells(store.read_runs(files))) if files else []
-    found = judged.findings(rows)
-    if given.out:
-        summary = {"checked": checked, "files": [path.name for path in files], "left_out": failed,
-                   "rows": [asdict(row) for row in rows], "findings": [asdict(one) for one in found],
-                   "elapsed_s": time.monotonic() - begin}  # fmt: skip
-        (out / "scaling.json").write_text(json.dumps(summary, indent=1))
+        checked = alike(given.device, max(worlds), min(CHECK_S, seconds) if given.quick else 300.0)
+        say(f"weights against one process, distance over movement: {checked}")
+    methods = tuple(name for name in wanted if name in known)
+    asked_ = asked(given.quick, given.device, worlds, methods, seconds - elapsed())
+    asked_ = replace(asked_, rounds=given.rounds or asked_.rounds, modes=tuple(given.modes.split(",")))
+    if set(asked_.modes) - set(scaling.MODES):
+        parser.error(f"--modes {given.modes}: expected {' or '.join(scaling.MODES)} or both")
+    given.out.mkdir(parents=True, exist_ok=True)
+
+    def write(files: list[Path], failed: dict[str, str]) -> None:
+        content = json.dumps(summary(files, failed, checked, elapsed()), indent=1)
+        (given.out / "scaling.json").write_text(content, encoding="utf-8")
+
+    command = "python -m suites.scaling_bench " + " ".join(sys.argv[1:])
+    files, failed = scaling.measure(asked_, given.out, command, Plain(), say, write)
+    write(files, failed)
     for label, why in failed.items():
         print(f"left out: {label}: {why}", flush=True)
-    print("\n".join(lines(rows, found)), flush=True)
-    print(f"{time.monotonic() - begin:.0f} s in all", flush=True)
+    rows = judged.rows(judged.cells(store.read_runs(files))) if files else []
+    print("\n".join(lines(rows, judged.findings(rows))), flush=True)
+    print(f"{elapsed():.0f} s in all", flush=True)
 
 
 if __name__ == "__main__":

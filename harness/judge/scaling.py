@@ -88,13 +88,19 @@ def cells(runs: pd.DataFrame) -> list[Cell]:
                 device=device(str(first["device"])),
                 workload=str(first["workload"]),
                 method=str(first["method"]),
-                sharding=str(note.get("sharding", "none")),
+                sharding=_layout(first["detail"], note),
                 mode=str(mode),
                 per_rank=int(note["per_rank"]),
                 world=int(note["world"]),
             )
             _add(found.setdefault(key, Cell(key=key)), group)
     return list(found.values())
+
+
+def _layout(detail: Mapping[str, Any], note: Mapping[str, Any]) -> str:
+    """Of a run: what older records note for a whole invocation, else its own hyper-parameter; one process has all."""
+    own = (detail.get("hyper") or {}).get("sharding") if int(note["world"]) > 1 else None
+    return str(note.get("sharding", own or "none"))
 
 
 def _add(cell: Cell, group: pd.DataFrame) -> None:
@@ -208,9 +214,9 @@ class Finding:
 
 
 def findings(table: Iterable[Row]) -> list[Finding]:
-    """Both verdicts for every method that ran on several processes."""
+    """Every verdict for every method that ran on several processes."""
     listed = list(table)
-    return [*_linear(listed), *_memory(listed)]
+    return [*_linear(listed), *_memory(listed), *_third(listed)]
 
 
 def _linear(table: Sequence[Row]) -> list[Finding]:
@@ -269,6 +275,26 @@ def _memory(table: Sequence[Row]) -> list[Finding]:
                 workload=key.workload,
                 verdict="reproduced" if ratio <= MEMORY else "not reproduced",
                 reason=f"{ratio:.3f} times K-FAC's optimizer state on {key.world} processes, at most {MEMORY:g} wanted",
+            )
+        )
+    return made
+
+
+def _third(table: Sequence[Row]) -> list[Finding]:
+    """Owned layers on four processes or more: bytes are exact, so one run decides."""
+    made = []
+    for row in table:
+        key = row.key
+        if key.sharding != "owner" or key.mode != "weak" or key.world < 4 or row.state_ratio is None:
+            continue
+        made.append(
+            Finding(
+                claim="state a process at most a third",
+                subject=key.label,
+                device=key.device,
+                workload=key.workload,
+                verdict="reproduced" if row.state_ratio <= 1 / 3 else "not reproduced",
+                reason=f"{row.state_ratio:.3f} of one process' state on the fullest of {key.world}",
             )
         )
     return made

@@ -1,13 +1,15 @@
 """What the scaling runs ask for: every combination once, whole refresh periods, one batch kept."""
 
+import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from harness.errors import UserError
-from harness.measure.training.plan import build
-from harness.measure.training.scaling import Asked, check, points, request
-from suites.scaling_bench import METHODS, asked
+from harness.measure.training import scaling
+from harness.measure.training.scaling import Asked, check, measure, planned, points, request
+from suites.scaling_bench import METHODS, SHARDED, alike, asked
 
 CPU = Asked(
     workload="digits-cnn",
@@ -23,19 +25,23 @@ CPU = Asked(
 
 
 def test_points_are_every_combination_once():
-    found = {(one.world, one.per_rank, one.sharding): one for one in points(CPU)}
-    assert found[1, 64, "none"].modes == ("weak", "strong")
-    assert found[4, 64, "none"].modes == ("weak",)
-    assert found[4, 16, "owner"].modes == ("strong",)
-    assert found[2, 64, "owner"].methods == ("training.kfac-cholesky",)
-    assert (1, 64, "owner") not in found, "one process has every layer"
-    assert len(found) == len(points(CPU)) == 9
+    found = {(one.world, one.per_rank): one for one in points(CPU)}
+    assert found[1, 64].modes == ("weak", "strong")
+    assert found[4, 64].modes == ("weak",)
+    assert found[4, 16].modes == ("strong",)
+    assert found[2, 64].owned == ("training.kfac-cholesky",)
+    assert found[1, 64].owned == (), "one process has every layer"
+    assert len(found) == len(points(CPU)) == 5
+    assert [one.modes[0] for one in points(CPU)] == ["weak"] * 3 + ["strong"] * 2, "weak scaling comes first"
 
 
 def test_a_request_keeps_the_batch_and_evaluates_at_the_ends_only():
-    point = next(one for one in points(CPU) if (one.world, one.per_rank, one.sharding) == (4, 16, "owner"))
-    plan = build(request(CPU, point, 2))
-    spec = plan.spec(plan.parts[0], plan.parts[0].arms[0], 0)
+    point = next(one for one in points(CPU) if (one.world, one.per_rank) == (4, 16))
+    plan = planned(CPU, point, 2)
+    arms = {arm.name: arm for arm in plan.parts[0].arms}
+    assert list(arms) == ["training.sgd", "training.kfac-cholesky", "training.kfac-cholesky#owner"]
+    assert arms["training.kfac-cholesky"].hyper.factory["sharding"] == "none"
+    spec = plan.spec(plan.parts[0], arms["training.kfac-cholesky#owner"], 0)
     workload = spec.found_workload()
     assert (workload.batch, spec.world, spec.seed, spec.block_updates) == (64, 4, 2, 20)
     assert spec.factory["sharding"] == "owner"
@@ -45,6 +51,7 @@ def test_a_request_keeps_the_batch_and_evaluates_at_the_ends_only():
     assert workload.eval_every > 10**15
     assert spec.extra["scaling"]["modes"] == ["strong"]
     assert plan.describe("")["ranks"]["world"] == 4
+    assert plan.describe("")["kind"] == "scaling"
 
 
 def test_the_gpu_script_asks_for_whole_refresh_periods():
@@ -53,11 +60,38 @@ def test_the_gpu_script_asks_for_whole_refresh_periods():
         assert one.per_rank == 2048
         assert f"kfac-cholesky.refresh_period={one.period}" in one.hyper
     brief = points(asked(True, "cuda", (1, 2), METHODS))
-    strong = [point for point in brief if point.modes == ("strong",)]
-    assert {point.sharding: point.methods for point in strong} == {
-        "none": ("training.sgd",),
-        "owner": ("training.kfac-cholesky", "training.fop"),
-    }
+    (strong,) = [point for point in brief if point.modes == ("strong",)]
+    assert (strong.methods, strong.owned) == (("training.sgd",), ("training.kfac-cholesky", "training.fop"))
+    arms = planned(replace(CPU, methods=METHODS, sharded=SHARDED, brief=True), replace(strong, per_rank=8), 0)
+    names = [arm.name for arm in arms.parts[0].arms]
+    assert names == ["training.sgd", "training.kfac-cholesky#owner", "training.fop#owner"]
+
+
+def test_no_point_begins_that_would_not_end_in_time(monkeypatch, tmp_path):
+    clock, told, written = [0.0], [], []
+
+    def execute(plan, out, command, listener):
+        clock[0] += 30.0
+        return SimpleNamespace(path=tmp_path / f"{len(written)}.jsonl")
+
+    monkeypatch.setattr(scaling.executor, "execute", execute)
+    monkeypatch.setattr(scaling.time, "monotonic", lambda: clock[0])
+    asked_ = replace(CPU, seconds=100.0)
+    files, failed = measure(asked_, tmp_path, "test", None, told.append, lambda a, b: written.append((len(a), len(b))))
+    assert len(files) == 3
+    assert len(failed) == 2
+    assert all("10 s were left, and a point takes up to 30 s" in why for why in failed.values())
+    assert written == [(1, 0), (2, 0), (3, 0)], "what there is is written behind each point"
+    assert request(asked_, points(CPU)[0], 0, 70.0).budget_s == 70.0
+    assert request(asked_, points(CPU)[0], 0).budget_s is None
+
+
+def test_a_comparison_that_hangs_is_told(monkeypatch):
+    def hangs(command, **options):
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    monkeypatch.setattr(subprocess, "run", hangs)
+    assert alike("cpu", 2, 7.0) == {"error": "no answer within 7 s"}
 
 
 @pytest.mark.parametrize(

@@ -286,7 +286,9 @@ def join(kind: str, address: tuple[str, int], listening: int | None, timeout_s: 
 
 
 def leave() -> None:
-    """Take the process group down; every rank does."""
+    """Take the process group down; every rank does, when its device has done all collectives."""
+    if distributed.get_backend() == "nccl":
+        torch.cuda.synchronize()
     distributed.destroy_process_group()
 
 

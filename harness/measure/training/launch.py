@@ -136,6 +136,9 @@ def surroundings(world: World, rank: int, local: int) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world.size), "LOCAL_RANK": str(local),
                    "LOCAL_WORLD_SIZE": str(world.nproc)}  # fmt: skip
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, environment.threads() // world.nproc)))
+    # NVLink multicast saves little at these sizes, and a process killed within it, as the fellows of a dead rank are,
+    # can leave a shared host's GPUs unusable. Whoever sets the variable decides.
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
     if world.nnodes == 1:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import selectors
 import signal
 import socket
 import sys
@@ -39,20 +41,40 @@ def together(
         pids.append(pid)
         reads.append(read)
     listening.close()
-    answers = []
     try:
-        for read in reads:
-            with os.fdopen(read, "rb") as stream:
-                content = stream.read()
-            answers.append(pickle.loads(content) if content else (False, "died without an answer"))
-            if not answers[-1][0]:
-                raise RuntimeError(f"rank {len(answers) - 1} of {size}: {answers[-1][1]}")
+        return _answers(reads, size)
     finally:
+        # At a failure the others may wait for the one that has gone.
         for pid in pids:
-            if len(answers) < size or not answers[-1][0]:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-    return [value for _, value in answers]
+        for read in reads:
+            os.close(read)
+
+
+def _answers(reads: list[int], size: int) -> list[Any]:
+    """What the ranks returned, as they come.
+
+    Raises:
+        RuntimeError: the first failure.
+    """
+    selector, contents = selectors.DefaultSelector(), [b""] * size
+    found: dict[int, Any] = {}
+    for rank, read in enumerate(reads):
+        selector.register(read, selectors.EVENT_READ, rank)
+    while len(found) < size:
+        for key, _ in selector.select():
+            rank = key.data
+            if chunk := os.read(key.fd, 1 << 20):
+                contents[rank] += chunk
+                continue
+            selector.unregister(key.fd)
+            good, value = pickle.loads(contents[rank]) if contents[rank] else (False, "died without an answer")
+            if not good:
+                raise RuntimeError(f"rank {rank} of {size}: {value}")
+            found[rank] = value
+    return [found[rank] for rank in range(size)]
 
 
 def _one(

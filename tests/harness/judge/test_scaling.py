@@ -57,6 +57,30 @@ def test_state_of_owned_layers_is_over_that_of_one_process():
     assert shared.key.label == "kfac-cholesky, layers owned"
 
 
+@pytest.mark.parametrize(("state", "verdict"), [(33.0, "reproduced"), (34.0, "not reproduced")])
+def test_a_third_of_the_state_is_judged_on_four_processes(state, verdict):
+    rows = table(run("a", KFAC, 1, 64, ["weak"], 1.0, state=100.0),
+                 run("b", KFAC, 2, 64, ["weak"], 1.0, sharding="owner", state=50.0),
+                 run("c", KFAC, 4, 64, ["weak"], 1.0, sharding="owner", state=state))  # fmt: skip
+    (found,) = [one for one in scaling.findings(rows) if "third" in one.claim]
+    assert (found.subject, found.verdict) == ("kfac-cholesky, layers owned", verdict)
+
+
+def test_the_layout_is_the_run_s_own_where_the_invocation_has_several():
+    runs = run("a", KFAC, 2, 64, ["weak"], 1.0, sharding="owner")
+    for row in runs:
+        row["detail"]["scaling"].pop("sharding", None)
+        row["detail"]["hyper"] = {"sharding": "owner"}
+    (found,) = table(runs)
+    assert found.key.sharding == "owner"
+    alone = run("b", KFAC, 1, 64, ["weak"], 1.0)
+    for row in alone:
+        row["detail"]["scaling"].pop("sharding", None)
+        row["detail"]["hyper"] = {"sharding": "owner"}
+    (found,) = table(alone)
+    assert found.key.sharding == "none", "one process has every layer"
+
+
 @pytest.mark.parametrize(
     ("steps", "verdict"),
     [
