@@ -151,7 +151,9 @@ class StaticStep:
                 return []
             held = self._copies.get(index, [])
             if len(held) != len(grads) or held[0].dtype != grads[0].dtype:
-                held = self._copies[index] = [torch.empty_like(grad) for grad in grads]
+                # As the parameters lie in memory, which the fused kernel takes for granted.
+                held = [torch.empty_like(p, dtype=x.dtype) for p, x in zip(plan.params, grads, strict=True)]
+                self._copies[index] = held
             torch._foreach_copy_(held, grads)
             found.append((plan, held))
         return found
