@@ -59,15 +59,14 @@ def installed(tmp_path):
     return site
 
 
-def test_an_installed_package_shows_in_the_list_the_run_and_the_report(installed, tmp_path):
+def test_an_installed_package_shows_in_the_list_the_run_and_the_report(installed, warm, tmp_path):
     pytest.importorskip("torch")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(installed)])}
 
     def call(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "harness", *arguments],
-            capture_output=True, text=True, check=True, cwd=tmp_path, env=environment,
-        ).stdout  # fmt: skip
+        done = warm.run([sys.executable, "-m", "harness", *arguments], cwd=tmp_path, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     names = [row["name"] for row in json.loads(call("list", "--json"))]
     assert "polar.mine" in names

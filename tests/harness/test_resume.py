@@ -35,7 +35,7 @@ class Killer:
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_run_resumes_and_repeats_nothing(toy, tmp_path):
+def test_an_interrupted_run_resumes_and_repeats_nothing(toy, warm_workers, tmp_path):
     toy("added", "nan")
     out = tmp_path / "out"
     for after in (3, 4, 9):
@@ -67,7 +67,7 @@ def test_after_a_finished_file_a_new_one_starts(toy, tmp_path):
     assert not second.resumed
 
 
-def test_another_plan_does_not_resume_the_file(toy, tmp_path):
+def test_another_plan_does_not_resume_the_file(toy, warm_workers, tmp_path):
     toy("added")
     with contextlib.suppress(KeyboardInterrupt):
         executor.execute(build(request()), tmp_path, "test", Killer(2))
@@ -75,11 +75,19 @@ def test_another_plan_does_not_resume_the_file(toy, tmp_path):
     assert not other.resumed
 
 
+COMMAND = """
+from harness.cli import main
+from harness.measure import executor
+executor.machine.git = lambda: {"commit": "c", "diff": ""}  # whoever edits the tree now must not part the plans
+main()
+"""
+
+
 def test_a_killed_process_leaves_a_valid_store_that_resumes(toy, tmp_path):
     """SIGKILL to the parent at some moment after the first block record, then the same command again."""
     toy("added")
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "harness", "run", "--suite", "toy", "--tier", "quick", "--blocks", "8",
+    command = [sys.executable, "-c", COMMAND, "run", "--suite", "toy", "--tier", "quick", "--blocks", "8",
                "--out", str(out), "--json"]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])}
     child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, cwd=tmp_path)
@@ -102,7 +110,7 @@ def test_a_killed_process_leaves_a_valid_store_that_resumes(toy, tmp_path):
     assert not timed.duplicated(["case", "block", "arm"]).any()
 
 
-def test_discarded_blocks_are_replaced_by_fresh_ones(toy, tmp_path, monkeypatch):
+def test_discarded_blocks_are_replaced_by_fresh_ones(toy, warm_workers, tmp_path, monkeypatch):
     toy("added")
     plan = build(request())
     chosen = plan.suites[0].problems[0].id

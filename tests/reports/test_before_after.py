@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -94,11 +93,13 @@ def test_an_unwritable_folder_is_one_clear_line(rows: list[dict[str, Any]], tmp_
         before_after.render(rows, [], [], tmp_path / "file", ("a", "b"))
 
 
-def test_the_command_writes_the_page_and_keeps_json_and_exit_code(sides: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_command_writes_the_page_and_keeps_json_and_exit_code(
+    sides: tuple[Path, Path], warm: Any, tmp_path: Path
+) -> None:
     command = [sys.executable, "-m", "harness", "compare", *map(str, sides), "--json"]
-    plain = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    plain = warm.run(command, cwd=ROOT)
     page = [*command, "--html", "--out", str(tmp_path)]
-    paged = subprocess.run(page, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    paged = warm.run(page, cwd=ROOT)
     assert plain.returncode == paged.returncode == 1
     assert json.loads(plain.stdout) == json.loads(paged.stdout)
     assert (tmp_path / "compare.html").is_file()

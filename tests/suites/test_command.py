@@ -1,6 +1,5 @@
 """Scripts of the suites: a user's mistake is one line and exit code 2."""
 
-import subprocess
 import sys
 
 import pytest
@@ -46,7 +45,7 @@ def test_a_fault_of_ours_keeps_its_traceback():
         (("suites.state_memory", "--network", "nope"), "unknown network 'nope'"),
     ],
 )
-def test_mistakes_of_the_scripts(arguments, text):
-    done = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+def test_mistakes_of_the_scripts(warm, arguments, text):
+    done = warm.run([sys.executable, "-m", *arguments], cwd=ROOT)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert text in done.stderr

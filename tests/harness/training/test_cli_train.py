@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,16 +13,13 @@ from harness.cli_train import nothing_trained
 
 
 @pytest.fixture
-def cli(toys, tmp_path):
+def cli(toys, warm, tmp_path):
     def call(*arguments, code=0):
         path = os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])
-        done = subprocess.run(
+        done = warm.run(
             [sys.executable, "-m", "harness", *map(str, arguments)],
-            capture_output=True,
-            text=True,
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200"},
-            check=False,
         )
         assert done.returncode == code, (done.returncode, done.stdout[-2000:], done.stderr[-2000:])
         assert "Traceback" not in done.stderr, done.stderr
