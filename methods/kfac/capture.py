@@ -23,10 +23,15 @@ class Capture:
     a module may be called many times, and an in-place activation behind it does not matter. The modules' hooks stay
     for good (a compiled graph then has one form for each state of ``enabled``), do nothing under ``no_grad``, hold
     this object weakly and ignore copies of the modules.
+
+    Attributes:
+        enabled: whether the next forward passes are watched.
+        wanted: whether a layer's are; None for all.
     """
 
     def __init__(self, layers: Sequence[Layer], take: Take) -> None:
         self.enabled = False
+        self.wanted: Callable[[Layer], bool] | None = None
         self._take = take
         self._layers = {id(module): layer for layer in layers for module in layer.modules}
         me = weakref.ref(self)
@@ -47,6 +52,8 @@ class Capture:
         """
         layer = self._layers.get(id(module))
         if layer is None or not torch.is_grad_enabled() or not layer.weight.requires_grad:
+            return
+        if self.wanted is not None and not self.wanted(layer):
             return
         if not isinstance(output, Tensor) or not output.requires_grad:
             return

@@ -121,6 +121,8 @@ class KFAC(FromModel):
         self.columns = Columns(model, opt.loss) if opt.fisher == "type-2" else None
         self.capture = Capture(self.layers, self._take)
         self.capture.enabled = self._catches()
+        if opt.spread:
+            self.capture.wanted = lambda layer: self.policy.takes(self._order[layer], self.steps)
         fallback.announce(self.label, opt.fallback, self.left_over)
 
     def _slot(self, layer: Layer, side: int) -> Slot:

@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 
 from harness.errors import UserError
 
+#: Multiples of it modulo 1 keep far from each other (Knuth, The Art of Computer Programming 3, 6.4, theorem S).
+GOLDEN = (5**0.5 - 1) / 2
+
 #: A number, pieces ``[[first step, value], ...]``, or a function of the step.
 Schedule = float | Sequence[Sequence[float]] | Callable[[int], float]
 
@@ -34,7 +37,8 @@ class Policy:
     """Statistics every ``update_period`` steps, an inverse every ``refresh_period`` steps.
 
     With ``stagger`` each layer is refreshed at its own step of the period; the layers' costs are spread as evenly as
-    a greedy assignment (largest first, to the least loaded step) does; steps of the period that take statistics begin
+    a greedy assignment (largest first, to the least loaded step) does, equally loaded steps far from each other before
+    neighbours, so that a slow host catches up between two refreshes; steps of the period that take statistics begin
     with the load of the largest refresh, so that the longest step is not both. The first step refreshes all layers.
 
     Args:
@@ -86,9 +90,10 @@ class Policy:
             crowded = 1 < every <= period and period % every == 0 and not self.spread
             busy = max(self._costs, default=0.0) if crowded else 0.0
             load = [busy if slot % every == 0 else 0.0 for slot in range(period)]
+            rank = {slot: place for place, slot in enumerate(sorted(range(period), key=lambda s: s * GOLDEN % 1.0))}
             slots = [0] * len(self._costs)
             for index in sorted(range(len(slots)), key=lambda i: (-self._costs[i], i)):
-                slots[index] = min(range(period), key=lambda slot: (load[slot], slot))
+                slots[index] = min(range(period), key=lambda slot: (load[slot], rank[slot]))
                 load[slots[index]] += self._costs[index]
             self._slots[period] = slots
         return self._slots[period]

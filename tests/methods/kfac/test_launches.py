@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from methods.kfac import factories, refresh, shifts
 from methods.kfac.inverse import cholesky
+from methods.kfac.recorder import Recorder
 
 WIDTHS = (8, 0, 16, 0, 32, 32, 0, 64, 64)
 
@@ -92,3 +93,31 @@ def test_a_layer_of_a_statistics_step(as_on_a_gpu):
     few, many = (counts(factories.cholesky, (8, *[16] * count, 0, 0, 0, 0)) for count in (3, 9))
     assert many["more"] - few["more"] <= 6 * 27
     assert many["statistics"] - few["statistics"] <= 6 * 15
+
+
+class Silent(Recorder):
+    """Replays nothing: what is left is what the host dispatches beside a graph."""
+
+    def capture(self, device, work):
+        super().capture(device, work)
+        return lambda: None
+
+
+@pytest.mark.parametrize("make", [factories.cholesky, factories.rs_warm])
+def test_beside_a_graph_little_is_left(make, as_on_a_gpu):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = net()
+        optimizer = make(model, damping=0.03, update_period=4, refresh_period=40, stagger=True, spread=True)
+    optimizer.static.graphs.engine = Silent()
+    found = []
+    for k in range(12):
+        x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(k))
+        optimizer.zero_grad()
+        model(x.to(memory_format=torch.channels_last)).square().mean().backward()
+        with Count() as step:
+            optimizer.step()
+        if not optimizer.policy.due(k):
+            found.append(step.found.total())
+    assert optimizer.describe()["graphs"]["captured"] == 1
+    assert max(found[4:]) <= 20, found
