@@ -94,22 +94,25 @@ TARGET_AMX INLINE void ones_of(const uint8_t* quad, uint8_t* hot, int64_t half) 
 
 // Sums of one set on their way to the caller: rows in order, 16 or 32 outputs each.
 struct Pending {
-    const int32_t* sums = nullptr;  // [row % 2][output / 16][row / 2][16]
+    const int32_t* sums = nullptr;  // [row][32]
     const float *scale = nullptr, *offset = nullptr;
     float* out = nullptr;
     int64_t stride = 0;
-    int groups = 0, next = kSet;
+    bool two = false;
+    int next = kSet;
     TARGET_AMX INLINE_MEMBER void finish(int rows) {
-        if (next >= kSet) return;
         const int until = next + rows < kSet ? next + rows : kSet;
-        for (int g = 0; g < groups; ++g) {
-            const __m512 a = _mm512_loadu_ps(scale + kSide * g), b = _mm512_loadu_ps(offset + kSide * g);
-            for (int r = next; r < until; ++r) {
-                const __m512i s = _mm512_load_si512(sums + ((r % 2 * 2 + g) * kSide + r / 2) * kSide);
-                _mm512_storeu_ps(out + r * stride + kSide * g, _mm512_fmadd_ps(_mm512_cvtepi32_ps(s), a, b));
-            }
+        if (next >= until) return;
+        const int second = two ? kSide : 0;  // without a second half the first is done twice
+        const __m512 a0 = _mm512_loadu_ps(scale), a1 = _mm512_loadu_ps(scale + second);
+        const __m512 b0 = _mm512_loadu_ps(offset), b1 = _mm512_loadu_ps(offset + second);
+        const int32_t* from = sums + next * kSet;
+        for (float* to = out + next * stride; next < until; ++next, to += stride, from += kSet) {
+            const __m512 x = _mm512_cvtepi32_ps(_mm512_load_si512(from));
+            const __m512 y = _mm512_cvtepi32_ps(_mm512_load_si512(from + second));
+            _mm512_storeu_ps(to, _mm512_fmadd_ps(x, a0, b0));
+            _mm512_storeu_ps(to + second, _mm512_fmadd_ps(y, a1, b1));
         }
-        next = until;
     }
 };
 
@@ -140,11 +143,12 @@ TARGET_AMX void set_of_sums(const uint8_t* codes, uint8_t* hot, const uint8_t* t
         pending.finish(rows);
     }
     pending.finish(kSet);
-    _tile_stored(0, sums, 64);
-    _tile_stored(2, sums + 2 * kSide * kSide, 64);
+    constexpr int two_rows = 2 * kSet * sizeof(int32_t);
+    _tile_stored(0, sums, two_rows);
+    _tile_stored(2, sums + kSet, two_rows);
     if constexpr (GROUPS == 2) {
-        _tile_stored(1, sums + kSide * kSide, 64);
-        _tile_stored(3, sums + 3 * kSide * kSide, 64);
+        _tile_stored(1, sums + kSide, two_rows);
+        _tile_stored(3, sums + kSet + kSide, two_rows);
     }
     BARRIER;
 }
@@ -174,7 +178,7 @@ TARGET_AMX void scan_floats(const Job& j) {
             pending.offset = j.offset + kSide * g;
             pending.out = static_cast<float*>(j.out) + r * j.stride + kSide * g;
             pending.stride = j.stride;
-            pending.groups = two ? 2 : 1;
+            pending.two = two;
             pending.next = 0;
             ++done;
             if (j.ahead) j.ahead->fetch(static_cast<int>(j.ahead->units * done / sets));
