@@ -11,7 +11,6 @@ from torch import Tensor
 from harness.errors import UserError
 from methods.kfac.checkpoint import restore_groups
 from methods.kfac.layers import Layer
-from methods.singd.products import precision
 from methods.singd.stacks import zeros
 
 if TYPE_CHECKING:
@@ -36,16 +35,13 @@ def layer_state(optimizer: SINGD, layer: Layer) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore_layer(optimizer: SINGD, layer: Layer, stored: Mapping[str, Tensor]) -> None:
-    """Put a layer's state into its stack, in the stack's dtypes and on its device."""
+    """Put a layer's state into its stack, in the stack's dtypes and on its device; K K^T is still to be kept."""
     stack = optimizer._stack_of[layer]
     place = stack.places[layer]
     for name, side in zip(_SIDES, (stack.a, stack.g), strict=True):
         side.value[place] = stored[name].to(side.value)
         if side.momentum is not None:
             side.momentum[place] = stored[f"m_{name}"].to(side.value)
-        if side.kept is not None:
-            with precision(optimizer.options.products):
-                side.kept[place] = side.kind.keep(side.value[place])
     if "momentum" in stored:
         if stack.momentum is None:
             stack.momentum = zeros(stack)
@@ -92,6 +88,7 @@ def load(optimizer: SINGD, stored: Mapping[str, Any]) -> None:
     optimizer.build()
     for layer in optimizer.layers:
         restore_layer(optimizer, layer, stored["layers"][layer.name])
+    optimizer._mover.keep()
     optimizer.steps = int(stored["steps"])
     optimizer.seen = {layer for layer in optimizer.layers if layer.name in stored["seen"]}
     scale = stored["grad_scale"]

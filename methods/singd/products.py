@@ -37,9 +37,19 @@ def precision(mode: str) -> Iterator[None]:
             torch.backends.cuda.matmul.allow_tf32 = held
 
 
+def fast() -> bool:
+    """Whether products of float32 matrices may run on matrix units: in TF32 or from bfloat16."""
+    return _state["mode"] == "bf16" or torch.backends.cuda.matmul.allow_tf32
+
+
 def size(d: int) -> int:
     """The extent that a kept matrix of size ``d`` is padded to."""
     return d if d < _LEAST else -(-d // _MULTIPLE) * _MULTIPLE
+
+
+def extent(d: int, like: Tensor) -> int:
+    """The extent that :func:`prepared` gives to ``d`` in a matrix like ``like``."""
+    return size(d) if like.device.type in _PADDED_ON and like.dtype != torch.float64 else d
 
 
 def operand(dtype: torch.dtype, mode: str | None = None) -> torch.dtype:
@@ -52,12 +62,6 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """A @ B (B, m, k) x (B, k, n) -> (B, m, n) in A's dtype, with the precision in force."""
     kind = operand(a.dtype)
     return multiplied(prepared(a, kind), prepared(b, kind), a.dtype)[:, : a.shape[1], : b.shape[2]]
-
-
-def moment(rows: Tensor) -> Tensor:
-    """R^T R for rows (B, n, d): (B, d, d) in their dtype, with the precision in force."""
-    ready = prepared(rows, operand(rows.dtype))
-    return multiplied(ready.mT, ready, rows.dtype)[:, : rows.shape[2], : rows.shape[2]]
 
 
 def prepared(a: Tensor, dtype: torch.dtype) -> Tensor:

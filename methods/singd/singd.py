@@ -17,9 +17,10 @@ from methods.first_order.groups import scalars, trainable
 from methods.kfac import fallback
 from methods.kfac.capture import Capture
 from methods.kfac.from_model import FromModel
+from methods.kfac.graphs import Graphs
 from methods.kfac.layers import Layer, find
 from methods.kfac.options import in_range
-from methods.kfac.policy import Policy, value_at
+from methods.kfac.policy import Policy
 from methods.kfac.sharding import average
 from methods.kfac.timing import Parts
 from methods.singd import checkpoint, stacks
@@ -28,6 +29,7 @@ from methods.singd.options import parse
 from methods.singd.products import precision
 from methods.singd.stacks import Side, Stack
 from methods.singd.statistics import Gather
+from methods.singd.update import Update
 
 
 class SINGD(FromModel):
@@ -73,6 +75,7 @@ class SINGD(FromModel):
             self.coverage[opt.fallback] = scalars(parameter for _, parameter in others)
         self.policy = Policy(opt.update_period, 1, False, [])
         self.gather = Gather(opt)
+        self.graphs = Graphs(opt.graphs)
         self.stacks: list[Stack] = []
         self.build()
         self.steps = 0
@@ -91,6 +94,8 @@ class SINGD(FromModel):
         self.stacks = stacks.build(self.layers, self.options)
         self._stack_of = {layer: stack for stack in self.stacks for layer in stack.layers}
         self._apply = Apply(self.stacks, self.options.momentum, self.options.weight_decay)
+        self.graphs.forget()
+        self._mover = Update(self.stacks, self.options, self.graphs)
 
     # -- statistics ----------------------------------------------------------------------------------------------------
 
@@ -178,52 +183,11 @@ class SINGD(FromModel):
         with self._parts.span("update", self._device().type == "cuda"):
             sums = self.gather.read_all(correction)
             average([tensor for pair in sums.values() for tensor in pair])
-            home = self._device()
-            # What is not finite anywhere has a norm that is not.
-            home, everything = self._device(), [tensor for pair in sums.values() for tensor in pair]
-            probes = [probe.to(home, torch.float32) for probe in torch._foreach_norm(everything, 1)]
-            finite = torch.stack(probes).isfinite().all()
-            whole = finite if good is None else finite & good.to(home)
-            missed = ~finite if good is None else ~finite & good.to(home)
-            self._skipped = self._skipped.to(home) + missed.long()
             self.seen.update(sums)
-            for stack in self.stacks:
-                members = [layer for layer in stack.layers if layer in sums]
-                if members:
-                    self._move(stack, members, sums, whole)
+            finite, whole = self._mover.step(sums, self.steps, good)
+            missed = ~finite if good is None else ~finite & good.to(finite.device)
+            self._skipped = self._skipped.to(finite.device) + missed.long()
         return whole
-
-    def _move(self, stack: Stack, members: list[Layer], sums: dict[Layer, tuple[Tensor, Tensor]], good: Tensor) -> None:
-        """One update of both factors of a stack's members."""
-        opt, chosen = self.options, stack.chosen(members)
-        pairs = [sums.pop(layer) for layer in members]
-        lam = value_at(opt.damping, self.steps)
-        half = 0.5 * (1 - opt.alpha1 if opt.normalize_lr_cov else 1.0)
-        sides = (stack.a, stack.g)
-        inner, gram, weights = [], [], []
-        for side, parts in zip(sides, zip(*pairs, strict=True), strict=True):
-            held = side.pick(side.value, chosen)
-            inner.append(side.kind.inner(held, parts[0] if len(parts) == 1 else torch.cat(parts)))
-            gram.append(side.kind.gram(held))
-            weights.append((half, half * lam) if opt.kfac_like else self._means(side, inner[-1], gram[-1], half, lam))
-        for i, side in enumerate(sides):
-            of_inner, of_gram = weights[1 - i]
-            new = inner[i] * of_inner
-            new = new.add_(gram[i], alpha=of_gram) if isinstance(of_gram, float) else new.addcmul_(gram[i], of_gram)
-            side.kind.add_identity(new, -half)
-            if side.momentum is not None:
-                new.add_(side.pick(side.momentum, chosen), alpha=opt.alpha1)
-            beta: Tensor | float = value_at(opt.lr_cov, self.steps)
-            if opt.normalize_lr_cov:
-                beta = beta / new.abs().amax(1, keepdim=True).clamp_min(1.0)
-            stacks.update(side, new.to(side.value.dtype), beta, good, chosen)
-
-    @staticmethod
-    def _means(side: Side, inner: Tensor, gram: Tensor, half: float, lam: float) -> tuple[Tensor, Tensor]:
-        """Half tr(H) / d and half lam tr(N) / d of one side, (B, 1): they weigh the other side's H and N."""
-        kind = side.kind
-        first, second = kind.trace(inner) * (half / kind.d), kind.trace(gram) * (half * lam / kind.d)
-        return first[:, None], second[:, None]
 
     # -- the model moves -----------------------------------------------------------------------------------------------
 
@@ -239,6 +203,7 @@ class SINGD(FromModel):
         self.build()
         for layer, state in states.items():
             checkpoint.restore_layer(self, layer, state)
+        self._mover.keep()
         for sums in self.gather.sums.values():
             sums.a, sums.g = sums.a.to(self._device()), sums.g.to(self._device())
         for parameter, held in (self.fallback.state if self.fallback is not None else {}).items():

@@ -13,7 +13,6 @@ from methods.singd.options import Options, pair
 from methods.singd.products import precision
 from methods.singd.rows import wide
 from methods.singd.structures import Structure, structure
-from methods.singd.tensors import split
 
 #: Largest matrix of a stack in bytes: beyond, a layer keeps a GPU busy alone and a stack only costs copies.
 _LARGEST = 1 << 26
@@ -34,10 +33,6 @@ class Side:
     value: Tensor
     momentum: Tensor | None
     kept: Tensor | None
-
-    def pick(self, tensor: Tensor, chosen: list[slice] | None) -> Tensor:
-        """The chosen members of one of the tensors, all of them without a copy."""
-        return tensor if chosen is None else cut(tensor, chosen)
 
     @property
     def room(self) -> int:
@@ -164,32 +159,3 @@ def formula(layers: Sequence[Layer], options: Options) -> dict[str, int]:
         numbers = layer.groups * layer.d_in * layer.d_out
         found["momentum"] += numbers * layer.weight.dtype.itemsize if options.momentum else 0
     return found
-
-
-def update(side: Side, new: Tensor, beta: Tensor | float, good: Tensor | None, chosen: list[slice] | None) -> None:
-    """K <- K - beta K m for the chosen members, unless the batch was not finite; m is kept where it is kept."""
-    held = side.pick(side.value, chosen)
-    product = side.kind.compose(held, new)
-    moved = held - beta * product if isinstance(beta, Tensor) else torch.sub(held, product, alpha=beta)
-    write(side.value, moved, good, chosen)
-    if side.momentum is not None:
-        write(side.momentum, new, good, chosen)
-    if side.kept is not None:
-        write(side.kept, side.kind.keep(side.pick(side.value, chosen)), None, chosen)
-
-
-def write(target: Tensor, value: Tensor, good: Tensor | None, chosen: list[slice] | None) -> None:
-    """Put ``value`` where it belongs, unless ``good`` is false."""
-    if chosen is None:
-        if good is None:
-            target.copy_(value)
-        else:
-            torch.where(good.to(value.device), value, target, out=target)
-        return
-    for place, part in zip(chosen, split(value, [place.stop - place.start for place in chosen]), strict=True):
-        write(target[place], part, good, None)
-
-
-def cut(tensor: Tensor, chosen: Sequence[slice]) -> Tensor:
-    """The members at some places; slices, since an index would be copied to the device and waited for."""
-    return torch.cat([tensor[place] for place in chosen])

@@ -6,8 +6,8 @@ over N samples and S shared positions (Eschenhagen et al., arXiv 2311.00636),
     expand:  A = 1 / (N S) sum_ns a a^T,              G = R sum_ns b b^T
     reduce:  A = 1 / N sum_n mean_s(a) mean_s(a)^T,   G = R sum_n (sum_s b)(sum_s b)^T
 
-Rows are scaled before they are squared, so that half precision neither overflows nor vanishes: by the first call's
-counts and the last known loss scale; the step corrects both.
+Rows are scaled before they are squared where factors are in half precision, so that it neither overflows nor vanishes:
+by the first call's counts and the last known loss scale; the step corrects both. Else the sums are scaled.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harness.errors import Unsupported
 from methods.kfac.layers import Layer, input_rows, output_rows, patches
 from methods.kfac.statistics import Terms
 from methods.singd.options import Options
-from methods.singd.rows import PatchRows, PlainRows, Rows
+from methods.singd.rows import HALF, PatchRows, PlainRows, Rows, one
 from methods.singd.stacks import Stack
 
 
@@ -35,6 +35,8 @@ class Sums:
         g: of the outputs (groups, any).
         unit_rows: rows of the first call, which ``a`` is divided by.
         unit_terms: loss terms of the first call, which ``g`` is scaled by.
+        scale_a: what ``a`` is still to be multiplied with.
+        scale_g: what ``g`` is.
         rows: rows of all calls.
         terms: loss terms of all calls.
     """
@@ -43,8 +45,15 @@ class Sums:
     g: Tensor
     unit_rows: int
     unit_terms: int
+    scale_a: float = 1.0
+    scale_g: float = 1.0
     rows: int = 0
     terms: Terms = field(default_factory=Terms)
+
+
+def _split(root: float, dtype: torch.dtype) -> tuple[float, float]:
+    """What rows are multiplied with, and what the sums of their squares are."""
+    return (root, 1.0) if dtype in HALF else (1.0, root**2)
 
 
 class Gather:
@@ -85,13 +94,18 @@ class Gather:
         root = unit_terms**0.5 if opt.reduction == "mean" else unit_terms**-0.5
         place = stack.places[layer]
         k, c = stack.a.value[place], stack.g.value[place]
-        for_a = self.input(module, inputs, layer.bias is not None, unit_rows**-0.5, k.dtype)
+        of_a, scale_a = _split(unit_rows**-0.5, k.dtype)
+        of_g, scale_g = _split(root, c.dtype)
+        for_a = self.input(module, inputs, layer.bias is not None, of_a, k.dtype)
         if isinstance(for_a, PlainRows) and for_a.x.shape[1] * for_a.x.shape[2] != rows:
             raise Unsupported(f"{layer.name}: input rows {tuple(for_a.x.shape)} do not match {rows} output rows.")
         a = stack.a.kind.gather(k, for_a)
-        g = stack.g.kind.gather(c, PlainRows(b, False, root / scale, c.dtype))
+        whole = c.dtype not in HALF
+        g = stack.g.kind.gather(c, PlainRows(b, False, of_g if whole else of_g / scale, c.dtype))
+        if whole and not one(scale):
+            g = g.div_(scale**2)
         if held is None:
-            held = self.sums[layer] = Sums(a, g, unit_rows, unit_terms)
+            held = self.sums[layer] = Sums(a, g, unit_rows, unit_terms, scale_a, scale_g)
         else:
             held.a += a
             held.g += g
@@ -102,17 +116,17 @@ class Gather:
         """A's and G's sums; ``correction`` divides G by the squared error of the assumed loss scale."""
         held = self.sums[layer]
         ratio = held.terms.count / held.unit_terms
-        g = held.g * (ratio if self.options.reduction == "mean" else 1 / ratio)
+        g = held.g * (held.scale_g * (ratio if self.options.reduction == "mean" else 1 / ratio))
         if correction is not None:
             g = g * correction.to(g.device, g.dtype)
-        return held.a * (held.unit_rows / held.rows), g
+        return held.a * (held.scale_a * held.unit_rows / held.rows), g
 
     def read_all(self, correction: Tensor | None) -> dict[Layer, tuple[Tensor, Tensor]]:
         """:meth:`read` of every layer in few calls, in place; then nothing is pending."""
         mean, factors = self.options.reduction == "mean", []
         for held in self.sums.values():
             ratio = held.terms.count / held.unit_terms
-            factors += [held.unit_rows / held.rows, ratio if mean else 1 / ratio]
+            factors += [held.scale_a * held.unit_rows / held.rows, held.scale_g * (ratio if mean else 1 / ratio)]
         found = {layer: (held.a, held.g) for layer, held in self.sums.items()}
         if any(factor != 1.0 for factor in factors):
             torch._foreach_mul_([tensor for pair in found.values() for tensor in pair], factors)

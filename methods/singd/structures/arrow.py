@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 
@@ -124,6 +126,37 @@ class TrilArrow(Structure):
         """See :class:`Structure`."""
         w, diagonal = self._views(k)
         return self.inner(k, self._join(w, torch.ones_like(diagonal)))
+
+    # -- padded --------------------------------------------------------------------------------------------------------
+
+    @property
+    def alike(self) -> Hashable:
+        """See :class:`Structure`."""
+        return self.name
+
+    def _span(self, whole: TrilArrow) -> tuple[slice, slice]:
+        """Where the corner and the diagonal lie among the rows of ``whole``."""
+        first, tail = (0, whole.rank) if self._first else (whole.tail, 0)
+        return slice(first, first + self.rank), slice(tail, tail + self.tail)
+
+    def within(self, big: Tensor, whole: Structure) -> list[Tensor]:
+        """See :class:`Structure`."""
+        assert isinstance(whole, TrilArrow)
+        w, diagonal = whole._views(big)
+        found = [*(w[:, rows, : self.rank] for rows in self._span(whole)), diagonal[:, : self.tail]]
+        return [part for part in found if part.numel()]
+
+    def keeps_within(self, whole: Structure) -> bool:
+        """See :class:`Structure`."""
+        assert isinstance(whole, TrilArrow)
+        return self.rank == whole.rank
+
+    def kept_within(self, big: Tensor, whole: Structure) -> list[Tensor]:
+        """See :class:`Structure`."""
+        assert isinstance(whole, TrilArrow)
+        return [part for columns in self._span(whole) if (part := big[:, :, columns]).numel()]
+
+    # ------------------------------------------------------------------------------------------------------------------
 
     def trace(self, k: Tensor) -> Tensor:
         """See :class:`Structure`."""

@@ -7,6 +7,7 @@ multiples of matrices are those of the tensors. Everything else that SINGD (Lin 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -124,6 +125,43 @@ class Structure(ABC):
     def kept_bytes(self, dtype: torch.dtype, products: str) -> int:
         """Bytes of one kept K K^T under a precision of products; 0 for a class without one."""
         return self.kept_numbers() * dtype.itemsize if self.keeps(dtype) else 0
+
+    # -- padded: a member of a larger class with zero rows and columns -------------------------------------------------
+
+    @property
+    def alike(self) -> Hashable:
+        """Structures of equal ``alike`` may be padded to one size; None: never."""
+        return None
+
+    def covering(self, d: int, sizes: Tensor) -> Structure:
+        """The structure that matrices of size up to ``d`` are padded to; ``sizes`` (B,) of each matrix of a stack."""
+        return type(self)(d, self.sizes)
+
+    def parts(self, k: Tensor) -> list[Tensor]:
+        """The numbers as views."""
+        return self.within(k, self)
+
+    def within(self, big: Tensor, whole: Structure) -> list[Tensor]:
+        """Where :meth:`parts` lie in the numbers of ``whole``."""
+        return [big]
+
+    def sum_parts(self, sums: Tensor) -> list[Tensor]:
+        """What :meth:`gather` gives, as views."""
+        return self.parts(sums)
+
+    def sums_within(self, big: Tensor, whole: Structure) -> list[Tensor]:
+        """Where :meth:`sum_parts` lie in the sums of ``whole``, of which there are as many as numbers."""
+        return self.within(big, whole)
+
+    def keeps_within(self, whole: Structure) -> bool:
+        """Whether what is kept lies in what ``whole`` keeps."""
+        return False
+
+    def kept_within(self, big: Tensor, whole: Structure) -> list[Tensor]:
+        """Where it lies there; ``whole`` may be this structure itself."""
+        raise Unsupported(f"{self.name} is kept anew.")
+
+    # ------------------------------------------------------------------------------------------------------------------
 
     def add_identity(self, k: Tensor, amount: float) -> Tensor:
         """K + amount I in place."""

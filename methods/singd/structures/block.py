@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,12 @@ from methods.singd.tensors import split, unflatten
 
 #: Fewest sums that run side by side: fewer blocks are split along the rows (an H100 has 132 multiprocessors).
 _SPLIT = 256
+
+
+def _full(big: Tensor, whole: Structure) -> Tensor:
+    """Numbers or kept blocks of a matrix of full blocks as (B, blocks, b, b)."""
+    assert isinstance(whole, Block)
+    return big.view(len(big), whole.blocks, whole.size, whole.size)
 
 
 class Block(Structure):
@@ -121,30 +127,66 @@ class Block(Structure):
         return self._joined([torch.bmm(a.mT, a) for a in self._squares(k)], len(k))
 
     def gather(self, k: Tensor, rows: Rows) -> Tensor:
-        """See :class:`Structure`."""
-        cut, total = self.blocks * self.size, None
-        for piece in rows.pieces():
-            n = piece.shape[1]
-            slices = max(1, min(n // 64, _SPLIT // self.blocks))
-            even = n // slices * slices
-            first = self._blocks(piece[:, :even, :cut], slices)
-            if even < n:
-                first = first + self._blocks(piece[:, even:, :cut], 1)
-            tail = piece[:, :, cut:]
-            part = self._join(first, (tail.mT @ tail).to(first.dtype))
+        """See :class:`Structure`: full blocks, the last one padded with zeros."""
+        blocks, total = self.room // self.size, None
+        slices = max(1, min(rows.count // 64, _SPLIT // (blocks * rows.batch)))
+        for slab in rows.slabs(self.room, slices):
+            first = slab.view(-1, self.size, slab.shape[3])
+            found = torch.bmm(first, first.mT).view(len(slab), rows.batch, -1)
+            part = found[0].to(wide(found.dtype)) if len(slab) == 1 else found.sum(0, dtype=wide(found.dtype))
             total = part if total is None else total.add_(part)
         assert total is not None
         return total
 
-    def _blocks(self, piece: Tensor, slices: int) -> Tensor:
-        """Blocks (B, blocks, b, b) of the moment of (B, n, blocks b), n a multiple of ``slices``."""
-        parts = unflatten(unflatten(piece, 2, (self.blocks, self.size)), 1, (slices, -1)).permute(0, 1, 3, 4, 2)
-        return (parts @ parts.mT).sum(1, dtype=wide(piece.dtype))
-
     def inner(self, k: Tensor, sums: Tensor) -> Tensor:
         """See :class:`Structure`."""
-        pairs = zip(self._squares(k), self._squares(sums.to(k.dtype)), strict=True)
+        full = sums.to(k.dtype).view(len(k), -1, self.size, self.size)
+        parts = [full[:, : self.blocks].reshape(-1, self.size, self.size)]
+        if self.rest:
+            parts.append(full[:, self.blocks, : self.rest, : self.rest])
+        pairs = zip(self._squares(k), parts, strict=True)
         return self._joined([torch.bmm(a.mT, torch.bmm(s, a)) for a, s in pairs], len(k))
+
+    # -- padded --------------------------------------------------------------------------------------------------------
+
+    @property
+    def alike(self) -> Hashable:
+        """See :class:`Structure`."""
+        return self.name
+
+    def covering(self, d: int, sizes: Tensor) -> Structure:
+        """See :class:`Structure`: whole blocks."""
+        size = min(d, self.sizes.block)
+        return Block(-(-d // size) * size, self.sizes)
+
+    def parts(self, k: Tensor) -> list[Tensor]:
+        """See :class:`Structure`."""
+        first, last = self._views(k)
+        return [first, last] if self.rest else [first]
+
+    def within(self, big: Tensor, whole: Structure) -> list[Tensor]:
+        """See :class:`Structure`."""
+        full = _full(big, whole)
+        first = full[:, : self.blocks, : self.size, : self.size]
+        return [first, full[:, self.blocks, : self.rest, : self.rest]] if self.rest else [first]
+
+    def sum_parts(self, sums: Tensor) -> list[Tensor]:
+        """See :class:`Structure`."""
+        return [sums.view(len(sums), -1, self.size, self.size)]
+
+    def sums_within(self, big: Tensor, whole: Structure) -> list[Tensor]:
+        """See :class:`Structure`."""
+        return [_full(big, whole)[:, : self.room // self.size, : self.size, : self.size]]
+
+    def keeps_within(self, whole: Structure) -> bool:
+        """See :class:`Structure`."""
+        return True
+
+    def kept_within(self, big: Tensor, whole: Structure) -> list[Tensor]:
+        """See :class:`Structure`."""
+        return [big] if whole is self else self.sums_within(big, whole)
+
+    # ------------------------------------------------------------------------------------------------------------------
 
     def add_identity(self, k: Tensor, amount: float) -> Tensor:
         """See :class:`Structure`."""

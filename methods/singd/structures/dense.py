@@ -5,29 +5,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.singd.products import moment as moment_of
-from methods.singd.products import multiplied, operand, product, size
+from methods.singd.products import extent, multiplied, operand, prepared, product, size
 from methods.singd.rows import Rows, wide
 from methods.singd.structures.base import Sizes, Structure
 
 
-def moment(rows: Rows) -> Tensor:
-    """X X^T (B, d, d) in the dtype of sums."""
+def moment(rows: Rows, like: Tensor) -> Tensor:
+    """X X^T (B, d, d) in the dtype of sums, with the precision in force for matrices like ``like``."""
     total: Tensor | None = None
-    for piece in rows.pieces():
-        part = moment_of(piece).to(wide(piece.dtype))
+    kind, d = operand(rows.dtype), rows.d
+    for (x,) in rows.slabs(extent(d, like), dtype=kind):
+        ready = prepared(x, kind)
+        part = multiplied(ready, ready.mT, rows.dtype)[:, :d, :d].to(wide(rows.dtype))
         total = part if total is None else total.add_(part)
     assert total is not None
     return total
 
 
 def inner_moment(dense: Tensor, rows: Rows) -> Tensor:
-    """K^T X X^T K (B, d, d) in the dtype of sums: X^T K first where that is less work (4 n d^2 < 2 n d^2 + 4 d^3)."""
-    if rows.count >= 2 * rows.d:
-        return product(dense.mT, product(moment(rows).to(dense.dtype), dense)).to(wide(dense.dtype))
+    """K^T X X^T K (B, d, d) in the dtype of sums: K^T X first where that is less work (4 n d^2 < 2 n d^2 + 4 d^3)."""
+    kind, d = operand(dense.dtype), rows.d
+    if rows.count >= 2 * d:
+        return product(dense.mT, product(moment(rows, dense).to(dense.dtype), dense)).to(wide(dense.dtype))
     total: Tensor | None = None
-    for piece in rows.pieces():
-        part = moment_of(product(piece, dense)).to(wide(piece.dtype))
+    left = prepared(dense.mT, kind)
+    for (x,) in rows.slabs(left.shape[1], dtype=kind):
+        y = multiplied(left, prepared(x, kind), dense.dtype).to(kind)
+        part = multiplied(y, y.mT, dense.dtype)[:, :d, :d].to(wide(dense.dtype))
         total = part if total is None else total.add_(part)
     assert total is not None
     return total

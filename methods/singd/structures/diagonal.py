@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 
@@ -53,6 +55,23 @@ class Diagonal(Structure):
     def left(self, kept: Tensor, y: Tensor, out: torch.dtype) -> Tensor:
         """See :class:`Structure`."""
         return (y.to(kept.dtype) * kept[:, :, None]).to(out)
+
+    @property
+    def alike(self) -> Hashable:
+        """See :class:`Structure`."""
+        return self.name
+
+    def within(self, big: Tensor, whole: Structure) -> list[Tensor]:
+        """See :class:`Structure`."""
+        return [big if whole is self else big[:, : self.d]]
+
+    def keeps_within(self, whole: Structure) -> bool:
+        """See :class:`Structure`."""
+        return True
+
+    def kept_within(self, big: Tensor, whole: Structure) -> list[Tensor]:
+        """See :class:`Structure`."""
+        return self.within(big, whole)
 
     def add_identity(self, k: Tensor, amount: float) -> Tensor:
         """See :class:`Structure`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -27,6 +29,7 @@ class Hierarchical(Structure):
         self.low = min(self.sizes.ranks[1], d - self.top)
         self.middle = d - self.top - self.low
         self.count = self.top * d + self.middle + self.low * (d - self.top)
+        self._thin: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
     def _parts(self, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[A, B1, B2] (B, k1, d), C (B, d - k1 - k2) and [D, E] (B, k2, d - k1), views."""
@@ -123,10 +126,46 @@ class Hierarchical(Structure):
 
     def gather(self, k: Tensor, rows: Rows) -> Tensor:
         """See :class:`Structure`."""
-        thin = k.new_zeros(k.shape[0], self.d, self.top + self.low)
-        thin[:, : self.top, : self.top].diagonal(dim1=1, dim2=2).fill_(1)
-        thin[:, self.d - self.low :, self.top :].diagonal(dim1=1, dim2=2).fill_(1)
+        thin = self._units(len(k), k.dtype, k.device)
         return self._join(rows.times(thin).mT, rows.squares())
+
+    def _units(self, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The unit vectors of the dense rows, (B, d, k1 + k2)."""
+        key = (batch, dtype, device)
+        if key not in self._thin:
+            thin = torch.zeros(batch, self.d, self.top + self.low, dtype=dtype, device=device)
+            thin[:, : self.top, : self.top].diagonal(dim1=1, dim2=2).fill_(1)
+            thin[:, self.d - self.low :, self.top :].diagonal(dim1=1, dim2=2).fill_(1)
+            self._thin = {key: thin}
+        return self._thin[key]
+
+    # -- padded: between, and behind blocks that are not full ----------------------------------------------------------
+
+    @property
+    def alike(self) -> Hashable:
+        """See :class:`Structure`."""
+        return self.name
+
+    def within(self, big: Tensor, whole: Structure) -> list[Tensor]:
+        """See :class:`Structure`."""
+        assert isinstance(whole, Hierarchical)
+        upper, c, lower = whole._parts(big)
+        upper, lower, far = upper[:, : self.top], lower[:, : self.low], whole.d - whole.low
+        near, end = far - whole.top, far + self.low
+        found = [upper[:, :, : self.top + self.middle], upper[:, :, far:end], c[:, : self.middle]]
+        found += [lower[:, :, : self.middle], lower[:, :, near : near + self.low]]
+        return [part for part in found if part.numel()]
+
+    def keeps_within(self, whole: Structure) -> bool:
+        """See :class:`Structure`."""
+        assert isinstance(whole, Hierarchical)
+        return (self.top, self.low) == (whole.top, whole.low)
+
+    def kept_within(self, big: Tensor, whole: Structure) -> list[Tensor]:
+        """See :class:`Structure`."""
+        return [big[:, :, : self.top + self.middle], big[:, :, whole.d - self.low :]]
+
+    # ------------------------------------------------------------------------------------------------------------------
 
     def _projected(self, rows: Tensor, diagonal: Tensor) -> Tensor:
         """Pi from the dense rows of a symmetric matrix and its diagonal (B, d); ``rows`` is changed."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 
-from methods.singd.products import product
+from methods.singd.products import fast, product
 from methods.singd.rows import Rows, wide
 from methods.singd.structures.base import Sizes, Structure
 from methods.singd.structures.dense import inner_moment
 from methods.singd.tensors import unflatten
 
-#: Bytes of rows that one transform takes: about what stays in an H100's 50 MB of L2 with its spectrum.
-_PIECE = 1 << 24
 _HALF = (torch.bfloat16, torch.float16)
 #: Up to here K K^T is kept as a dense matrix: one product then takes less than the four transforms it replaces, and
 #: 1.6 MB in float32 are little beside the weights.
@@ -51,6 +51,8 @@ class TrilToeplitz(Structure):
         super().__init__(d, sizes)
         self.count = d
         self.length = fast_length(2 * d - 1)
+        self._sizes: Tensor | None = None
+        self._known: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def identity(self, batch: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
         """See :class:`Structure`."""
@@ -128,34 +130,71 @@ class TrilToeplitz(Structure):
 
     def compose(self, k: Tensor, other: Tensor) -> Tensor:
         """See :class:`Structure`."""
-        return self._back(self._forth(k) * self._forth(other)).to(k.dtype)
+        found = self._back(self._forth(k) * self._forth(other))
+        return (found if self._sizes is None else found * (self._lengths(found) > 0)).to(k.dtype)
 
     def add_identity(self, k: Tensor, amount: float) -> Tensor:
         """See :class:`Structure`."""
         k[:, 0].add_(amount)
         return k
 
+    # -- padded --------------------------------------------------------------------------------------------------------
+
+    @property
+    def alike(self) -> Hashable:
+        """See :class:`Structure`."""
+        return self.name
+
+    def covering(self, d: int, sizes: Tensor) -> Structure:
+        """See :class:`Structure`."""
+        found = type(self)(d, self.sizes)
+        found._sizes = sizes
+        return found
+
+    def within(self, big: Tensor, whole: Structure) -> list[Tensor]:
+        """See :class:`Structure`."""
+        return [big if whole is self else big[:, : self.d]]
+
+    # -- projections ---------------------------------------------------------------------------------------------------
+
+    def _lengths(self, like: Tensor) -> Tensor:
+        """Numbers on the diagonals, d - l: (d,), or (B, d) of padded matrices."""
+        key = (like.dtype, like.device)
+        if key not in self._known:
+            down = torch.arange(self.d, 0, -1, dtype=like.dtype, device=like.device)
+            if self._sizes is not None:
+                down = (down - (self.d - self._sizes.to(like.dtype))[:, None]).clamp_min_(0)
+            self._known[key] = down
+        return self._known[key]
+
     def _averages(self, sums: Tensor) -> Tensor:
         """Pi from diagonal sums (B, d)."""
-        counts = torch.arange(self.d, 0, -1, dtype=sums.dtype, device=sums.device)
-        found = 2 * sums / counts
+        lengths = self._lengths(sums)
+        if self._sizes is not None:
+            lengths = lengths.clamp_min(1)
+        found = torch.div(sums, lengths).mul_(2)
         found[:, 0] *= 0.5
         return found
 
     def gather(self, k: Tensor, rows: Rows) -> Tensor:
-        """See :class:`Structure`. With K already applied."""
-        if k.dtype in _HALF:
-            return self._gather_half(k, rows)
+        """See :class:`Structure`. With K already applied.
+
+        The moment first where products are fast or small and rows are many: what is left has d rows.
+        """
+        if k.dtype in _HALF or (
+            rows.count >= 2 * self.d and (self.d <= _WHOLE or (k.dtype == torch.float32 and fast()))
+        ):
+            return self._gather_moment(k, rows)
         spectrum = self._spectrum(k, True)
         power: Tensor | None = None
-        for piece in rows.pieces(_PIECE):
+        for piece in rows.pieces():
             found = self._forth(self._back(self._forth(piece).mul_(spectrum)))
             part = torch.view_as_real(found).square().sum((1, 3))
             power = part if power is None else power.add_(part)
         assert power is not None
         return self._averages(torch.fft.irfft(power, n=self.length, dim=-1)[:, : self.d])
 
-    def _gather_half(self, k: Tensor, rows: Rows) -> Tensor:
+    def _gather_moment(self, k: Tensor, rows: Rows) -> Tensor:
         """The dense moment on tensor cores, then its diagonal sums."""
         total = inner_moment(self.to_dense(k), rows)
         # Reading rows of d as rows of d + 1 shears the upper triangle: diagonal l becomes column l.
@@ -169,12 +208,13 @@ class TrilToeplitz(Structure):
     def gram(self, k: Tensor) -> Tensor:
         """See :class:`Structure`: sum_i (K^T K)_(i+l, i) = sum_u (d - u) c_u c_(u-l), in either orientation."""
         wider = k.to(wide(k.dtype))
-        weights = torch.arange(self.d, 0, -1, dtype=wider.dtype, device=k.device)
-        return self._averages(self._back(self._forth(wider * weights) * self._forth(wider).conj())).to(k.dtype)
+        weighted, plain = self._forth(wider * self._lengths(wider)), self._forth(wider)
+        return self._averages(self._back(weighted * plain.conj())).to(k.dtype)
 
     def trace(self, k: Tensor) -> Tensor:
         """See :class:`Structure`."""
-        return self.d * k[:, 0].to(wide(k.dtype))
+        first = k[:, 0].to(wide(k.dtype))
+        return self.d * first if self._sizes is None else self._sizes.to(first.dtype) * first
 
 
 class TriuToeplitz(TrilToeplitz):

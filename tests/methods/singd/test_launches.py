@@ -13,12 +13,12 @@ from methods.singd import factories
 pytestmark = pytest.mark.filterwarnings("ignore:.*leaves to")
 #: Six shapes: plain step, update step (its plain part counted), statistics inside backward of eight layers.
 BOUNDS = {
-    "dense": (32, 500, 370),
-    "diagonal": (12, 320, 200),
-    "block30": (100, 830, 600),
-    "hierarchical15": (112, 2400, 860),
-    "tril_toeplitz": (32, 730, 640),
-    "rank1_arrow": (100, 1450, 630),
+    "dense": (32, 500, 400),
+    "diagonal": (12, 125, 140),
+    "block30": (100, 240, 330),
+    "hierarchical15": (112, 600, 470),
+    "tril_toeplitz": (32, 245, 650),
+    "rank1_arrow": (100, 300, 400),
 }
 
 
