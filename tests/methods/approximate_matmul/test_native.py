@@ -74,6 +74,38 @@ def test_codes_and_sums_equal_the_oracle(level, n, codebooks):
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("remainder", range(4))
+def test_every_number_of_codebooks(level, remainder):
+    for codebooks in range(1 + remainder, 258, 4):
+        n, m = (1, 33, 64, 161)[codebooks // 4 % 4], (1, 4, 6, 8, 11, 16, 37)[codebooks // 4 % 7]
+        a, columns, thresholds, tables = problem(n, 9, codebooks, m, seed=1)
+        codes = walk(a, columns, thresholds)
+        sums = sum(lookups(codes, tables))
+        packed = binding.encode(np.asfortranarray(a), columns, thresholds, level=level)
+        np.testing.assert_array_equal(binding.unpack(packed), codes)
+        for order in ("row", "column"):
+            got = binding.scan(packed, tables, "uint16", order=order, level=level)
+            np.testing.assert_array_equal(got, sums)
+        y = binding.matmul(a[:, ::-1], 8 - columns, thresholds, binding.prepare(tables), level=level)
+        np.testing.assert_array_equal(y, sums)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("m", [*range(1, 20), 31, 32, 33, 47, 48, 95, 100])
+def test_every_number_of_outputs(level, m):
+    n, codebooks = 300, 6
+    a, columns, thresholds, tables = problem(n, 30, codebooks, m, seed=2)
+    sums = sum(lookups(walk(a, columns, thresholds), tables))
+    packed = binding.encode(a, columns, thresholds, level=level)
+    for out, want in (("uint8", np.minimum(sums, 255)), ("uint16", sums), ("float32", sums)):
+        np.testing.assert_array_equal(binding.scan(packed, tables, out, level=level), want)
+    wide = np.full((n, m + 3), 7, np.float32)
+    binding.matmul(a, columns, thresholds, tables, out=wide[:, 1 : m + 1], level=level)
+    np.testing.assert_array_equal(wide[:, 1 : m + 1], sums)
+    assert (wide[:, [0, m + 1, m + 2]] == 7).all()
+
+
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(("n", "m", "codebooks"), [(1, 1, 1), (33, 3, 5), (1000, 100, 16), (300, 13, 64), (64, 8, 257)])
 def test_fused_product_equals_encode_and_scan(level, n, m, codebooks):
     a, columns, thresholds, tables = problem(n, 70, codebooks, m)
