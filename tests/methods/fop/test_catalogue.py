@@ -13,6 +13,7 @@ SWEEP = {512: "cifar10-resnet18"} | {b: f"cifar10-resnet18-b{b}" for b in (2048,
 WORKLOADS = [
     *SWEEP.values(),
     *("cifar10lt-resnet32", "cifar10lt-resnet32-f50", "digits-cnn", "digits-fullbatch"),
+    *("cifar100lt-resnet32", "cifar100lt-resnet32-f50"),
     *("imagenet1k-resnet50", *(f"imagenet1k-resnet50-b{b}" for b in (2048, 4096, 8192))),
     *("imagenet100-t2t-vit", *(f"imagenet100-t2t-vit-b{b}" for b in (1024, 2048, 4096))),
 ]

@@ -45,6 +45,7 @@ def test_the_registered_workloads_are_these():
         *("digits-cnn-maddness", "cifar10-resnet9", "cifar10-resnet9-maddness"),
         *(f"digits-linear-{precision}" for precision in ("fp32", "bf16", "fp16")),
         *("digits-vit", "digits-convmixer", "cifar10-vit", "cifar10-convmixer"),
+        *("cifar100lt-resnet32", "cifar100lt-resnet32-f50"),
     }
     assert expected == set(OURS)
 
