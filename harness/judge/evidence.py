@@ -200,7 +200,7 @@ def _cell(claim: Claim, problem: str, rows: list[Row]) -> Cell:
 def values(
     rows: Sequence[Row], arm: str, metric: str, clock: str | None = None, clocks: set[str] | None = None
 ) -> dict[Unit, float]:
-    """Values of one arm by unit: ``("block", b)``, ``("memory", 0)`` or ``("seed", i)`` of the gate.
+    """Values of one arm by unit: ``("block", b)``, ``("memory", i)`` or ``("seed", i)`` of the gate.
 
     A time is read only from runs that passed; an error from runs of any status that carry it.
     """
@@ -220,7 +220,8 @@ def values(
         if row["phase"] == "block":
             found["block", int(row["block"])] = float(row["value"])
         elif row["phase"] == "memory":
-            found["memory", 0] = float(row["value"])
+            samples = row["samples"] if row["samples"] is not None else [row["value"]]
+            found.update({("memory", i): float(sample) for i, sample in enumerate(samples)})
         elif row["phase"] == "gate":
             samples = row["samples"] if row["samples"] is not None else [row["value"]]
             found.update({("seed", i): float(sample) for i, sample in enumerate(samples)})

@@ -275,7 +275,10 @@ class _Executor:
                 arm=method,
                 status=memory["status"],
                 reason=memory["reason"],
-                measurements={k: (unit, [value], None) for k, (value, unit) in memory["measurements"].items()},
+                measurements={
+                    name: (unit, value if isinstance(value, list) else [value], None)
+                    for name, (value, unit) in memory["measurements"].items()
+                },
                 detail=memory["detail"],
             )
 

@@ -157,9 +157,9 @@ def _memory(method: Method, runtime: TaskRuntime, problem: Problem, device: Devi
     except Exception as error:
         status, reason = gate.failure(device, error)
         return {"status": status, "reason": f"in the memory pass: {reason}", "measurements": {}, "detail": {}}
-    measurements = {name: [value, "bytes"] for name, value in peak.items()}
+    measurements: dict[str, list[Any]] = {name: [value, "bytes"] for name, value in peak.items()}
     detail = {}
-    if isinstance(joules, float):
+    if isinstance(joules, list):
         measurements["energy_j"] = [joules, "J"]
     else:
         detail["energy"] = joules

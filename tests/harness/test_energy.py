@@ -1,0 +1,58 @@
+"""Joules per call: several windows, each from tick to tick; a counter that stands still or is absent says so."""
+
+import pytest
+
+from harness.measure import micro
+
+
+class Runtime:
+    def buffer_like(self, content):
+        return content
+
+    def fill(self, buffer, content):
+        pass
+
+
+class Device:
+    """Every call costs ``joules``; the counter shows it at every ``every``-th call and wraps around at ``top``."""
+
+    def __init__(self, joules=0.5, every=1, top=float("inf")):
+        self.joules, self.every, self.top, self.calls = joules, every, top, 0
+
+    def energy_j(self):
+        return (self.calls // self.every * self.every * self.joules) % self.top
+
+    def synchronize(self):
+        pass
+
+    def op(self, buffer):
+        self.calls += 1
+
+
+def measure(device, seconds=0.03):
+    return micro.energy_pass(op=device.op, runtime=Runtime(), content=None, device=device, seconds=seconds)
+
+
+@pytest.mark.parametrize("every", [1, 7])
+def test_joules_a_call_in_as_many_windows_as_a_verdict_needs(every):
+    assert measure(Device(every=every)) == pytest.approx([0.5] * micro.ENERGY_WINDOWS)
+
+
+def test_a_counter_that_wraps_costs_its_window(monkeypatch):
+    monkeypatch.setattr(micro, "ENERGY_WINDOWS", 3)
+    device = Device(top=60.0)
+    found = measure(device, seconds=0.0)
+    assert all(joules == pytest.approx(0.5) for joules in found)
+    device.calls = 118
+    assert len(measure(device, seconds=0.0)) == 2
+
+
+def test_a_counter_that_stands_still_says_so(monkeypatch):
+    monkeypatch.setattr(micro, "LONGEST_TICK_S", 0.01)
+    assert "did not move" in measure(Device(joules=0.0))
+
+
+def test_no_counter_says_so():
+    device = Device()
+    device.energy_j = lambda: None
+    assert "no readable energy counter" in measure(device)
