@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,12 @@ from methods.kfac.layers import Layer
 from methods.singd.stacks import Stack, zeros
 from methods.singd.tensors import unpadded
 
+if TYPE_CHECKING:
+    from methods.singd.static import StaticStep
 
-@dataclass
-class _Entry:
+
+@dataclass(eq=False)
+class Entry:
     """One parameter: where its gradient goes, what scales it (two diagonals alone), where its momentum lies."""
 
     parameter: nn.Parameter
@@ -30,8 +34,8 @@ class _Entry:
     scales: tuple[Tensor, Tensor] | None
 
 
-@dataclass
-class _Active:
+@dataclass(eq=False)
+class Active:
     """What a step works on, for one set of parameters with a gradient.
 
     Attributes:
@@ -42,9 +46,9 @@ class _Active:
     """
 
     stacks: list[tuple[Stack, list[Layer] | None]]
-    entries: list[_Entry]
-    copied: list[_Entry]
-    scaled: list[_Entry]
+    entries: list[Entry]
+    copied: list[Entry]
+    scaled: list[Entry]
     parts: list[Tensor] = field(default_factory=list)
     views: list[Tensor] = field(default_factory=list)
 
@@ -56,14 +60,20 @@ class Apply:
         stacks: of layers.
         momentum: alpha_2.
         weight_decay: wd.
+
+    Attributes:
+        buffers: what the gradients go to.
+        static: takes steps by graphs, None for never.
     """
 
     def __init__(self, stacks: Sequence[Stack], momentum: float, weight_decay: float) -> None:
         self.stacks, self.mu, self.decay = list(stacks), momentum, weight_decay
-        self._buffers: list[Tensor] = []
+        self.buffers: list[Tensor] = []
+        self.static: StaticStep | None = None
+        self._holding = False
         self._x: dict[Stack, Tensor] = {}
-        self._entries: list[_Entry] = []
-        self._known: dict[tuple[bool, ...], _Active] = {}
+        self._entries: list[Entry] = []
+        self._known: dict[tuple[bool, ...], Active] = {}
         self._lay_out()
 
     def _lay_out(self) -> None:
@@ -77,25 +87,41 @@ class Apply:
             # 64 numbers keep every stack at a multiple of 128 bytes.
             sizes[key] = sizes.get(key, 0) + -(-torch.Size(shape).numel() // 64) * 64
         buffers = {key: torch.empty(size, dtype=key[0], device=key[1]) for key, size in sizes.items()}
-        self._buffers = list(buffers.values())
+        self.buffers = list(buffers.values())
         for stack, key, shape, start in places:
             self._x[stack] = buffers[key][start : start + torch.Size(shape).numel()].view(shape)
             for layer in stack.layers:
                 self._entries += _entries(stack, layer, self._x[stack])
         self._release()
 
+    @property
+    def parameters(self) -> int:
+        """How many there are."""
+        return len(self._entries)
+
+    def nbytes(self) -> int:
+        """Bytes of the buffers that are held."""
+        return sum(buffer.untyped_storage().nbytes() for buffer in self.buffers)
+
+    def hold(self) -> None:
+        """Hold the buffers, zero where no gradient goes, until a step that gives them back."""
+        if not self._holding:
+            self._hold()
+            self._holding = True
+
     def _release(self) -> None:
-        for buffer in self._buffers:
+        self._holding = False
+        for buffer in self.buffers:
             buffer.untyped_storage().resize_(0)
 
     def _hold(self) -> None:
-        for buffer in self._buffers:
+        for buffer in self.buffers:
             buffer.untyped_storage().resize_(buffer.numel() * buffer.element_size())
             buffer.zero_()
 
     # -- what is active ------------------------------------------------------------------------------------------------
 
-    def _active(self) -> _Active | None:
+    def _active(self) -> Active | None:
         pattern = tuple(entry.parameter.grad is not None for entry in self._entries)
         if not any(pattern):
             return None
@@ -105,7 +131,7 @@ class Apply:
             found = self._known[pattern]
         return found
 
-    def _find(self, pattern: tuple[bool, ...]) -> _Active:
+    def _find(self, pattern: tuple[bool, ...]) -> Active:
         entries = [entry for entry, has in zip(self._entries, pattern, strict=True) if has]
         layers = {entry.layer for entry in entries}
         stacks: list[tuple[Stack, list[Layer] | None]] = []
@@ -115,7 +141,7 @@ class Apply:
                 stacks.append((stack, None if len(mine) == len(stack.layers) else mine))
         copied = [entry for entry in entries if entry.scales is None]
         scaled = [entry for entry in entries if entry.scales is not None]
-        found = _Active(stacks, copied + scaled, copied, scaled)
+        found = Active(stacks, copied + scaled, copied, scaled)
         if self.mu:
             places: dict[Layer, Tensor] = {}
             for stack, some in stacks:
@@ -123,7 +149,7 @@ class Apply:
                     stack.momentum = zeros(stack)
                 places |= {layer: stack.momentum[stack.places[layer]] for layer in stack.layers}
                 found.parts += _parts(stack, some, stack.momentum)
-            found.views = [_view(places[entry.layer], entry) for entry in found.entries]
+            found.views = [matrix_view(places[entry.layer], entry) for entry in found.entries]
         return found
 
     # -- a step --------------------------------------------------------------------------------------------------------
@@ -132,7 +158,7 @@ class Apply:
     def step(self, lr: float, good: Tensor | None) -> None:
         """Move momenta and weights; nothing changes unless ``good`` (a 0-d bool on a device, None for yes)."""
         active = self._active()
-        if active is None:
+        if active is None or (self.static is not None and self.static.step(self, active, lr, good)):
             return
         # A batch that is not good has to be zeroed in one place, so that then every gradient is copied.
         copied = active.copied if good is None else active.entries
@@ -144,7 +170,7 @@ class Apply:
                 sources = [_gradient(e) if e.shape is None else _gradient(e).view(e.shape) for e in copied]
                 torch._foreach_copy_([entry.target for entry in copied], sources)
                 if good is not None:
-                    for buffer in self._buffers:
+                    for buffer in self.buffers:
                         buffer.masked_fill_(~good.to(buffer.device), 0)
             found = [(stack, mine, self.direction(stack)) for stack, mine in whole]
             alone = _scale(scaled)
@@ -162,9 +188,9 @@ class Apply:
 
     def _with_momentum(
         self,
-        active: _Active,
+        active: Active,
         found: list[tuple[Stack, list[Layer] | None, Tensor]],
-        scaled: list[_Entry],
+        scaled: list[Entry],
         alone: list[Tensor],
         lr: float,
         good: Tensor | None,
@@ -193,14 +219,14 @@ class Apply:
     def _without(
         self,
         found: list[tuple[Stack, list[Layer] | None, Tensor]],
-        copied: list[_Entry],
-        scaled: list[_Entry],
+        copied: list[Entry],
+        scaled: list[Entry],
         alone: list[Tensor],
         lr: float,
         good: Tensor | None,
     ) -> None:
         places = {layer: v[stack.places[layer]] for stack, _, v in found for layer in stack.layers}
-        views = [_view(places[entry.layer], entry) for entry in copied] + alone
+        views = [matrix_view(places[entry.layer], entry) for entry in copied] + alone
         weights: list[Tensor] = [entry.parameter for entry in [*copied, *scaled]]
         if self.decay:
             torch._foreach_add_(views, weights if good is None else _masked(weights, good), alpha=self.decay)
@@ -210,7 +236,7 @@ class Apply:
 # -- entries -----------------------------------------------------------------------------------------------------------
 
 
-def _entries(stack: Stack, layer: Layer, x: Tensor) -> list[_Entry]:
+def _entries(stack: Stack, layer: Layer, x: Tensor) -> list[Entry]:
     _, d_out, d_in = stack.shape
     place, bias = stack.places[layer], layer.bias
     mine = x[place][:, :d_out]
@@ -228,17 +254,17 @@ def _entries(stack: Stack, layer: Layer, x: Tensor) -> list[_Entry]:
                 row = k[: d_in - (bias is not None)].view(1, *parameter.shape[1:])
                 scales = (row, c.view(-1, *[1] * (parameter.ndim - 1)))
         shape = tuple(part.shape) if apart else None
-        found.append(_Entry(parameter, layer, part if apart else part.view(parameter.shape), shape, scales))
+        found.append(Entry(parameter, layer, part if apart else part.view(parameter.shape), shape, scales))
     return found
 
 
-def _gradient(entry: _Entry) -> Tensor:
+def _gradient(entry: Entry) -> Tensor:
     found = entry.parameter.grad
     assert found is not None
     return found.contiguous() if entry.shape is not None else found
 
 
-def _view(matrix: Tensor, entry: _Entry) -> Tensor:
+def matrix_view(matrix: Tensor, entry: Entry) -> Tensor:
     """The part of a layer's (groups, d_out, d_in) in its parameter's shape; a view where the strides allow."""
     if entry.parameter is entry.layer.bias:
         return matrix[:, :, -1].reshape(entry.parameter.shape)
@@ -254,7 +280,7 @@ def _held(stack: Stack) -> Tensor:
     return stack.momentum
 
 
-def _scale(entries: Sequence[_Entry]) -> list[Tensor]:
+def _scale(entries: Sequence[Entry]) -> list[Tensor]:
     """Gradients times both diagonals."""
     if not entries:
         return []

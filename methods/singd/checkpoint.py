@@ -104,7 +104,8 @@ def memory(optimizer: SINGD) -> dict[str, int]:
     """Bytes by category.
 
     ``factors`` K and C, ``riemannian_momentum`` m_K and m_C, ``cache`` K K^T and C C^T where kept, ``momentum`` m_W,
-    ``pending`` statistics of a batch before its step, ``fallback``.
+    ``pending`` statistics of a batch before its step, ``fallback``, ``scratch`` that is held between steps: copies and
+    padded stacks of graphs, and the memory of their own.
     """
     sides = [side for stack in optimizer.stacks for side in (stack.a, stack.g)]
     fallback = optimizer.fallback.state if optimizer.fallback is not None else {}
@@ -115,6 +116,7 @@ def memory(optimizer: SINGD) -> dict[str, int]:
         "momentum": _bytes(stack.momentum for stack in optimizer.stacks),
         "pending": _bytes(t for sums in optimizer.gather.sums.values() for t in (sums.a, sums.g)),
         "fallback": _bytes(t for held in fallback.values() for t in held.values()),
+        "scratch": optimizer.scratch(),
     }
 
 

@@ -28,6 +28,7 @@ from methods.singd.apply import Apply
 from methods.singd.options import parse
 from methods.singd.products import precision
 from methods.singd.stacks import Side, Stack
+from methods.singd.static import StaticStep
 from methods.singd.statistics import Gather
 from methods.singd.update import Update
 
@@ -76,6 +77,7 @@ class SINGD(FromModel):
         self.policy = Policy(opt.update_period, 1, False, [])
         self.gather = Gather(opt)
         self.graphs = Graphs(opt.graphs)
+        self._static = StaticStep(self.graphs, self._stepper)
         self.stacks: list[Stack] = []
         self.build()
         self.steps = 0
@@ -158,9 +160,10 @@ class SINGD(FromModel):
                 good = self._update(good, scale)
             if scale is not None:
                 self.grad_scale_estimate = scale.detach().clone()
+            self._apply.static, self._static.took_fallback = self._static, False
             with self._parts.span("apply", self._device().type == "cuda"):
                 self._apply.step(float(self._main["lr"]), good)
-        if self._stepper is not None:
+        if self._stepper is not None and not self._static.took_fallback:
             self._stepper.step(good)
         self.steps += 1
         self.capture.enabled = self._catches()
@@ -244,7 +247,13 @@ class SINGD(FromModel):
             "structures": [self.stacks[0].a.kind.name, self.stacks[0].g.kind.name],
             "left_over": dict(self.left_over),
             "counters": self.counters,
+            "graphs": self.graphs.describe(),
         }
+
+    def scratch(self) -> int:
+        """Bytes that are held between steps for graphs."""
+        parts = (self._mover.nbytes(), self._apply.nbytes(), self._static.nbytes(), self.graphs.nbytes())
+        return sum(parts)
 
     def memory_usage(self) -> dict[str, int]:
         """Bytes of state by category; see :mod:`methods.singd.checkpoint`."""

@@ -84,4 +84,4 @@ def test_the_gradients_buffer_lives_during_a_step_alone():
         optimizer.zero_grad()
         model(torch.randn(2, 3, 8, 8)).sum().backward()
         optimizer.step()
-        assert [buffer.untyped_storage().nbytes() for buffer in optimizer._apply._buffers] == [0]
+        assert [buffer.untyped_storage().nbytes() for buffer in optimizer._apply.buffers] == [0]
