@@ -232,6 +232,7 @@ class StaticStep:
                             dots.append(clipping.dot(v, x))
                         # The padding is left alone: what is not finite must not get into it.
                         one.inner(x).copy_(one.inner(v))
+                        del v  # before the next part needs the memory
         finally:
             optimizer.lam = None
         return dots

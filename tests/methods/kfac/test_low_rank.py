@@ -9,7 +9,7 @@ from harness.errors import UserError
 from harness.measure.training import state as training_state
 from methods.kfac import factories
 from methods.kfac.inverse import inverse
-from methods.kfac.inverse.subspace import orthonormal
+from methods.kfac.inverse.subspace import Subspace, orthonormal
 from methods.kfac.rank import Ranks, Rule
 from methods.kfac.refresh import Job, Refresher, Slot
 
@@ -360,3 +360,14 @@ def test_an_adaptive_rank_needs_new_bases_at_once(nets):
 def test_the_subspace_needs_a_product(nets):
     with pytest.raises(UserError, match="power is a whole number of at least 1; got 0"):
         factories.rs_warm(nets["mlp"][0](), power=0)
+
+
+@pytest.mark.parametrize("size", [7, 40])
+def test_a_carried_basis_from_the_right(size):
+    torch.manual_seed(0)
+    backend = Subspace(rank=6, oversampling=2)
+    rows = torch.randn(3, 50, size, dtype=torch.float64)
+    state, good = backend.refresh(rows.mT @ rows / 50, torch.full((3,), 0.1, dtype=torch.float64), None)
+    assert good.all()
+    x = torch.randn(3, 5, size, dtype=torch.float64)
+    torch.testing.assert_close(backend.from_the_right(state, x), backend.apply_right(state, x))
