@@ -85,7 +85,7 @@ def svg_of(figure: Figure, name: str, title: str) -> str:
     if layout is not None:
         # Saving would draw everything once only to lay it out; laying out by itself needs no drawing.
         layout.execute(figure)
-        figure.set_layout_engine("none")
+        figure.set_layout_engine(None)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
