@@ -35,6 +35,12 @@ def train(
     seeds: Annotated[int | None, typer.Option("--seeds", help="Seeds; 6 or more for a verdict.")] = None,
     hyper: HyperOption = None,
     seed_start: Annotated[int, typer.Option("--seed-start", help="The first seed.")] = 0,
+    batches: Annotated[
+        str | None, typer.Option("--batches", help="Batch sizes of the workload's family, e.g. 512,4096, or all.")
+    ] = None,
+    lr_rule: Annotated[
+        str, typer.Option("--lr-rule", help="With --batches: linear (the named workload's rate x batch) or recipe.")
+    ] = "linear",
     tier: TierOption = "standard",
     device: DeviceOption = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Length of the schedule, also the budget.")] = None,
@@ -70,6 +76,8 @@ def train(
         seeds=seeds,
         seed_start=seed_start,
         hyper=tuple(hyper or ()),
+        batches=batches,
+        lr_rule=lr_rule,
         device=device,
         epochs=epochs,
         precision=precision,

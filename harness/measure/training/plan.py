@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.catalogue import registry
@@ -15,7 +15,7 @@ from harness.catalogue.suite import TIERS
 from harness.catalogue.workload import Workload
 from harness.errors import UserError
 from harness.measure import availability
-from harness.measure.training import recipe
+from harness.measure.training import recipe, sweep
 from harness.measure.training.recipe import Hyper
 from harness.measure.training.spec import AA_STREAM, BLOCK_UPDATES, TRAINING_PROTOCOL, RunSpec
 from harness.measure.training.world import BACKENDS, SOLO, World
@@ -27,7 +27,8 @@ from harness.record import nvidia
 class TrainRequest:
     """What the user asked for. Without workloads: all of ``tier``; without methods or seeds: the workload's.
 
-    ``overrides`` changes fields of the workload, ``notes`` go into the record's detail.
+    ``batches`` takes the members of the one workload's family, with rates by ``lr_rule``; ``overrides`` changes fields
+    of the workload, ``notes`` go into the record's detail.
     """
 
     workloads: tuple[str, ...] = ()
@@ -36,6 +37,8 @@ class TrainRequest:
     seeds: int | None = None
     seed_start: int = 0
     hyper: tuple[str, ...] = ()
+    batches: str | None = None
+    lr_rule: str = "linear"
     device: str | None = None
     epochs: float | None = None
     precision: str | None = None
@@ -184,6 +187,7 @@ def build(request: TrainRequest) -> TrainPlan:
     request.world.check(device, nvidia.visible() if device == "cuda" else 0)
     if request.sync_batch_norm and request.world.size == 1:
         raise UserError("--sync-batch-norm: one process has nothing to synchronise; add --nproc.")
+    sweep.check(request.lr_rule)
     plan = TrainPlan(request=request, device=device, parts=[])
     for workload in _chosen(request, device):
         if why := hindrance(workload, device, request.synthetic):
@@ -199,11 +203,20 @@ def build(request: TrainRequest) -> TrainPlan:
 
 
 def _chosen(request: TrainRequest, device: str) -> list[Workload]:
+    if request.batches is not None:
+        return sweep.chosen(_base(request), request.batches)
     if request.workloads:
         return [registry.workload(name) for name in dict.fromkeys(request.workloads)]
     if request.tier not in TIERS:
         raise UserError(f"--tier {request.tier}: expected one of {', '.join(TIERS)}.")
     return [w for w in registry.workloads().values() if request.tier in w.tiers and device in w.devices]
+
+
+def _base(request: TrainRequest) -> Workload:
+    """The workload whose rates a sweep over batch sizes starts from."""
+    if len(set(request.workloads)) != 1:
+        raise UserError("--batches: name one workload, the batch size whose rates the others follow.")
+    return registry.workload(request.workloads[0])
 
 
 def hindrance(workload: Workload, device: str, synthetic: bool = False) -> str | None:
@@ -231,7 +244,10 @@ def _part(workload: Workload, request: TrainRequest, device: str) -> Part:
     arms = []
     for method in methods:
         chosen = {**given[method.name], **{name: value for name, value in own.items() if value is not None}}
-        arms.append(_arm(workload, method, chosen, device))
+        arm = _arm(workload, method, chosen, device)
+        if request.batches is not None and request.lr_rule == "linear" and arm.hyper is not None:
+            arm = replace(arm, hyper=sweep.scaled(arm.hyper, _base(request), workload, method, chosen))
+        arms.append(arm)
     baseline = workload.baseline if workload.baseline in names else names[0]
     count = request.seeds if request.seeds is not None else workload.seeds
     first = next(arm for arm in arms if arm.name == baseline)

@@ -15,6 +15,8 @@ NAMES = (
 )
 WORKLOADS = {
     "blobs": "BLOBS",
+    "blobs-b64": "B64",
+    "blobs-b512": "B512",
     "blobs-loss": "LOSS",
     "blobs-final": "FINAL",
     "blobs-wrong": "WRONG",

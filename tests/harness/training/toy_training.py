@@ -33,6 +33,7 @@ def _workload(name, **fields):
 
 
 BLOBS = _workload("blobs")
+B64, B512 = (_workload(f"blobs-b{batch}", batch=batch) for batch in (64, 512))
 LOSS = _workload(
     "blobs-loss", target=Target(metric="test_loss", value=0.3, source="tests", larger_is_better=False), eval_every=100
 )

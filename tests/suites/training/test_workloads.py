@@ -14,7 +14,7 @@ from harness.catalogue import registry
 from harness.catalogue.data import names as card_names
 from harness.catalogue.workload import Batch
 from harness.errors import UserError
-from harness.measure.training import recipe
+from harness.measure.training import recipe, sweep
 from suites.training import images
 
 OURS = [name for name, entry in registry.entries("workloads").items() if entry.target.startswith("suites.training.")]
@@ -83,6 +83,15 @@ def test_resnet_variants(batch):
     workload = registry.workload("cifar10-resnet18" + (f"-b{batch}" if batch > 512 else ""))
     assert workload.batch == batch
     assert workload.target.value == 0.91
+
+
+def test_the_resnet_s_sizes_are_a_family():
+    found = sweep.family(registry.workload("cifar10-resnet18"))
+    assert tuple(found) == BATCHES
+    assert [one.name for one in sweep.chosen(found[512], "50000,512")] == [
+        "cifar10-resnet18",
+        "cifar10-resnet18-b50000",
+    ]
 
 
 def test_the_full_batch_is_the_training_set():
