@@ -63,6 +63,8 @@ UNTIMED = (robustness, memory, kfac_spectrum)
 #: Further pages over what other suites and trainings have stored.
 FURTHER = (scaling, break_even_width, time_parts)
 FILES_ON_AUDIT = 60
+#: Task and section of its page that means nothing for it.
+MEANINGLESS = {("whole_network", "Singular values of the outputs")}
 VIEWS = 40
 _ADDRESS = re.compile(r"""https://[^\s<>"'();,]+[^\s<>"'();,.]|arXiv[: ](?P<arxiv>\d{4}\.\d{4,5})""")
 
@@ -288,7 +290,7 @@ class _Site:
         """Sections of a task's page: those that every task has, and the products' own before them."""
         usual = self._sections(device, task)
         if task != products.TASK:
-            return usual
+            return [section for section in usual if (task, section[0]) not in MEANINGLESS]
         own = self.parts[device, task][1]
         elsewhere = [place for (place, name), (_, cases) in self.parts.items()
                      if name == task and cases[0].kind == "cuda"]  # fmt: skip

@@ -39,13 +39,15 @@ def sections(
         gpu: the environment's description of the GPU; empty on a CPU.
         elsewhere: GPUs that have cases of this task.
     """
+    cases = [case for case in cases if case.method not in products.VARIANTS]
     styles = product_figures.looks(list(dict.fromkeys(case.method for case in cases)))
     found = products.groups(cases, problems)
     drawn = [chart for group in found for chart in _fronts(cases, group, styles, device)]
     rest = f" Shown: {FRONTS} of {len(drawn)} figures." if len(drawn) > FRONTS else ""
     note = (
         "Speed-up = time of the exact product ÷ time of the method, in one file. Lines join the sizes of one method: "
-        "C codebooks, or a rank for sketches and low rank. Colours are families."
+        "C codebooks, or a rank for sketches and low rank. Colours are families. Variants of MADDNESS in one option are "
+        "in the table of options below."
     )
     encoding = [encode_rates(cases, found, styles, device), lookup_rates(cases, found, styles, device)]
     kept = [chart for chart in encoding if chart is not None]

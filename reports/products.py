@@ -26,6 +26,12 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "random sketches": ("fast-jl", "hash-jl", "osnap", "rademacher", "gauss", "sampling"),
 }
 OTHER = "other"
+#: Variants of the plain method in one option: rows of the table of options, and in no figure, where they would lie on
+#: top of the plain method.
+VARIANTS = tuple(
+    f"{PLAIN}-{option}"
+    for option in ("candidates", "int8-splits", "strict", "shared-scale", "power-scale", "float-tables", "ridge100")
+)
 #: Sections of a task's page that a product's page tells in its own way, or that mean nothing for it.
 REPLACED = ("Error against time", "Singular values of the outputs")
 #: Rows that the ablation table shows.

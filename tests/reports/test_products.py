@@ -326,3 +326,12 @@ def test_a_record_without_products_has_none_of_it(make_record: Any, tmp_path: Pa
     assert "Speed against accuracy" not in text
     assert "Singular values" in text
     assert 'id="ablation"' not in text
+
+
+def test_variants_of_one_option_stand_in_the_table_and_in_no_figure(store: Store, monkeypatch: Any) -> None:
+    variant = f"{TASK}.maddness-strict"
+    monkeypatch.setitem(ARMS, variant, (0.01, 0.001, 1.0, {"codebooks": 16, "compare": ">"}))
+    found, problems = read(store.write("variants"))
+    for _, charts in drawn(found, problems).values():
+        assert not any(row.get("method") == variant for chart in charts for row in chart.rows)
+    assert variant.split(".")[1] in {row["method"] for row in products.ablation(found)}
