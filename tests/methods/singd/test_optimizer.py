@@ -2,7 +2,6 @@
 
 import copy
 import io
-import subprocess
 import sys
 
 import pytest
@@ -410,9 +409,9 @@ torch.save([p.detach() for p in model.parameters()], f"{folder}/{rank}.pt")
 """
 
 
-def test_two_ranks_take_the_steps_of_one(tmp_path, monkeypatch):
+def test_two_ranks_take_the_steps_of_one(tmp_path, monkeypatch, warm):
     name = "tril-toeplitz"
-    jobs = [subprocess.Popen([sys.executable, "-c", _WORKER, str(rank), name, str(tmp_path)]) for rank in (0, 1)]
+    jobs = [warm.Popen([sys.executable, "-c", _WORKER, str(rank), name, str(tmp_path)]) for rank in (0, 1)]
     monkeypatch.setattr(sys, "argv", ["worker", "-1", name, str(tmp_path)])
     exec(_WORKER, {})
     assert [job.wait(timeout=200) for job in jobs] == [0, 0]
