@@ -189,7 +189,8 @@ def test_claims_without_runs_are_shown(empty_record: Any, record: Any, tmp_path:
     assert "No measurement is stored yet" in text
 
 
-def test_long_tables_are_split_into_parts(record: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_tables_are_split_into_parts(make_record: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = make_record(tmp_path / "records")
     monkeypatch.setattr(html, "CASES_PER_PAGE", 40)
     monkeypatch.setattr("reports.charts.sections", lambda *_: [("Time against size", "", [])])
     html.render(record.runs, record.headers, [], tmp_path)
@@ -206,7 +207,8 @@ def test_long_tables_are_split_into_parts(record: Any, tmp_path: Path, monkeypat
             assert anchor in page.ids
 
 
-def test_pages_of_an_earlier_rendering_are_removed(record: Any, tmp_path: Path) -> None:
+def test_pages_of_an_earlier_rendering_are_removed(make_record: Any, tmp_path: Path) -> None:
+    record = make_record(tmp_path / "records", 2, [("gaussian", (64, 64))], ["polar.svd", "polar.ns-torch"])
     old, other = tmp_path / "task--gone--cpu.html", tmp_path / "notes.html"
     old.write_text("old")
     other.write_text("mine")

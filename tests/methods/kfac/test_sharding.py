@@ -1,7 +1,6 @@
 """K-FAC over four processes: the same weights, a share of the state each, exact resuming, one decision on a NaN."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from suites.training.nets.vgg import VGG16
 
 
 @pytest.fixture(scope="module")
-def found():
+def found(warm):
     script = Path(__file__).parent / "ranks_kfac.py"
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240)
+    done = warm.run([sys.executable, str(script)], timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
