@@ -46,8 +46,8 @@ def sections(
     rest = f" Shown: {FRONTS} of {len(drawn)} figures." if len(drawn) > FRONTS else ""
     note = (
         "Speed-up = time of the exact product ÷ time of the method, in one file. Lines join the sizes of one method: "
-        "C codebooks, or a rank for sketches and low rank. Colours are families. Variants of MADDNESS in one option are "
-        "in the table of options below."
+        "C codebooks, or a rank for sketches and low rank. Colours are families. Variants of MADDNESS in one option "
+        "are in the table of options below."
     )
     encoding = [encode_rates(cases, found, styles, device), lookup_rates(cases, found, styles, device)]
     kept = [chart for chart in encoding if chart is not None]
