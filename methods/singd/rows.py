@@ -20,7 +20,7 @@ from methods.kfac.layers import _mode, _padding, _pair, patches
 from methods.singd.tensors import unflatten
 
 #: Bytes of rows that are copied out at once.
-_PIECE = 1 << 26
+_PIECE = 1 << 27
 #: Formats that rows are scaled for.
 HALF = (torch.bfloat16, torch.float16)
 
@@ -42,6 +42,12 @@ def scaled(tensor: Tensor, scale: float | Tensor, dtype: torch.dtype) -> Tensor:
 def one(scale: float | Tensor) -> bool:
     """Whether a scale is known to change nothing."""
     return not isinstance(scale, Tensor) and scale == 1.0
+
+
+def samples(limit: int, one_sample: int, most: int) -> int:
+    """Samples of a piece of at most ``limit`` bytes: all, or a power of two, which can be split evenly."""
+    count = max(1, limit // max(1, one_sample))
+    return most if count >= most else 1 << (count.bit_length() - 1)
 
 
 def divisor(count: int, most: int) -> int:
@@ -149,7 +155,8 @@ class PlainRows(Rows):
 
     def _grids(self, limit: int, dtype: torch.dtype, room: int) -> Iterator[tuple[Tensor, int]]:
         """See :class:`Rows`."""
-        count = max(1, limit // max(1, self.batch * self.x.shape[2] * room * dtype.itemsize))
+        one_sample = self.batch * self.x.shape[2] * room * dtype.itemsize
+        count = samples(limit, one_sample, self.x.shape[1])
         for start in range(0, self.x.shape[1], count):
             part = self.x[:, start : start + count]
             yield (part if one(self.scale) else scaled(part, self.scale, dtype)).permute(1, 0, 3, 2), 1
@@ -205,7 +212,8 @@ class PatchRows(Rows):
 
     def _grids(self, limit: int, dtype: torch.dtype, room: int) -> Iterator[tuple[Tensor, int]]:
         """See :class:`Rows`."""
-        count = max(1, limit // (self.batch * self.outputs.numel() * room * dtype.itemsize))
+        one_sample = self.batch * self.outputs.numel() * room * dtype.itemsize
+        count = samples(limit, one_sample, self.inputs.shape[0])
         for start in range(0, self.inputs.shape[0], count):
             part = self.inputs[start : start + count]
             found = patches(self.module, part if one(self.scale) else scaled(part, self.scale, dtype))

@@ -97,6 +97,7 @@ class SINGD(FromModel):
         self._stack_of = {layer: stack for stack in self.stacks for layer in stack.layers}
         self._apply = Apply(self.stacks, self.options.momentum, self.options.weight_decay)
         self.graphs.forget()
+        self._static.forget()
         self._mover = Update(self.stacks, self.options, self.graphs)
 
     # -- statistics ----------------------------------------------------------------------------------------------------

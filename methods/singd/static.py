@@ -37,13 +37,14 @@ class StaticStep:
     def __init__(self, graphs: Graphs, stepper: Stepper | None) -> None:
         self.graphs, self.stepper = graphs, stepper
         self.took_fallback = False
-        self._copies: dict[str, list[Tensor]] = {}
+        self._copies: list[Tensor] = []
+        self._generation = 0
         self._scalars: Scalars | None = None
         self._bad: Tensor | None = None
 
     def nbytes(self) -> int:
         """Bytes of the copies."""
-        return sum(copy.numel() * copy.element_size() for copies in self._copies.values() for copy in copies)
+        return sum(copy.numel() * copy.element_size() for copy in self._copies)
 
     def step(self, apply: Apply, active: Active, lr: float, good: Tensor | None) -> bool:
         """Move momenta and weights; False: nothing has been done."""
@@ -55,47 +56,49 @@ class StaticStep:
         if not whole or len(homes) != 1 or not self.graphs.usable(device):
             return False
         grads = [entry.parameter.grad for entry in entries if entry.parameter.grad is not None]
-        copies = self._copy("layers", grads)
+        plans = self._plans(device)
+        every = self._copy(grads + [p.grad for plan in plans for p in plan.params if p.grad is not None])
+        copies, rest = every[: len(grads)], every[len(grads) :]
         if active.copied:
             apply.hold()
-        plans = self._plans(device)
         self._fill(lr, good, plans, wide(dtype), device)
         key = self._key(apply, active, plans)
+        pairs: _Plans = []
+        for plan in plans:
+            pairs.append((plan, rest[: len(plan.params)]))
+            rest = rest[len(plan.params) :]
         name = "step" if good is None else "masked"
-        done = self.graphs.run(name, key, device, lambda: self._work(apply, active, copies, plans, good is not None))
+        done = self.graphs.run(name, key, device, lambda: self._work(apply, active, copies, pairs, good is not None))
         self.took_fallback = done and bool(plans)
         if not done:
-            self._copies = {}
+            self.forget()
         return done
+
+    def forget(self) -> None:
+        """Drop the copies: the parameters are others, or graphs are not used."""
+        self._copies, self._generation = [], self._generation + 1
 
     # -- on what -------------------------------------------------------------------------------------------------------
 
-    def _copy(self, name: str, grads: list[Tensor]) -> list[Tensor]:
-        """The gradients in places that stay."""
-        held = self._copies.get(name, [])
-        same = len(held) == len(grads) and all(
-            one.dtype == two.dtype and one.shape == two.shape and one.stride() == two.stride()
-            for one, two in zip(held, grads, strict=True)
-        )
-        if not same:
-            held = self._copies[name] = [torch.empty_like(grad) for grad in grads]
-        torch._foreach_copy_(held, grads)
-        return held
+    def _copy(self, grads: list[Tensor]) -> list[Tensor]:
+        """The gradients in places that stay, laid out as they are: one kernel or two copy them all."""
+        if len(self._copies) != len(grads):
+            self.forget()
+            self._copies = [torch.empty_like(grad) for grad in grads]
+        torch._foreach_copy_(self._copies, grads)
+        return self._copies
 
-    def _plans(self, device: torch.device) -> _Plans:
-        """The fallback's lists and copies of its gradients; empty: it takes its own step."""
+    def _plans(self, device: torch.device) -> list[Plan]:
+        """The fallback's lists; empty: it takes its own step."""
         plans = [] if self.stepper is None else self.stepper.plans()
-        found: _Plans = []
-        for plan in plans:
-            grads = [p.grad for p in plan.params if p.grad is not None]
-            if len(grads) != len(plan.params) or plan.params[0].device != device:
-                return []
-            found.append((plan, grads))
-        return [(plan, self._copy(f"fallback {index}", grads)) for index, (plan, grads) in enumerate(found)]
+        whole = all(p.grad is not None and p.device == device for plan in plans for p in plan.params)
+        return plans if whole else []
 
-    def _fill(self, lr: float, good: Tensor | None, plans: _Plans, dtype: torch.dtype, device: torch.device) -> None:
+    def _fill(
+        self, lr: float, good: Tensor | None, plans: list[Plan], dtype: torch.dtype, device: torch.device
+    ) -> None:
         """Bring this step's numbers to the device."""
-        values = {"lr": lr, **{f"fallback {i}": float(plan.group["lr"]) for i, (plan, _) in enumerate(plans)}}
+        values = {"lr": lr, **{f"fallback {i}": float(plan.group["lr"]) for i, plan in enumerate(plans)}}
         known = self._scalars
         if known is None or known.names != list(values) or known["lr"].device != device or known["lr"].dtype != dtype:
             self._scalars = known = Scalars(list(values), dtype, device)
@@ -105,18 +108,18 @@ class StaticStep:
         if good is not None:
             torch.logical_not(good.to(device), out=self._bad)
 
-    def _key(self, apply: Apply, active: Active, plans: _Plans) -> tuple[Any, ...]:
-        """Whatever a capture bakes in; stacks and their factors are new only where graphs are forgotten."""
+    def _key(self, apply: Apply, active: Active, plans: list[Plan]) -> tuple[Any, ...]:
+        """Whatever a capture bakes in; stacks and their tensors are new only where graphs are forgotten."""
         assert self._scalars is not None
         assert self._bad is not None
         tensors = [*self._scalars.tensors(), self._bad, *(entry.parameter for entry in active.entries)]
-        tensors += [*self._copies["layers"], *(stack.momentum for stack in apply.stacks if stack.momentum is not None)]
         fixed = []
-        for plan, copies in plans:
-            tensors += [*plan.params, *copies]
+        for plan in plans:
+            tensors += plan.params
+            # A plan's other tensors are its own as long as it lives.
             fixed.append((plan, *(plan.group[name] for name in ("betas", "eps", "weight_decay"))))
         rooms = tuple(buffer.untyped_storage().data_ptr() for buffer in apply.buffers)
-        return places(tensors), rooms, tuple(fixed), torch.backends.cuda.matmul.allow_tf32
+        return places(tensors), self._generation, rooms, tuple(fixed), torch.backends.cuda.matmul.allow_tf32
 
     # -- the work ------------------------------------------------------------------------------------------------------
 

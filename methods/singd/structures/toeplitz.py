@@ -13,6 +13,8 @@ from methods.singd.structures.base import Sizes, Structure
 from methods.singd.structures.dense import inner_moment
 from methods.singd.tensors import unflatten
 
+#: Bytes of rows that are transformed at once; their spectra take several times that.
+_PIECE = 1 << 26
 _HALF = (torch.bfloat16, torch.float16)
 #: Up to here K K^T is kept as a dense matrix: one product then takes less than the four transforms it replaces, and
 #: 1.6 MB in float32 are little beside the weights.
@@ -187,7 +189,7 @@ class TrilToeplitz(Structure):
             return self._gather_moment(k, rows)
         spectrum = self._spectrum(k, True)
         power: Tensor | None = None
-        for piece in rows.pieces():
+        for piece in rows.pieces(_PIECE):
             found = self._forth(self._back(self._forth(piece).mul_(spectrum)))
             part = torch.view_as_real(found).square().sum((1, 3))
             power = part if power is None else power.add_(part)
