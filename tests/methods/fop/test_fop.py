@@ -491,3 +491,29 @@ def test_one_sample_has_no_halves(nets, closure):
     x, y = nets["mlp"][1](0)
     with pytest.raises(Unsupported, match="empty batch"):
         optimizer.step(closure(model, x[:1], y[:1]))
+
+
+@pytest.mark.parametrize("damped", [False, True])
+def test_what_is_left_of_the_difference_is_orthogonal_in_the_layer_s_fisher(damped, nets, closure):
+    """With the optimizer's own s, and F = G x A (or its damped form) as a dense matrix."""
+    make, batches = nets["mlp"]
+    model = make()
+    optimizer = build(model, lr=0.0, damped=damped, damping_mode="same")
+    for k in range(3):
+        optimizer.step(closure(model, *batches(k)))
+    x, y = batches(2)
+    halves = []
+    optimizer.close()
+    for rows in (slice(0, 3), slice(3, 6)):
+        model.zero_grad()
+        functional.cross_entropy(model(x[rows]), y[rows]).backward()
+        halves.append([layer.gradient().flatten() for layer in optimizer.chosen_layers])
+    for index, (layer, one, two) in enumerate(zip(optimizer.chosen_layers, *halves, strict=True)):
+        a, g = (m[0] for m in optimizer.statistics.read(layer))
+        lam = FAST["damping"] if damped else 0.0
+        fisher = torch.kron(g + lam * torch.eye(len(g)).double(), a + lam * torch.eye(len(a)).double())
+        mean, apart = (one + two) / 2, one - two
+        left = apart - optimizer.chosen.s[index] * mean
+        size = ((mean @ fisher @ mean) * (apart @ fisher @ apart)).sqrt()
+        assert abs(float(mean @ fisher @ left)) < 1e-10 * float(size)
+        assert abs(float(mean @ fisher @ apart)) > 1e-3 * float(size), "without s it is not orthogonal"
