@@ -43,6 +43,12 @@ def levels(found: list[dict[str, Any]], ghz: float) -> list[str]:
             scan = one["lookups_per_s"]["scan u16"] / (1e9 * ghz * bound.LOOKUPS_PER_CYCLE)
             line += f" | of the bound: encode {encode:.0%}, u16 {scan:.0%}"
         told.append(line)
+        if not one["habits"]:
+            continue
+        habits = ", ".join(
+            f"{name} {us['product columns']:.0f} / {us['product rows']:.0f}" for name, us in one["habits"].items()
+        )
+        told.append(f"{'':>17} product of columns / rows, us, by habits: {habits}")
     return told
 
 

@@ -29,6 +29,7 @@ struct Columns {
 
 // What the next chunk will read, fetched little by little while look-ups leave the memory idle. Along rows, unit u is
 // the row base + u * stride with `n` lines at which[i]; else it is the column base + which[u] * stride with `n` lines.
+// Kernels spread what is left of them over a job.
 struct Ahead {
     const float* base = nullptr;
     int64_t stride = 0;

@@ -162,6 +162,7 @@ TARGET_AMX void scan_floats(const Job& j) {
     sums[1] = sums[0] + kSetSums;
     const int64_t sets = static_cast<int64_t>((groups + 1) / 2) * (j.rows / kBlock);
     int64_t done = 0;
+    const int64_t begin = j.ahead ? j.ahead->next : 0;
     Pending pending;
     const Tiles tiles;
     for (int r = 0; r < j.rows; r += kBlock)
@@ -181,7 +182,7 @@ TARGET_AMX void scan_floats(const Job& j) {
             pending.two = two;
             pending.next = 0;
             ++done;
-            if (j.ahead) j.ahead->fetch(static_cast<int>(j.ahead->units * done / sets));
+            if (j.ahead) j.ahead->fetch(static_cast<int>(begin + (j.ahead->units - begin) * done / sets));
         }
     pending.finish(kSet);
 }

@@ -38,6 +38,8 @@ SHAPES = (
     (4096, 1024, 256, (64,)),
 )
 QUICK_SHAPES = 1
+#: The scalar level is timed on a part of the rows only.
+SCALAR_SHARE = 10
 #: The shape of the levels' rates and of the quick run.
 RATED = SHAPES[0]
 #: The most threads of a quick run.
@@ -122,7 +124,7 @@ def usable(answers: dict[str, list[str]]) -> str | None:
 
 def fastest(rated: list[dict[str, Any]], level: str) -> str:
     """The level whose fused product was fastest with the fewest codebooks; ``level`` when none was timed."""
-    few = [one for one in rated if one["codebooks"] == RATED[3][0]]
+    few = [one for one in rated if one["codebooks"] == RATED[3][0] and one["level"] != "scalar"]
     return str(min(few, key=lambda one: one["us"]["product columns"])["level"]) if few else level
 
 
@@ -256,7 +258,8 @@ def _rates(report: Report, levels: list[str], seconds: float) -> None:
 
     def one(level: str, codebooks: int) -> None:
         with arms.threads(1):
-            report.found["levels"].append(arms.level_rates(level, n, d, m, codebooks, seconds))
+            rows = n // SCALAR_SHARE if level == "scalar" else n
+            report.found["levels"].append(arms.level_rates(level, rows, d, m, codebooks, seconds))
 
     for level in levels:
         for codebooks in counts[:1] if level == "scalar" else counts:

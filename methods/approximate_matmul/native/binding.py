@@ -46,6 +46,7 @@ __all__ = [
     "describe",
     "encode",
     "gigahertz",
+    "habits",
     "highest_level",
     "level",
     "library",
@@ -118,6 +119,16 @@ def available() -> str | None:
     except SpeedclaimError as error:
         return str(error)
     return None
+
+
+def habits(staging: bool = True, fetching: bool = True) -> None:
+    """Switch habits for all calls from now on, to compare; without arguments, back to what is usual.
+
+    Args:
+        staging: large float32 outputs are gathered in the first cache, 32 or 64 rows at a time.
+        fetching: what the next rows will read is fetched during the look-ups of the present ones.
+    """
+    _load().amm_set_habits(int(staging) + 2 * int(fetching))
 
 
 def library() -> ctypes.CDLL:

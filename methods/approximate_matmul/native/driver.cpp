@@ -64,6 +64,11 @@ int chunk_rows(int codebooks) {
     return rows;
 }
 
+enum Habit { kStaging = 1, kFetching = 2 };  // what only a measurement can judge: amm_set_habits switches it
+constexpr int64_t kStagedBytes = 1 << 20;  // outputs that a second-level cache holds are written as they come
+constexpr int kStagedWidth = 256;
+std::atomic<int> habits{kStaging | kFetching};
+
 constexpr int64_t kFewRows = 128;  // for fewer, tables in another order are not worth their making
 
 struct Sink {
@@ -72,7 +77,15 @@ struct Sink {
     const float *scale, *offset;
     void* out;
     int64_t stride;
+    bool staged;   // float32 outputs that follow each other without gaps, many of them
     uint8_t* own;  // tables in the kernels' own order
+
+    Sink(int m_, int codebooks_, int aggregation_, int upcast_, int kind_, const uint8_t* tables_, const float* scale_,
+         const float* offset_, void* out_, int64_t stride_, int64_t n)
+        : m(m_), codebooks(codebooks_), aggregation(aggregation_), upcast(upcast_), kind(kind_), tables(tables_),
+          scale(scale_), offset(offset_), out(out_), stride(stride_),
+          staged((habits & kStaging) && kind == kFloat && m <= kStagedWidth && stride == m && n > kStagedBytes / (4 * (m > 0 ? m : 1))),
+          own(nullptr) {}
 
     void order(const Kernels& k, int64_t n, Scratch& room) {
         if (!k.tables || kind != kFloat || n < kFewRows) return;
@@ -142,6 +155,7 @@ void scan_tiles(const Kernels& k, const Sink& s, Span span, const uint8_t* codes
     const int64_t table_bytes = static_cast<int64_t>(padded(s.codebooks)) * kPrototypes;
     const int64_t output_bytes = static_cast<int64_t>(span.rows) * k.tile_bytes;
     char* tile = static_cast<char*>(tile_scratch.take(static_cast<size_t>(2 * kGroup * output_bytes)));
+    const int begin = ahead ? ahead->next : 0;
     for (int first = 0; first < s.m;) {
         int outputs = s.m - first;
         if (outputs >= 2 * kGroup) outputs = kGroup;
@@ -155,17 +169,37 @@ void scan_tiles(const Kernels& k, const Sink& s, Span span, const uint8_t* codes
             if (extra) store_group(k, s, span, first + extra, kGroup, tile + extra * output_bytes);
         }
         first += outputs;
-        if (ahead) ahead->fetch(static_cast<int>(static_cast<int64_t>(ahead->units) * first / s.m));
+        if (ahead) ahead->fetch(begin + static_cast<int>(static_cast<int64_t>(ahead->units - begin) * first / s.m));
     }
 }
 
-void scan_span(const Kernels& k, const Sink& s, Span span, const uint8_t* codes, Ahead* ahead = nullptr) {
+void scan_whole(const Kernels& k, const Sink& s, Span span, const uint8_t* codes, Ahead* ahead) {
     if (!k.scan) return scan_tiles(k, s, span, codes, ahead);
-    if (span.valid < span.rows) return scan_rest(k, s, span, codes);
     const int64_t element = s.kind == kFloat ? 4 : s.kind == kU8 ? 1 : 2;
     const int64_t at = s.kind == kU16Columns ? span.row : span.row * s.stride;
     k.scan({codes, s.tables, s.codebooks, span.rows, s.m, s.kind, s.scale, s.offset,
             static_cast<char*>(s.out) + element * at, s.stride, ahead, s.own});
+}
+
+// Some rows at a time in memory that stays in the first cache, then all at once to where they belong: groups of outputs
+// would fetch and write every line of the caller's memory in pieces.
+void scan_staged(const Kernels& k, const Sink& s, Span span, const uint8_t* codes, Ahead* ahead) {
+    const int step = s.m <= kStagedWidth / 2 ? 2 * kBlock : kBlock, units = ahead ? ahead->units : 0;
+    const size_t row_bytes = static_cast<size_t>(s.m) * sizeof(float);
+    Sink near = s;
+    near.out = row_scratch.take(static_cast<size_t>(step) * row_bytes);
+    for (int r = 0; r < span.rows; r += step) {
+        const int rows = span.rows - r < step ? span.rows - r : step;
+        if (ahead) ahead->units = static_cast<int>(static_cast<int64_t>(units) * (r + rows) / span.rows);
+        scan_whole(k, near, {0, rows, rows}, codes + r / kBlock * code_bytes(s.codebooks), ahead);
+        std::memcpy(static_cast<float*>(s.out) + (span.row + r) * s.stride, near.out, static_cast<size_t>(rows) * row_bytes);
+    }
+}
+
+void scan_span(const Kernels& k, const Sink& s, Span span, const uint8_t* codes, Ahead* ahead = nullptr) {
+    if (span.valid < span.rows) return k.scan ? scan_rest(k, s, span, codes) : scan_tiles(k, s, span, codes, ahead);
+    if (s.staged && !s.own) return scan_staged(k, s, span, codes, ahead);
+    scan_whole(k, s, span, codes, ahead);
 }
 
 int check_sink(int64_t n, const Sink& s, int64_t tables_bytes, int64_t out_elements) {
@@ -239,6 +273,8 @@ double amm_gigahertz() {
 #endif
 }
 
+void amm_set_habits(int bits) { habits = bits; }
+
 const char* amm_level_name(int level) {
     const Kernels* k = kernels(level, kExact);
     return k ? k->name : "unknown";
@@ -260,7 +296,7 @@ int amm_encode(int level, const float* a, int64_t n, int64_t d, int64_t row_stri
     const int64_t far = static_cast<int64_t>(rows) * (threads > 1 ? threads : 1);
     return each(Spans(n, rows), threads, [&](Span span, int64_t) {
         uint8_t* codes = codes_for(codebooks, rows);
-        encode_span(*k, s, d, span, span.row + far < n ? far : 0, codes);
+        encode_span(*k, s, d, span, span.row + far < n && (habits & kFetching) ? far : 0, codes);
         k->pack(codes, codebooks, span.rows, packed + span.row * pairs);
     });
 } catch (const std::exception&) {
@@ -274,7 +310,7 @@ int amm_scan(int level, const uint8_t* packed, int64_t packed_bytes, int64_t n, 
              int upcast, int kind, void* out, int64_t out_stride, int64_t out_elements, int threads) try {
     const Kernels* k = kernels(level, aggregation);
     if (!k) return kLevel;
-    Sink s{m, codebooks, aggregation, upcast, kind, tables, scale, offset, out, out_stride, nullptr};
+    Sink s(m, codebooks, aggregation, upcast, kind, tables, scale, offset, out, out_stride, n);
     if (n == 0) return kOk;
     if (!packed) return kNull;
     if (const int error = check_sink(n, s, tables_bytes, out_elements)) return error;
@@ -300,7 +336,7 @@ int amm_matmul(int level, const float* a, int64_t n, int64_t d, int64_t row_stri
     const Kernels* k = kernels(level, aggregation);
     if (!k) return kLevel;
     Source s{a, n, row_stride, col_stride, codebooks, columns, {}, {}, {}, {}, {}, {}};
-    Sink to{m, codebooks, aggregation, upcast, kind, tables, scale, offset, out, out_stride, nullptr};
+    Sink to(m, codebooks, aggregation, upcast, kind, tables, scale, offset, out, out_stride, n);
     if (n == 0) return kOk;
     if (const int error = check_source(s, d, thresholds)) return error;
     if (const int error = check_sink(n, to, tables_bytes, out_elements)) return error;
@@ -314,7 +350,7 @@ int amm_matmul(int level, const float* a, int64_t n, int64_t d, int64_t row_stri
         uint8_t* codes = codes_for(codebooks, rows);
         encode_span(*k, s, d, span, 0, codes);
         Ahead ahead;
-        if (next < spans.count()) ahead = ahead_of(s, spans.at(next));
+        if (next < spans.count() && (habits & kFetching)) ahead = ahead_of(s, spans.at(next));
         scan_span(*k, to, span, codes, &ahead);
     });
 } catch (const std::exception&) {

@@ -26,7 +26,7 @@ struct Scratch {
         return data;
     }
 };
-inline thread_local Scratch code_scratch, stage_scratch, tile_scratch;
+inline thread_local Scratch code_scratch, stage_scratch, tile_scratch, row_scratch;
 
 struct Span {
     int64_t row;

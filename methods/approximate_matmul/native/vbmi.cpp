@@ -262,8 +262,8 @@ TARGET_VBMI void scan_kind(const Job& j) {
     constexpr bool narrow = KIND == kFloat || KIND == kU16Columns;
     const int pass = pass_rows(j, padded(j.codebooks)), groups = (j.m + 7) / 8;
     const int64_t blocks = static_cast<int64_t>(groups) * (j.rows / kBlock);
-    const int64_t share = j.ahead ? (static_cast<int64_t>(j.ahead->units) << 20) / blocks + 1 : 0;
-    int64_t spent = 0;
+    const int64_t share = j.ahead ? (static_cast<int64_t>(j.ahead->units - j.ahead->next) << 20) / blocks + 1 : 0;
+    int64_t spent = j.ahead ? static_cast<int64_t>(j.ahead->next) << 20 : 0;
     for (int from = 0; from < j.rows; from += pass) {
         const int to = from + pass < j.rows ? from + pass : j.rows;
         for (int first = 0; first < j.m;) {

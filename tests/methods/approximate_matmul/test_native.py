@@ -130,6 +130,22 @@ def test_fused_product_equals_encode_and_scan(level, n, m, codebooks):
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("n", "m"), [(2711, 100), (2020, 133), (1040, 260)])
+def test_large_outputs_are_the_same_by_every_habit(level, n, m):
+    a, columns, thresholds, tables = problem(n, 30, 3, m)
+    sums = sum(lookups(walk(a, columns, thresholds), tables))
+    prepared = binding.prepare(tables)
+    try:
+        for staging, fetching in ((False, False), (True, False), (False, True), (True, True)):
+            binding.habits(staging, fetching)
+            for given in (a, np.asfortranarray(a)):
+                y = binding.matmul(given, columns, thresholds, prepared, threads=2, level=level)
+                np.testing.assert_array_equal(y, sums)
+    finally:
+        binding.habits()
+
+
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("upcast", [1, 2, 4, 8, 16, 32, 64, 128])
 def test_averages_equal_a_scalar_tree(level, upcast):
     codebooks, m = (2 * upcast if upcast < 128 else 128), 9

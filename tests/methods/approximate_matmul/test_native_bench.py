@@ -10,7 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from methods.approximate_matmul.native import _bench_arms as arms
+from methods.approximate_matmul.native import _bench_bound as bound
 from methods.approximate_matmul.native import _bench_checks as checks
+from methods.approximate_matmul.native import _bench_lines as lines
 from methods.approximate_matmul.native import bench, binding
 
 needs_kernels = pytest.mark.skipif(binding.available() is not None, reason="no native kernels here")
@@ -61,6 +63,36 @@ def test_a_measured_shape_has_rates_and_ratios():
     assert shape["lookups_per_s"]["scan u16"] == pytest.approx(64 * 16 * 8 / (shape["us"]["scan u16"] * 1e-6))
     assert "C=16" in arms.lines(shape)[0]
     json.dumps(shape)
+
+
+@needs_kernels
+def test_all_lines_of_a_report(monkeypatch):
+    monkeypatch.delattr(os, "sched_setaffinity", raising=False)
+    level = binding.highest_level()
+    with torch.inference_mode():
+        rated = [arms.level_rates(level, 64, 64, 8, 16, 0.0), arms.level_rates("scalar", 64, 64, 8, 16, 0.0)]
+        shape = arms.measure(64, 64, 8, 16, 0.0)
+    facts = {**binding.describe(1), **bound.processor(), "cores": 2, "cores_apart": 2, "gigahertz": 3.0}
+    facts |= {"level": "avx512vbmi", "memory_kept": True, "torch": "2"}
+    rated[0]["level"] = "avx512vbmi"
+    chosen = {"cpus": bound.apart()[:1], "counts": [1], "shape": [64, 64, 8], "codebooks": 16}
+    rows = [{**row, "threads": 2, "speedup": dict.fromkeys(row["us"], 1.5)} for row in bench.scaling_rows(chosen, 0.0)]
+    found = {"about": facts, "levels": rated, "shapes": [{**shape, "shape": [10000, 512, 100]}]}
+    told = lines.everything({**found, "threads": [{**chosen, "rows": rows}]}, 10.0)
+    assert any("of the bound: encode" in line for line in told)
+    assert any("bounds at 3.00 GHz: product" in line for line in told)
+    assert told[-1].startswith("goals: C=16 over _int_mm")
+    assert told[-1].endswith("two threads 1.5 of 1.8 not met")
+    assert bench.fastest(rated, "none") == "avx512vbmi"
+    assert bench.fastest([], "none") == "none"
+
+
+def test_bounds_are_the_arithmetic_of_the_readme():
+    assert bound.product_us(10000, 100, 16, 3.0) == pytest.approx((62500 + 250000 + 125000) / 3e3)
+    assert bound.product_us(10000, 100, 64, 3.0) == pytest.approx((250000 + 1000000 + 125000) / 3e3)
+    assert bound.int8_us(10000, 512, 100, 3.0, {"amx_int8": True}) == pytest.approx(500000 / 3e3)
+    assert bound.int8_us(10000, 512, 100, 3.0, {"avx512_vnni": True}) == pytest.approx(4000000 / 3e3)
+    assert bound.int8_us(10000, 512, 100, 3.0, {}) is None
 
 
 def test_threads_are_set_and_put_back(monkeypatch):
