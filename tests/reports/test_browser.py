@@ -273,11 +273,13 @@ def axe() -> str:
 
 #: axe looks at every node: of table rows that differ in nothing but their words, two are enough.
 ALIKE = """() => {
+  const looks = ['class', 'style', 'role', 'hidden', 'scope'];
+  const told = e => [e.tagName, !!e.textContent.trim(),
+                     ...[...e.attributes].map(a => looks.includes(a.name) ? a.name + a.value : a.name)].join();
   for (const body of document.querySelectorAll('tbody')) {
     const seen = {};
     for (const row of [...body.rows]) {
-      const kind = [row, ...row.querySelectorAll('*')].map(e => [e.tagName, !!e.textContent.trim(), ...[...e.attributes].map(
-        a => ['class', 'style', 'role', 'hidden', 'scope'].includes(a.name) ? a.name + a.value : a.name)].join()).join(';');
+      const kind = [row, ...row.querySelectorAll('*')].map(told).join(';');
       seen[kind] = (seen[kind] || 0) + 1;
       if (seen[kind] > 2) row.remove();
     }

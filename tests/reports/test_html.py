@@ -146,6 +146,13 @@ def test_figures_carry_their_rows_and_a_sentence(site: Path) -> None:
             assert re.search(r"</h3><p>[A-Z0-9][^<]{20,}\.", figure)
 
 
+def test_rows_behind_figures_are_json_for_every_reader(site: Path) -> None:
+    for path in site.glob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        for block in re.findall(r'<script type="application/json" class="rows">(.*?)</script>', text, re.DOTALL):
+            json.loads(block, parse_constant=lambda word, name=path.name: pytest.fail(f"{name} has {word}"))
+
+
 def test_sources_become_links_and_stay_escaped() -> None:
     text = str(
         html.linked("<b> arXiv:2512.04632 §3, https://example.org/a?b=1&c=2. (https://x.org/y) javascript:alert(1)")

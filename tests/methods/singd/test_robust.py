@@ -48,7 +48,9 @@ def test_kfacs_running_mean_in_bfloat16_is_indefinite(stream):
 def test_many_steps_in_half_precision_stay_finite(name, dtype, stream):
     torch.manual_seed(0)
     model = nn.Linear(D, 16, bias=False).bfloat16()
-    steps = 500 if dtype == "bfloat16" else 40
+    # More than it takes K-FAC's mean to lose its definiteness; the densest factors for longer still.
+    long = 500 if name in ("dense", "tril", "hierarchical") else 250
+    steps = long if dtype == "bfloat16" else 40
     optimizer = SINGD(
         model, 1e-3, structures=(name, name), preconditioner_dtype=dtype, update_period=1, damping=1e-3, lr_cov=0.02
     )
