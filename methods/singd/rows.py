@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from methods.kfac.layers import _mode, _padding, _pair, patches
+from methods.kfac.layers import _mode, _padding, _pair, input_positions, patches
 from methods.singd.tensors import unflatten
 
 #: Bytes of rows that are copied out at once.
@@ -192,13 +192,13 @@ class PatchRows(Rows):
         self, module: nn.Conv2d, inputs: Tensor, bias: bool, scale: float | Tensor, dtype: torch.dtype
     ) -> None:
         self.module, self.inputs = module, inputs if inputs.ndim == 4 else inputs[None]
-        self.outputs = patches(module, self.inputs[:1]).shape[1:3]
-        count = self.inputs.shape[0] * self.outputs.numel()
+        self.positions = input_positions(module, self.inputs)[1]
+        count = self.inputs.shape[0] * self.positions
         super().__init__((module.groups, count, module.weight[0].numel() + bias), bias, scale, dtype)
 
     def pieces(self, limit: int = _PIECE) -> Iterator[Tensor]:
         """See :class:`Rows`."""
-        one = self.batch * self.outputs.numel() * self.d * self.dtype.itemsize
+        one = self.batch * self.positions * self.d * self.dtype.itemsize
         count = max(1, limit // one)
         for start in range(0, self.inputs.shape[0], count):
             part = scaled(self.inputs[start : start + count], self.scale, self.dtype)
@@ -212,7 +212,7 @@ class PatchRows(Rows):
 
     def _grids(self, limit: int, dtype: torch.dtype, room: int) -> Iterator[tuple[Tensor, int]]:
         """See :class:`Rows`."""
-        one_sample = self.batch * self.outputs.numel() * room * dtype.itemsize
+        one_sample = self.batch * self.positions * room * dtype.itemsize
         count = samples(limit, one_sample, self.inputs.shape[0])
         for start in range(0, self.inputs.shape[0], count):
             part = self.inputs[start : start + count]
@@ -236,7 +236,7 @@ class PatchRows(Rows):
         around = [sides[2], sides[0]]
         weight = (w[:, :-1] if self.bias else w).to(self.dtype).mT.reshape(self.batch * k, *kernel)
         if self.bias:
-            bias = (w[:, -1].reshape(-1) * self.scale).to(self.dtype)
+            bias = scaled(w[:, -1].reshape(-1), self.scale, self.dtype)
         z = functional.conv2d(x, weight, bias, step, around, gap, self.batch)
         # With the weight's gradient comes the bias', the sums of z; but in z's dtype.
         both = self.bias and self.dtype not in HALF

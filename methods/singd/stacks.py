@@ -78,6 +78,8 @@ class Stack:
         groups = self.layers[0].groups
         self.weight_dtype = self.layers[0].weight.dtype
         self.places = {layer: slice(i * groups, (i + 1) * groups) for i, layer in enumerate(self.layers)}
+        #: K and C of each layer, views: factors are always written in place.
+        self.factors = {layer: (self.a.value[place], self.g.value[place]) for layer, place in self.places.items()}
 
     @property
     def home(self) -> tuple[torch.dtype, torch.device]:

@@ -92,8 +92,7 @@ class Gather:
         held = self.sums.get(layer)
         unit_rows, unit_terms = (rows, terms) if held is None else (held.unit_rows, held.unit_terms)
         root = unit_terms**0.5 if opt.reduction == "mean" else unit_terms**-0.5
-        place = stack.places[layer]
-        k, c = stack.a.value[place], stack.g.value[place]
+        k, c = stack.factors[layer]
         of_a, scale_a = _split(unit_rows**-0.5, k.dtype)
         of_g, scale_g = _split(root, c.dtype)
         for_a = self.input(module, inputs, layer.bias is not None, of_a, k.dtype)

@@ -13,12 +13,12 @@ from methods.singd import factories
 pytestmark = pytest.mark.filterwarnings("ignore:.*leaves to")
 #: Six shapes: plain step, update step (its plain part counted), statistics inside backward of eight layers.
 BOUNDS = {
-    "dense": (32, 500, 400),
-    "diagonal": (12, 125, 140),
-    "block30": (100, 240, 330),
-    "hierarchical15": (112, 600, 470),
-    "tril_toeplitz": (32, 245, 650),
-    "rank1_arrow": (100, 300, 400),
+    "dense": (32, 500, 355),
+    "diagonal": (12, 125, 110),
+    "block30": (100, 240, 290),
+    "hierarchical15": (112, 600, 430),
+    "tril_toeplitz": (32, 245, 620),
+    "rank1_arrow": (100, 300, 360),
 }
 
 
