@@ -62,6 +62,7 @@ def rows(sizes: Sequence[tuple[int, Place]]) -> list[Row]:
                     "statuses": row["statuses"],
                     "steps": row["steps"],
                     "samples": row["samples"],
+                    "epochs": row["samples"] / size if (size := set_size(runs, batch)) else None,
                     "time_s": row["median_s"],
                     "device_s": device_seconds(runs),
                     "step_s": row["step_s"],
@@ -71,6 +72,15 @@ def rows(sizes: Sequence[tuple[int, Place]]) -> list[Row]:
                 }
             )
     return found
+
+
+def set_size(runs: Sequence[Trained], batch: int) -> float | None:
+    """Training samples of one epoch: updates x batch / epochs of a run's schedule, to a rounded update."""
+    for run in runs:
+        updates, epochs = plain.number(run.detail.get("updates")), plain.number(run.hyper.get("epochs"))
+        if updates and epochs:
+            return updates * batch / epochs
+    return None
 
 
 def device_seconds(runs: Sequence[Trained]) -> float:
@@ -162,7 +172,7 @@ def _steps(name: str, device: str, found: Sequence[Row], looks: Mapping[str, Row
         title=title,
         sentence=_shrink(found),
         svg=board_figures.sweep(anchor, title, list(found), looks),
-        rows=boards.saved(found, ("arm", "batch", "hits", "n", "steps", "samples", "time_s", "device_s")),
+        rows=boards.saved(found, ("arm", "batch", "hits", "n", "steps", "samples", "epochs", "time_s", "device_s")),
     )
 
 
@@ -199,7 +209,8 @@ def _table(found: Sequence[Row]) -> Table:
         lost = [
             f"{n} {status.replace('_', ' ')}" for status, n in row["statuses"].items() if status != "target_reached"
         ]
-        epochs = row["samples"] / 1e3 if math.isfinite(row["samples"]) else math.inf
+        samples = "not reached" if math.isinf(row["samples"]) else f"{row['samples'] / 1e3:,.0f}"
+        epochs = row["epochs"]
         stalled = (row["stall"] or 0.0) > STALL_LIMIT
         made.append(
             (
@@ -207,7 +218,11 @@ def _table(found: Sequence[Row]) -> Table:
                 number(f"{row['batch']:,}", row["batch"]),
                 number(f"{row['hits']} of {row['n']}", row["hits"] / row["n"], *lost),
                 number(training.count_text(row["steps"]), _key(row["steps"])),
-                number("not reached" if math.isinf(epochs) else f"{epochs:,.0f}", _key(row["samples"])),
+                number(samples, _key(row["samples"])),
+                number(
+                    plain.DASH if epochs is None else "not reached" if math.isinf(epochs) else f"{epochs:,.1f}",
+                    _key(epochs),
+                ),
                 number(training.time_text(row["time_s"]), _key(row["time_s"])),
                 number(training.time_text(row["device_s"]), _key(row["device_s"])),
                 number(plain.seconds(row["step_s"]), row["step_s"]),
@@ -218,7 +233,18 @@ def _table(found: Sequence[Row]) -> Table:
                 ),
             )
         )
-    head = ("method", "batch", "hits", "updates", "thousand samples", "time", "device time", "update", "stall")
+    head = (
+        "method",
+        "batch",
+        "hits",
+        "updates",
+        "thousand samples",
+        "epochs",
+        "time",
+        "device time",
+        "update",
+        "stall",
+    )
     return Table(id="sweep-table", caption="Arms by batch size", head=head, rows=made)
 
 

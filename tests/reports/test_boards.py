@@ -83,6 +83,8 @@ def test_rows_are_medians_and_misses_are_infinite(places: list[training.Place]) 
     values = sorted(run.metrics["steps_to_target"] for run in runs)
     assert kept["steps"] == pytest.approx((values[2] + values[3]) / 2)
     assert kept["samples"] == pytest.approx(kept["steps"] * 512)
+    assert kept["epochs"] == pytest.approx(kept["steps"] / round(1.2e6 / 512) * 12.0), "of a schedule of 12 epochs"
+    assert lost["epochs"] == math.inf
     assert rows["training.adamw", 2048]["statuses"]["diverged"] == 1
 
 
@@ -103,7 +105,10 @@ def test_the_lead_names_the_largest_size_and_who_gets_nowhere(places: list[train
     (board,) = batch_sweep.made(places)
     assert board.lead.startswith("3 batch sizes from 512 to 8,192, to test accuracy 91.00")
     assert "is 8,192, by muon" in board.lead
-    assert len(board.sections[2].tables[0].rows) == 9
+    table = board.sections[2].tables[0]
+    assert len(table.rows) == 9
+    assert [name for name in ("updates", "epochs", "time", "device time", "stall") if name not in table.head] == []
+    assert all(len(row) == len(table.head) for row in table.rows)
     chart = board.sections[0].charts[0]
     assert "muon:" in chart.sentence
     assert "sgd" in chart.svg
