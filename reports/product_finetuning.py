@@ -18,9 +18,9 @@ from reports.training import Place
 Row = dict[str, Any]
 #: Stage -> metric of a run; the trainable form's is the workload's own.
 STAGES: Mapping[str, str] = {
-    "exact": "exact_accuracy",
-    "just replaced": "replaced_accuracy",
-    "as fixed operators": "deployed_accuracy",
+    "exact": "final_exact_accuracy",
+    "just replaced": "final_replaced_accuracy",
+    "as fixed operators": "final_deployed_accuracy",
 }
 TUNED = "fine-tuned"
 HEADING = "Look-ups against the original network"

@@ -11,7 +11,7 @@ import pytest
 from harness.record.store import read_headers, read_runs
 from reports import html, product_finetuning, training
 
-FACTS = {"exact_accuracy": 0.989, "replaced_accuracy": 0.961, "deployed_accuracy": 0.982}
+FACTS = {"final_exact_accuracy": 0.989, "final_replaced_accuracy": 0.961, "final_deployed_accuracy": 0.982}
 
 
 @pytest.fixture
@@ -47,9 +47,9 @@ def test_the_sentence_tells_what_comes_back(written: Any) -> None:
     assert "the original on 98.90 %" in text
     assert "just replaced on 96.10 %" in text
     assert "brings back 75 % of the loss" in text
-    [section] = product_finetuning.sections(place(written({"deployed_accuracy": 0.9}, "b.jsonl")))
+    [section] = product_finetuning.sections(place(written({"final_deployed_accuracy": 0.9}, "b.jsonl")))
     assert "was not recorded" in section[2][0].sentence
-    worse = product_finetuning.stages(place(written(FACTS | {"deployed_accuracy": 0.95}, "c.jsonl")))
+    worse = product_finetuning.stages(place(written(FACTS | {"final_deployed_accuracy": 0.95}, "c.jsonl")))
     assert "fine-tuning lost accuracy" in product_finetuning.sentence(worse)
 
 
