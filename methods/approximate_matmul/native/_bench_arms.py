@@ -182,6 +182,12 @@ def alone(call: Callable[[], Any], seconds: float) -> float:
     return best
 
 
+def memory_arms(n: int, m: int, codebooks: int) -> Arms:
+    """Writing the outputs once, and reading as much as the touched columns are, with nothing else to do."""
+    outputs, columns = torch.empty(n, m), torch.ones(4 * codebooks * n)
+    return {"memory write": lambda: outputs.fill_(1.0), "memory read": lambda: torch.dot(columns, columns)}
+
+
 def scaling_arms(n: int, d: int, m: int, codebooks: int, count: int) -> Arms:
     """Few arms, each with ``count`` threads."""
     generator = torch.Generator().manual_seed(0)
@@ -227,7 +233,7 @@ def measure(n: int, d: int, m: int, codebooks: int, seconds: float) -> dict[str,
     """One shape: microseconds of all arms, rates and ratios, ready for JSON."""
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(n, d, generator=generator), torch.randn(d, m, generator=generator)
-    found = minima({**exact_arms(a, b), **native_arms(a, m, codebooks)}, seconds)
+    found = minima({**exact_arms(a, b), **native_arms(a, m, codebooks), **memory_arms(n, m, codebooks)}, seconds)
     base = {"fp32": min(found[k] for k in found if k.startswith("fp32"))}
     base |= {k: found[k] for k in ("_int_mm", "bf16") if k in found}
     dynamic = [found[k] for k in ("int8 ours", "dynamic int8") if k in found]

@@ -57,19 +57,25 @@ def _row(values: list[float]) -> str:
 
 
 def bounds(shape: dict[str, Any], facts: dict[str, Any]) -> list[str]:
-    """A shape's times beside the least that the arithmetic allows."""
-    (n, d, m), ghz = shape["shape"], facts["gigahertz"]
+    """A shape's times beside what its memory takes and the least that the arithmetic allows."""
+    (n, d, m), ghz, us = shape["shape"], facts["gigahertz"], shape["us"]
+    written, read = us["memory write"], us["memory read"]
+    memory = written + read
+    told = [f"  memory alone: outputs written {written:.0f} us, as much as the columns read {read:.0f} us"]
     if facts["level"] not in bound.WIDE or not ghz:
-        return []
-    ours, us = bound.product_us(n, m, shape["codebooks"], ghz), shape["us"]
-    told = f"  bounds at {ghz:.2f} GHz: product {ours:.0f} us ({ours / us['product columns']:.0%} reached)"
+        return told
+    ours = bound.product_us(n, m, shape["codebooks"], ghz)
+    line = (
+        f"  bounds at {ghz:.2f} GHz: product {ours:.0f} us by arithmetic ({ours / us['product columns']:.0%} reached)"
+    )
+    line += f", {max(ours, memory):.0f} us with memory ({max(ours, memory) / us['product columns']:.0%} reached)"
     exact = bound.int8_us(n, d, m, ghz, facts["flags"])
     if exact is not None and "_int_mm" in us:
-        told += f"; int8 {exact:.0f} us ({exact / us['_int_mm']:.0%} reached by _int_mm)"
-        told += (
+        line += f"; int8 {exact:.0f} us ({exact / us['_int_mm']:.0%} reached by _int_mm)"
+        line += (
             f"; ours at its bound over _int_mm at its own {exact / ours:.2f}x, as measured {us['_int_mm'] / ours:.1f}x"
         )
-    return [told]
+    return [*told, line]
 
 
 def goals(found: dict[str, Any]) -> list[str]:
