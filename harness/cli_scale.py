@@ -63,7 +63,10 @@ def scale(
         precision=precision,
         compile=compile_,
     )
-    measure(asked, out, as_json)
+    rows, _ = measure(asked, out, as_json)
+    if rows and all(row.step_s is None for row in rows):
+        print(f"speedclaim: no point was measured; the first says: {rows[0].reason}.", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def _whole(text: str) -> tuple[int, ...]:

@@ -5,8 +5,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import typer
 
+from harness import cli_scale
 from harness.errors import UserError
+from harness.judge import scaling as judged
 from harness.measure.training import scaling
 from harness.measure.training.scaling import Asked, check, measure, planned, points, request
 from suites.scaling_bench import METHODS, SHARDED, alike, asked
@@ -112,3 +115,17 @@ def test_what_no_point_can_survive_is_refused_before_anything_runs(wrong, text):
     with pytest.raises(UserError) as caught:
         check(replace(CPU, **wrong))
     assert text in str(caught.value)
+
+
+def test_a_measurement_without_a_number_ends_with_code_1(monkeypatch, capsys):
+    key = judged.Key(device="d", workload="w", method="training.sgd", sharding="none", mode="weak", per_rank=8, world=2)
+    lost, good = judged.Row(key=key, reason="all ranks fell over"), judged.Row(key=key, step_s=0.1)
+    for rows, code in (([lost], 1), ([lost, good], None), ([], None)):
+        monkeypatch.setattr(cli_scale, "measure", lambda *_, found=rows: (found, []))
+        if code is None:
+            cli_scale.scale("digits-cnn", ["sgd"])
+            continue
+        with pytest.raises(typer.Exit) as ended:
+            cli_scale.scale("digits-cnn", ["sgd"])
+        assert ended.value.exit_code == code
+        assert "no point was measured; the first says: all ranks fell over." in capsys.readouterr().err
