@@ -51,7 +51,7 @@ class Method:
             (our code, their algorithm and kernel design), ``own design``, ``third party``.
         tags: free labels; ``compile`` marks a method that pays a long first call for every shape (it runs on the
             problems that ask for it, never in tier ``quick``), ``slow-cpu`` one that emulates its dtype on a CPU
-            (never in ``quick`` there).
+            (never in ``quick`` there), ``variant`` one for a table of options (in tier ``full`` or by name).
         largest: most elements of an input that it is measured on; beyond, one call would take minutes.
     """
 

@@ -19,6 +19,7 @@ from harness.measure import availability
 BUDGET_REASON = "left out by the time budget"
 COMPILE_REASON = "left out: every shape is compiled anew, which only chosen problems and tier full pay for"
 SLOW_REASON = "left out by the quick tier: it emulates its dtype on a CPU"
+VARIANT_REASON = "left out: a variant for the table of options; give --tier full or its name"
 QUICK_REASON = "left out by the quick tier, which measures a chosen few methods of this suite"
 #: Seconds that one compiled shape costs at the gate, and again (from the compiler's cache) in each block's process.
 _COMPILE_S, _CACHED_COMPILE_S = 20.0, 2.5
@@ -222,6 +223,8 @@ def _too_long(method: Method, problem: Problem, tier: str, named: bool, flagged:
         return COMPILE_REASON
     if method.largest is not None and math.prod(problem.shape) > method.largest:
         return f"left out: above {method.largest} elements one call takes minutes"
+    if "variant" in method.tags and tier != "full" and not named:
+        return VARIANT_REASON
     if tier == "quick" and not named:
         if "compile" in method.tags:
             return COMPILE_REASON

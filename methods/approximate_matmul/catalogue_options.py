@@ -18,6 +18,7 @@ def _variant(suffix: str, summary: str, source: str, **changes: Any) -> Method:
         summary=summary,
         source=source,
         hyper={**MADDNESS.hyper, **changes},
+        tags=("variant",),
     )
 
 

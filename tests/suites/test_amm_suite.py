@@ -77,3 +77,17 @@ def test_a_suite_limits_the_methods_of_its_quick_tier(monkeypatch):
     assert timed(asked) == {"exact", "int8"}
     assert timed(replace(asked, methods=("approximate_matmul.pca",))) == {"exact", "pca"}
     assert {"pca", "int8", "exact"} <= timed(replace(asked, tier="standard"))
+
+
+def test_variants_of_one_option_are_measured_by_name_or_in_the_full_tier():
+    problem = "digits_c16-355x64x10-float32-cpu"
+    named = "approximate_matmul.maddness-strict"
+
+    def skipped(**request):
+        made = plan.build(plan.Request(suites=("approximate_matmul",), device="cpu", problems=(problem,), **request))
+        return made.suites[0].skipped
+
+    case = f"{named}/{problem}"
+    assert skipped(tier="standard")[case] == plan.VARIANT_REASON
+    assert case not in skipped(tier="standard", methods=(named,))
+    assert case not in skipped(tier="full")
