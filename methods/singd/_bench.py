@@ -113,7 +113,7 @@ def _between(one: Any, other: Any) -> float:
 
 HEAD = (
     f"{'arm':22}{'mean':>8}{'median':>8}{'longest':>9}{'host':>8}{'goal':>7}{'peak MiB':>10}{'/adamw':>8}"
-    f"{'state MiB':>11}{'formula':>9}  statistics/update/apply"
+    f"{'state MiB':>11}{'formula':>9}  statistics/update/apply, graphs captured/replayed/failed"
 )
 
 
@@ -122,6 +122,8 @@ def line(name: str, row: dict[str, Any], adamw: float | None) -> str:
     peak, state = row.get("peak", 0.0), sum(row.get("state", {}).values())
     formula = "" if "formula" not in row else "equal" if row["formula"] == row["state"] else "DIFFERS"
     parts = "/".join(f"{ms:.2f}" for ms in row.get("parts", {}).values())
+    seen = row.get("graphs", {})
+    parts += ", " + "/".join(str(seen[key]) for key in ("captured", "replayed", "failed")) if seen else ""
     ratio = f"{peak / adamw:.2f}" if adamw else ""
     goal = f"{GOALS[name]:.1f}" if name in GOALS else ""
     return (
