@@ -152,6 +152,8 @@ def main() -> None:
         print(f"[{elapsed():4.0f} s] {text}", flush=True)
 
     gpus = nvidia.visible() if given.device == "cuda" else 2
+    if not gpus:
+        parser.error("no CUDA device is visible here; try it with --device cpu")
     every = tuple(n for n in (1, 2, 4, 8) if n <= gpus)
     worlds = tuple(int(n) for n in given.worlds.split(",") if n) or tuple(
         sorted({1, max(every)} if given.quick else every)

@@ -272,6 +272,8 @@ def main() -> None:
     options.arms = options.arms.split(",") if options.arms else None
     for name in [one for one in options.arms or [] if one not in ARMS]:
         parser.error(f"--arms: no arm {name!r}; there are {', '.join(ARMS)}")
+    if options.device != "cpu" and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device; try it with --device cpu --net small --batch 64")
     found = Bench(options).run()
     print(f"\n{found['device']}, torch {found['torch']}, {options.net}, batch {options.batch}, {options.products}")
     print(table(found))
