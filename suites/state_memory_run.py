@@ -140,6 +140,9 @@ def trained(
     network: Network, method: Method, hyper: Mapping[str, Any], problem: Problem, batch: int, where: TrainingCPU
 ) -> dict[str, tuple[float, str]]:
     """State and peak after two whole updates, statistics and refresh in both."""
+    if problem.device != "cpu" and problem.id not in _rehearsed:
+        _rehearse(network, problem, batch)
+        _rehearsed.add(problem.id)
     where.clear()
     gc.collect()
     where.peak_start()
@@ -166,6 +169,22 @@ def trained(
         close()
     del optimizer, model, inputs, loss
     return found
+
+
+#: Problems whose passes have been made once in this process.
+_rehearsed: set[str] = set()
+
+
+def _rehearse(network: Network, problem: Problem, batch: int) -> None:
+    """Forward and backward once without an optimizer.
+
+    The first passes of a process search for algorithms, and the workspaces that they try were counted as the first
+    method's: AdamW on VGG16_bn showed 2,943 MiB on an H100, and 936 in a process that had run the network before.
+    """
+    model = built(network).to(problem.device)
+    with _autocast(problem):
+        loss = model(_inputs(network, batch, problem.device)).float().square().mean()
+    loss.backward()
 
 
 def _held(optimizer: Any, state: float) -> float:
