@@ -1,6 +1,7 @@
 """Several processes: the same weights as one, every rank's bytes in the record, and a clear end when one dies."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -176,3 +177,40 @@ def test_machines_meet(toys, tmp_path):
     assert served == [1]
     assert found.iloc[0]["status"] in ("budget_exhausted", "target_reached")
     assert replace(worlds[0], nproc=4).size == 8
+
+
+TOGETHER = """
+import time
+from harness.measure.training.together import together
+def work(ranks):
+    if ranks.rank == 1:
+        raise ValueError("only I am unlucky")
+    ranks.meet()
+    time.sleep(300)
+begin = time.monotonic()
+try:
+    together(2, work, wait_s=250.0)
+except RuntimeError as error:
+    print("only I am unlucky" in str(error) or "Connection" in str(error), time.monotonic() - begin < 200)
+print(together(2, lambda ranks: ranks.size * 10 + ranks.rank))
+"""
+
+
+def test_ranks_of_a_check_end_together_when_one_fails():
+    done = subprocess.run([sys.executable, "-c", TOGETHER], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["True", "True", "[20,", "21]"]
+
+
+def test_ranks_leave_nvlink_multicast_off_unless_told(monkeypatch):
+    from harness.measure.training.launch import surroundings
+
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME")
+    for name in (*names, "NCCL_NVLS_ENABLE"):
+        monkeypatch.setenv(name, "1")
+    surroundings(World(nproc=4), 2, 2)
+    assert os.environ["NCCL_NVLS_ENABLE"] == "1", "whoever sets it decides"
+    assert (os.environ["RANK"], os.environ["WORLD_SIZE"]) == ("2", "4")
+    monkeypatch.delenv("NCCL_NVLS_ENABLE")
+    surroundings(World(nproc=4), 2, 2)
+    assert os.environ["NCCL_NVLS_ENABLE"] == "0"
