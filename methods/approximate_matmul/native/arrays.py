@@ -53,6 +53,11 @@ def is_torch(a: object) -> bool:
     return torch is not None and isinstance(a, torch.Tensor)
 
 
+def pointer_to(array: Array) -> int:
+    """Address of an array's first element; several times quicker than ``array.ctypes.data``."""
+    return int(array.__array_interface__["data"][0])
+
+
 def plain(a: Any, dtype: Any, name: str) -> Array:
     """A contiguous NumPy array of the wanted type; lossy conversions are refused."""
     if isinstance(a, np.ndarray) and a.dtype == dtype and a.flags.c_contiguous and a.flags.aligned:

@@ -32,6 +32,7 @@ from methods.approximate_matmul.native.arrays import (
     is_torch,
     pack,
     plain,
+    pointer_to,
     prepare,
     unpack,
 )
@@ -136,9 +137,14 @@ def library() -> ctypes.CDLL:
     return _load()
 
 
+@functools.lru_cache(maxsize=1)
+def _highest() -> int:
+    return int(_load().amm_highest_level())
+
+
 def highest_level() -> str:
     """The best level that this processor has."""
-    return LEVELS[_load().amm_highest_level()]
+    return LEVELS[_highest()]
 
 
 def gigahertz() -> float:
@@ -154,7 +160,7 @@ def level() -> str:
 
 
 def _level(wanted: str | None) -> int:
-    highest = int(_load().amm_highest_level())
+    highest = _highest()
     limit = wanted or os.environ.get(VARIABLE)
     if not limit:
         return min(highest, LEVELS.index(CEILING)) if CEILING in LEVELS else highest
@@ -191,26 +197,23 @@ def describe(threads: int | None = None) -> dict[str, Any]:
 def _input(a: Any) -> tuple[int, int, int, int, int]:
     """(pointer, N, D, row stride, column stride), strides in elements."""
     if is_torch(a):
+        torch = sys.modules["torch"]
         if a.device.type != "cpu":
             raise Unsupported(
                 f"native kernels read CPU tensors, got one on {a.device}; move it or choose a GPU back-end."
             )
-        dtype, stride, pointer, good = (
-            str(a.dtype),
-            tuple(a.stride()),
-            a.data_ptr(),
-            a.layout is sys.modules["torch"].strided,
-        )
+        single, good = a.dtype is torch.float32, a.layout is torch.strided
+        stride, pointer = tuple(a.stride()), a.data_ptr()
     elif isinstance(a, np.ndarray):
-        dtype, pointer, good = str(a.dtype), int(a.__array_interface__["data"][0]), a.dtype.isnative
-        if a.dtype == np.float32 and (any(s % 4 for s in a.strides) or pointer % 4):
+        single, pointer, good = a.dtype == np.float32, pointer_to(a), a.dtype.isnative
+        if single and (any(s % 4 for s in a.strides) or pointer % 4):
             raise UserError("float32 rows that start between 4-byte places cannot be read; pass a copy of the array.")
         stride = tuple(s // a.itemsize for s in a.strides)
     else:
         raise UserError(f"a must be a NumPy array or a torch tensor, got {type(a).__name__}.")
-    if dtype.removeprefix("torch.") != "float32" or not good:
+    if not (single and good):
         raise Unsupported(
-            f"native kernels read dense float32, got {dtype}; convert with .float() / .astype(np.float32)."
+            f"native kernels read dense float32, got {a.dtype}; convert with .float() / .astype(np.float32)."
         )
     if a.ndim != 2:
         raise UserError(f"a must have the shape [N, D], got {tuple(a.shape)}.")
@@ -251,7 +254,7 @@ def encode(a: Any, columns: Any, thresholds: Any, *, threads: int | None = None,
     data = np.empty((-(-n // BLOCK), (codebooks + 1) // 2, BLOCK), np.uint8)
     _check(
         _load().amm_encode(
-            _level(level), pointer, n, d, rows, cols, c.ctypes.data, v.ctypes.data, codebooks, data.ctypes.data,
+            _level(level), pointer, n, d, rows, cols, pointer_to(c), pointer_to(v), codebooks, pointer_to(data),
             data.nbytes, threads or default_threads(),
         )
     )  # fmt: skip
@@ -272,13 +275,13 @@ def _output(kind: str, order: str, n: int, m: int, like_torch: bool, out: Any) -
         return out, 0, pointer, stride, (n - 1) * stride + m
     if order == "column":
         columns = np.empty((m, n), np.uint16)
-        return columns.T, 2, columns.ctypes.data, max(n, 1), columns.size
+        return columns.T, 2, pointer_to(columns), max(n, 1), columns.size
     if like_torch:
         torch = sys.modules["torch"]
         tensor = torch.empty((n, m), dtype=getattr(torch, kind))
         return tensor, _KINDS[kind], tensor.data_ptr(), m, n * m
     array = np.empty((n, m), np.dtype(kind))
-    return array, _KINDS[kind], array.ctypes.data, m, n * m
+    return array, _KINDS[kind], pointer_to(array), m, n * m
 
 
 def scan(
@@ -319,8 +322,8 @@ def scan(
     data = plain(packed.data, np.uint8, "packed.data")
     _check(
         _load().amm_scan(
-            _level(level), data.ctypes.data, data.nbytes, packed.n, t.data.ctypes.data, t.data.nbytes, t.codebooks, t.m,
-            t.scale.ctypes.data, t.offset.ctypes.data, int(t.aggregation == "average"), t.upcast, kind, pointer, stride,
+            _level(level), pointer_to(data), data.nbytes, packed.n, pointer_to(t.data), t.data.nbytes, t.codebooks, t.m,
+            pointer_to(t.scale), pointer_to(t.offset), int(t.aggregation == "average"), t.upcast, kind, pointer, stride,
             elements, threads or default_threads(),
         )
     )  # fmt: skip
@@ -360,8 +363,8 @@ def matmul(
     array, kind, target, stride, elements = _output("float32", "row", n, t.m, is_torch(a), out)
     _check(
         _load().amm_matmul(
-            _level(level), pointer, n, d, rows, cols, c.ctypes.data, v.ctypes.data, t.data.ctypes.data, t.data.nbytes,
-            codebooks, t.m, t.scale.ctypes.data, t.offset.ctypes.data, int(t.aggregation == "average"), t.upcast, kind,
+            _level(level), pointer, n, d, rows, cols, pointer_to(c), pointer_to(v), pointer_to(t.data), t.data.nbytes,
+            codebooks, t.m, pointer_to(t.scale), pointer_to(t.offset), int(t.aggregation == "average"), t.upcast, kind,
             target, stride, elements, threads or default_threads(),
         )
     )  # fmt: skip
