@@ -107,9 +107,10 @@ def test_datasets_is_no_package_and_modules_stay_readable():
 def test_public_functions_have_docstrings_and_nothing_is_a_stub():
     for room in ROOMS:
         for path in (ROOT / room).rglob("*.py"):
-            tree = ast.parse(path.read_text())
+            text = path.read_text()
+            tree = ast.parse(text)
             assert ast.get_docstring(tree), f"{path} needs a docstring"
-            for node in ast.walk(tree):
+            for node in ast.walk(tree) if "NotImplementedError" in text else ():
                 if isinstance(node, ast.Raise) and "NotImplementedError" in ast.unparse(node):
                     raise AssertionError(f"{path}:{node.lineno} is a stub")
 
