@@ -2,9 +2,9 @@
 
 They were chosen from what the compiler reports for compute capability 9.0 (Triton 3.6: wgmma products, registers
 without spills) and from counting instructions of a loop against clocks of its products; ``_bench --tune`` times
-alternatives, which nobody has done yet. Timed as they are on an H100 on six shapes (2026-11-22): of the model's lower
-bounds, encoding rows reaches 34 to 96 %, tables through the cache 27 to 78 %, one-hot int8 products 25 to 53 % and the
-fused kernel 12 to 76 %; the shape whose launches dominate is not counted.
+alternatives, which nobody has done yet. Timed as they are on an H100 on five shapes (2026-11-22): of the model's lower
+bounds, encoding rows reaches 48 to 96 %, tables through the cache 27 to 78 %, one-hot int8 products 26 to 53 % and the
+fused kernel 12 to 76 %.
 """
 
 from __future__ import annotations
