@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 #: Flags that decide the level, and what the exact products' libraries may use.
-FLAGS = ("avx2", "avx512bw", "avx512_vbmi", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
+FLAGS = ("avx2", "avx512bw", "avx512vbmi", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
 #: Look-ups of a 64-byte permute, one a cycle (port 5 on Intel's cores; two halves a cycle on Zen 4).
 LOOKUPS_PER_CYCLE = 64.0
 #: 4 compares, 2 permutes, 5 masked moves for 16 codes, then packing: 50 instructions on two ports for 64 codes.
