@@ -122,7 +122,7 @@ def available() -> str | None:
     return None
 
 
-def habits(staging: bool = True, fetching: bool = True) -> None:
+def habits(staging: bool = False, fetching: bool = True) -> None:
     """Switch habits for all calls from now on, to compare; without arguments, back to what is usual.
 
     Args:

@@ -64,10 +64,11 @@ int chunk_rows(int codebooks) {
     return rows;
 }
 
-enum Habit { kStaging = 1, kFetching = 2 };  // what only a measurement can judge: amm_set_habits switches it
+// What only a measurement can judge; amm_set_habits switches it. Staging cost a quiet Zen 3 a fifth at 16 codebooks.
+enum Habit { kStaging = 1, kFetching = 2 };
 constexpr int64_t kStagedBytes = 1 << 20;  // outputs that a second-level cache holds are written as they come
 constexpr int kStagedWidth = 256;
-std::atomic<int> habits{kStaging | kFetching};
+std::atomic<int> habits{kFetching};
 
 constexpr int64_t kFewRows = 128;  // for fewer, tables in another order are not worth their making
 

@@ -9,6 +9,7 @@
 
 extern "C" {
 int amm_highest_level();
+void amm_set_habits(int);
 int amm_encode(int, const float*, int64_t, int64_t, int64_t, int64_t, const int32_t*, const float*, int, uint8_t*,
                int64_t, int);
 int amm_scan(int, const uint8_t*, int64_t, int64_t, const uint8_t*, int64_t, int, int, const float*, const float*, int,
@@ -108,7 +109,10 @@ void round_trip(int round) {
 
 int main(int count, char** words) {
     const int rounds = count > 1 ? std::atoi(words[1]) : 60;
-    for (int round = 0; round < rounds; ++round) round_trip(round);
+    for (int round = 0; round < rounds; ++round) {
+        amm_set_habits(round / 12 % 2 ? 2 : 3);
+        round_trip(round);
+    }
     std::printf("%d rounds, levels up to %d, %d failures\n", rounds, amm_highest_level(), failures);
     return failures ? 1 : 0;
 }
