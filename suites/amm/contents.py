@@ -62,7 +62,7 @@ def draw(problem: Problem, found: Source, seed: int) -> Rows:
         return _pairs(problem, found, random)
     index = random.permutation(len(found.pool))[:n]
     rows = torch.from_numpy(found.pool[index]).to(DTYPES[problem.dtype])
-    return Rows(a=rows.to(problem.device), index=index)
+    return Rows(a=stored(rows.to(problem.device), problem), index=index)
 
 
 def _pairs(problem: Problem, found: Source, random: np.random.Generator) -> Rows:
@@ -74,7 +74,12 @@ def _pairs(problem: Problem, found: Source, random: np.random.Generator) -> Rows
     for at in range(0, len(out), PIECE):
         one, two = (pool[pick[at : at + PIECE]] for pick in picks)
         out[at : at + PIECE] = ((one + two) / 2**0.5).to(dtype)
-    return Rows(a=out, index=np.arange(len(out)))
+    return Rows(a=stored(out, problem), index=np.arange(len(out)))
+
+
+def stored(a: torch.Tensor, problem: Problem) -> torch.Tensor:
+    """A in the problem's order of memory: row by row, or column by column where ``layout`` is ``columns``."""
+    return a.T.contiguous().T if problem.params.get("layout") == "columns" else a
 
 
 def vary(rows: Rows, step: int) -> Rows:

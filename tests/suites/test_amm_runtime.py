@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import types
@@ -375,3 +376,17 @@ def test_float_tables_have_no_totals():
 def test_methods_without_codes_have_no_parts():
     op = registry.load("approximate_matmul.exact")().fit(torch.randn(20, 4), torch.randn(4, 2))
     assert RUNTIME.parts(types.SimpleNamespace(op=op)) == {}
+
+
+def test_a_column_by_column_has_the_same_numbers_and_keeps_its_order():
+    rows = dataclasses.replace(PROBLEM, params={**PROBLEM.params})
+    columns = dataclasses.replace(PROBLEM, kind="lowrank_columns_c4", params={**PROBLEM.params, "layout": "columns"})
+    plain, turned = RUNTIME.content(rows, 3), RUNTIME.content(columns, 3)
+    assert torch.equal(plain.a, turned.a)
+    assert plain.a.stride() == (24, 1)
+    assert turned.a.stride() == (1, 70)
+    buffer = RUNTIME.buffer_like(turned)
+    RUNTIME.fill(buffer, RUNTIME.vary(turned, 1))
+    assert buffer.a.stride() == (1, 70)
+    assert RUNTIME.snapshot(turned).a.stride() == (1, 70)
+    assert torch.equal(buffer.a, RUNTIME.vary(plain, 1).whole())
