@@ -84,6 +84,11 @@ class Trained:
         return str(self.detail.get("split") or "test").startswith("val")
 
     @property
+    def by_hand(self) -> bool:
+        """Whether a hyper-parameter came from the command line, and not from the recipe or the defaults."""
+        return "command line" in (self.detail.get("hyper_sources") or {}).values()
+
+    @property
     def synthetic(self) -> bool:
         """Whether the data were made up, to time steps only."""
         return bool(self.detail.get("synthetic"))
@@ -221,13 +226,15 @@ def arms(runs: Iterable[Trained]) -> dict[str, list[Trained]]:
 def counting(runs: Iterable[Trained], arm: str, wanted: Mapping[str, Any] | None = None) -> dict[int, Trained]:
     """The runs of one arm by seed: no tuning trial, no made-up data, nothing stopped from outside, one setting only.
 
-    Settings are never mixed: the newest run's hyper-parameters decide, and of one seed the newest run.
+    Settings are never mixed: the newest run's hyper-parameters decide, and of one seed the newest run. Where no setting
+    is ``wanted`` a run by the recipe comes before one with values from the command line: trying a value changes no
+    verdict on the recipe.
     """
     usable = (run for run in runs if run.arm == arm and not run.tuning and not run.synthetic)
     own = [run for run in usable if run.status not in SILENT and run.fits(wanted or {})]
     if not own:
         return {}
-    newest = max(own, key=_age).hyper
+    newest = max(own, key=lambda run: (bool(wanted) or not run.by_hand, _age(run))).hyper
     kept = sorted((run for run in own if run.hyper == newest), key=_age)
     return dict(sorted({run.seed: run for run in kept}.items()))
 

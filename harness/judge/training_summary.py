@@ -41,20 +41,22 @@ def by_place(runs: Iterable[Trained]) -> dict[tuple[str, str], list[Trained]]:
 
 
 def speaking(runs: Iterable[Trained]) -> dict[str, dict[int, Trained]]:
-    """Arm -> seed -> run: of each arm the file with enough seeds for a verdict before one with fewer, then the newest.
+    """Arm -> seed -> run: of each arm one file.
 
-    The alias of a baseline comes from the baseline's own file.
+    One with enough seeds for a verdict comes before one with fewer, then one by the recipe before one with values from
+    the command line, then the newest. The alias of a baseline comes from the baseline's own file.
     """
     by_file: dict[str, list[Trained]] = {}
     for run in runs:
         by_file.setdefault(run.file, []).append(run)
-    best: dict[str, tuple[tuple[int, str], dict[int, Trained]]] = {}
+    best: dict[str, tuple[tuple[int, bool, str], dict[int, Trained]]] = {}
     for own in by_file.values():
         for arm in dict.fromkeys(run.arm for run in own):
             kept = trained_runs.counting(own, arm)
             if not kept:
                 continue
-            rank = (min(len(kept), stats.MIN_BLOCKS), max(run.utc for run in kept.values()))
+            by_recipe = not any(run.by_hand for run in kept.values())
+            rank = (min(len(kept), stats.MIN_BLOCKS), by_recipe, max(run.utc for run in kept.values()))
             if arm not in best or rank > best[arm][0]:
                 best[arm] = (rank, kept)
     return {arm: kept for arm, (_, kept) in best.items()}

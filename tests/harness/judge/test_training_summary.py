@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.judge import stats, training_summary
+from harness.judge import stats, trained_runs, training_summary
 from harness.judge.stats import Hit, RatioEstimate
 from harness.judge.trained_runs import Trained, from_frame
 from harness.record.store import COLUMNS, read_runs
@@ -184,3 +184,19 @@ def test_rows_of_a_written_record(trainer: Any, usual_arms: Any, tmp_path: Any) 
     muon = [r for r in from_frame(read_runs(path)) if r.arm == "training.muon"]
     assert rows[2]["steps"] == pytest.approx(sorted(r.metrics["steps_to_target"] for r in muon)[2], rel=0.1)
     assert training_summary.rows(pd.DataFrame(columns=list(COLUMNS))) == []
+
+
+def test_a_tried_value_does_not_displace_the_recipe() -> None:
+    def told(lr: float, source: str, utc: str, file: str) -> list[Trained]:
+        detail = {"target": TARGET, "hyper": {"lr": lr}, "hyper_sources": {"lr": source}}
+        return arm("training.a", [lr, lr], detail=detail, utc=utc, file=file)
+
+    recipe, tried = told(1.0, "recipe", "2026-01-01", "f.jsonl"), told(2.0, "command line", "2026-01-02", "f.jsonl")
+    assert {run.hyper["lr"] for run in trained_runs.counting([*recipe, *tried], "training.a").values()} == {1.0}
+    assert {run.hyper["lr"] for run in trained_runs.counting(tried, "training.a").values()} == {2.0}
+    wanted = trained_runs.counting([*recipe, *tried], "training.a", {"lr": 2.0})
+    assert {run.hyper["lr"] for run in wanted.values()} == {2.0}
+    elsewhere = told(2.0, "command line", "2026-01-02", "g.jsonl")
+    assert one([*recipe, *elsewhere])["median_s"] == 1.0
+    more = arm("training.a", [3.0] * 6, detail=tried[0].detail, utc="2026-01-03", file="h.jsonl")
+    assert one([*recipe, *more])["median_s"] == 3.0
