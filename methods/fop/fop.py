@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from methods.fop import projection
 from methods.fop.halves import Halves
+from methods.fop.static import Pairs
 from methods.kfac import damping, products
 from methods.kfac.inverse.base import State
+from methods.kfac.kfac import KFAC
 from methods.kfac.layers import Layer
 from methods.kfac.stacks import Stack, gathered
 from methods.kfac.timing import Parts
@@ -51,6 +53,20 @@ class FOP(Halves):
 
     # -- the step ------------------------------------------------------------------------------------------------------
 
+    def static_directions(self) -> Pairs:
+        """How a graph makes directions."""
+        return Pairs(self)
+
+    @property
+    def own_directions(self) -> bool:
+        """Whether directions are FOP's, and no relative makes a part of them otherwise."""
+        mine = all(getattr(type(self), n) is getattr(FOP, n) for n in ("_combine", "_blocks", "_image", "solve_pairs"))
+        return mine and all(getattr(type(self), n) is getattr(KFAC, n) for n in ("directions", "direction"))
+
+    def _update(self, finite: Tensor | None) -> None:
+        super()._update(finite)
+        self._apart, self._difference = {}, {}
+
     def _combine(self, active: Sequence[Layer], gradients: Sequence[Tensor]) -> list[Tensor]:
         if self.rule.beta == "zero":
             return self._scaled(active, gradients)
@@ -71,8 +87,6 @@ class FOP(Halves):
 
     def _scaled(self, active: Sequence[Layer], gradients: Sequence[Tensor]) -> list[Tensor]:
         """Beta = 0: eta* is exactly the factor of the reference, and d is not needed."""
-        self._apart = {}
-        self._difference = {}
         eta, found = self._eta(), self.directions(active, gradients)
         return found if eta == 1.0 else [eta * one for one in found]
 
@@ -103,8 +117,7 @@ class FOP(Halves):
                     d = torch.zeros_like(v, memory_format=torch.contiguous_format)
                     self._fill([layer], [d])
                     found.append(Block([layer], v, d, self.direction(layer, v), self.direction(layer, d), None))
-        self._apart = {}
-        self._difference = {}
+        self._apart, self._difference = {}, {}
         return found
 
     def solve_pairs(self, a: State, g: State, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,12 +181,15 @@ class FOP(Halves):
         self.chosen, self.chosen_layers = chosen, list(active)
         kept = (chosen.beta, (chosen.beta < 0).double(), chosen.eta, chosen.c, torch.ones_like(chosen.eta))
         rows = torch.stack(kept, 1).nan_to_num(0.0, 0.0, 0.0)
-        held = []
-        for layer in active:
-            if self._sums[layer].device != rows.device:
-                self._sums[layer] = self._sums[layer].to(rows.device)
-            held.append(self._sums[layer])
-        torch._foreach_add_(held, list(rows.unbind()))
+        torch._foreach_add_(self.sums_on_device(active), list(rows.unbind()))
+
+    def sums_on_device(self, layers: Sequence[Layer]) -> list[Tensor]:
+        """The running sums of some layers, where the weights are."""
+        home = self.layers[0].weight.device
+        for layer in layers:
+            if self._sums[layer].device != home:
+                self._sums[layer] = self._sums[layer].to(home)
+        return [self._sums[layer] for layer in layers]
 
     def coefficients(self) -> dict[str, float]:
         """Means of beta, of beta < 0, of eta and of c over the steps so far and the layers that this process updates.

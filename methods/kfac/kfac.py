@@ -27,7 +27,7 @@ from methods.kfac.policy import Policy, value_at
 from methods.kfac.products import multiply
 from methods.kfac.refresh import Job, Refresher, Slot
 from methods.kfac.sharding import Sharing
-from methods.kfac.static import StaticStep
+from methods.kfac.static import Directions, StaticStep
 from methods.kfac.statistics import Statistics
 from methods.kfac.timing import Parts
 
@@ -298,6 +298,10 @@ class KFAC(FromModel):
     def plain(self) -> bool:
         """Whether directions are those of K-FAC, and no relative looks at those of a layer."""
         return all(getattr(type(self), n) is getattr(KFAC, n) for n in ("_combine", "directions", "direction"))
+
+    def static_directions(self) -> Directions:
+        """How a graph makes directions."""
+        return Directions(self)
 
     def _combine(self, active: Sequence[Layer], gradients: Sequence[Tensor]) -> list[Tensor]:
         """Gradients of the active layers -> directions before clipping, momentum and coupled decay."""

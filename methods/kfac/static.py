@@ -28,7 +28,7 @@ PART = 2**23
 
 
 @dataclass
-class _Held:
+class Held:
     """One stack with everything that the work reads and writes of it."""
 
     stack: Stack
@@ -46,30 +46,78 @@ class _Held:
         """Without padding."""
         return matrices[:, : self.stack.d_out, : self.stack.d_in]
 
-    def parts(self) -> Iterator[tuple[State, State, Tensor]]:
-        """A few layers at a time."""
+    def cuts(self) -> Iterator[slice]:
+        """Matrices of a few layers at a time."""
         groups = self.stack.groups
         step = groups * max(1, PART // (groups * self.x[0].numel()))
-        for start in range(0, len(self.x), step):
-            cut = slice(start, start + step)
-            a, g = ({key: value[cut] for key, value in state.items()} for state in (self.a, self.g))
-            yield a, g, self.x[cut]
+        return (slice(start, start + step) for start in range(0, len(self.x), step))
+
+    def inverses(self, cut: slice) -> tuple[State, State]:
+        """A's and G's of some matrices."""
+        a, g = ({key: value[cut] for key, value in state.items()} for state in (self.a, self.g))
+        return a, g
+
+    def parts(self) -> Iterator[tuple[State, State, Tensor]]:
+        """A few layers at a time."""
+        for cut in self.cuts():
+            yield *self.inverses(cut), self.x[cut]
+
+
+class Directions:
+    """K-FAC's directions in place of the gradients; a relative gives its own kind (``optimizer.static_directions``).
+
+    Args:
+        optimizer: whose.
+    """
+
+    def __init__(self, optimizer: KFAC) -> None:
+        self.optimizer: Any = optimizer
+
+    def suits(self) -> bool:
+        """Whether a graph can make this step's directions."""
+        return bool(self.optimizer.plain)
+
+    def prepare(self, held: Sequence[Held]) -> list[Tensor]:
+        """Bring what :meth:`write` needs besides gradients, inverses and momenta to where it stays; these tensors."""
+        return []
+
+    def own(self) -> list[Tensor]:
+        """What is kept between steps for a graph alone."""
+        return []
+
+    def forget(self) -> None:
+        """The model has been moved or cast."""
+
+    def write(self, held: Sequence[Held]) -> list[Tensor]:
+        """Directions into the gradients' places; <direction, gradient> of every part if the clipping asks for it."""
+        optimizer, dots = self.optimizer, []
+        for one in held:
+            for a, g, x in one.parts():
+                v = optimizer.precondition(a, g, x)
+                if optimizer.options.clip == "kl":
+                    dots.append(clipping.dot(v, x))
+                # The padding is left alone: what is not finite must not get into it.
+                one.inner(x).copy_(one.inner(v))
+                del v  # before the next part needs the memory
+        return dots
 
 
 class StaticStep:
     """Takes the whole step of a K-FAC optimizer by a graph, where nothing stands against it.
 
-    Not where a relative makes directions of its own, where layers are shared out over processes, where a parameter has
+    Not where a relative's directions are no graph's, where layers are shared out over processes, where a parameter has
     no gradient or a layer no inverse yet, or where a weight is narrower than its factors.
 
     Attributes:
         graphs: the optimizer's.
+        directions: how directions are made.
         holding: the stacks of gradients are in use and may not be given back between steps.
         took_fallback: the last step moved the fallback's parameters too.
     """
 
     def __init__(self, optimizer: KFAC) -> None:
         self.optimizer = optimizer
+        self.directions = optimizer.static_directions()
         self.graphs = Graphs(optimizer.options.graphs)
         self.holding = self.took_fallback = False
         self._scalars: Scalars | None = None
@@ -80,6 +128,7 @@ class StaticStep:
     def forget(self) -> None:
         """The model has been moved or cast: nothing of before is used again."""
         self.graphs.forget()
+        self.directions.forget()
         self.holding, self._scalars, self._bad, self._copies = False, None, None, {}
 
     def memory(self) -> dict[str, int]:
@@ -88,6 +137,7 @@ class StaticStep:
             return {}
         given = [one for copies in self._copies.values() for one in copies]
         given += [stack.gradients()[0] for stack in self.optimizer.update.stacks]
+        given += self.directions.own()
         return {"graphs": self.graphs.nbytes() + sum(t.numel() * t.element_size() for t in given)}
 
     def step(self, lr: float, decays: float, finite: Tensor | None) -> bool:
@@ -110,7 +160,7 @@ class StaticStep:
         plans = self._plans()
         self._fill(lr, decays, finite, plans)
         device = held[0].x.device
-        key = self._key(held, plans)
+        key = (places(self.directions.prepare(held)), self._key(held, plans))
         done = self.graphs.run("step", key, device, lambda: self._work(held, plans))
         self.holding, self.took_fallback = done, done and bool(plans)
         return done
@@ -121,14 +171,14 @@ class StaticStep:
         optimizer = self.optimizer
         if not self.graphs.usable(optimizer.layers[0].weight.device):
             return False
-        if not optimizer.plain or optimizer.ranks.sharded:
+        if optimizer.ranks.sharded or not self.directions.suits():
             return False
         home = (optimizer.layers[0].weight.device, optimizer.layers[0].dtype)
         return all(
             p.grad is not None and (p.device, p.dtype) == home for layer in optimizer.layers for p in layer.parameters
         )
 
-    def _held(self) -> list[_Held] | None:
+    def _held(self) -> list[Held] | None:
         """Every stack; None unless all have their inverses in place."""
         optimizer, found = self.optimizer, []
         for stack in optimizer.update.stacks:
@@ -137,7 +187,7 @@ class StaticStep:
             if a is None or g is None:
                 return None
             momentum = stack.momentum(optimizer.momenta, stack.layers) if optimizer.options.momentum else None
-            found.append(_Held(stack, a, g, stack.gradients()[0], momentum))
+            found.append(Held(stack, a, g, stack.gradients()[0], momentum))
         return found
 
     def _plans(self) -> list[tuple[Plan, list[Tensor]]]:
@@ -175,7 +225,7 @@ class StaticStep:
             self._bad.zero_()
             self._clean = True
 
-    def _key(self, held: Sequence[_Held], plans: Sequence[tuple[Plan, list[Tensor]]]) -> tuple[Any, ...]:
+    def _key(self, held: Sequence[Held], plans: Sequence[tuple[Plan, list[Tensor]]]) -> tuple[Any, ...]:
         """Whatever a capture bakes in."""
         assert self._scalars is not None
         assert self._bad is not None
@@ -192,7 +242,7 @@ class StaticStep:
 
     # -- the work ------------------------------------------------------------------------------------------------------
 
-    def _work(self, held: Sequence[_Held], plans: Sequence[tuple[Plan, list[Tensor]]]) -> None:
+    def _work(self, held: Sequence[Held], plans: Sequence[tuple[Plan, list[Tensor]]]) -> None:
         """What a graph records: no number of the host changes from step to step in it."""
         opt, scalars, bad = self.optimizer.options, self._scalars, self._bad
         assert scalars is not None
@@ -219,26 +269,17 @@ class StaticStep:
             rate = scalars[f"fallback {index}"]
             fused(plan, copies, bad, rate.float() if rate.is_cuda else rate)  # the GPU's kernel reads a float32
 
-    def _directions(self, held: Sequence[_Held], lam: Tensor) -> list[Tensor]:
-        """Directions into the gradients' places; <direction, gradient> of every part if the clipping asks for it."""
-        optimizer, dots = self.optimizer, []
+    def _directions(self, held: Sequence[Held], lam: Tensor) -> list[Tensor]:
+        optimizer = self.optimizer
         optimizer.lam = lam
         try:
             with products.scope(optimizer.options.product_dtype):
-                for one in held:
-                    for a, g, x in one.parts():
-                        v = optimizer.precondition(a, g, x)
-                        if optimizer.options.clip == "kl":
-                            dots.append(clipping.dot(v, x))
-                        # The padding is left alone: what is not finite must not get into it.
-                        one.inner(x).copy_(one.inner(v))
-                        del v  # before the next part needs the memory
+                return self.directions.write(held)
         finally:
             optimizer.lam = None
-        return dots
 
 
-def _clip(held: Sequence[_Held], dots: Sequence[Tensor], mode: str, clip: float, lr: Tensor) -> None:
+def _clip(held: Sequence[Held], dots: Sequence[Tensor], mode: str, clip: float, lr: Tensor) -> None:
     if mode == "kl":
         factor = clipping.kl(torch.stack(list(dots)).sum(), clip, lr)
         # Zero instead of what is no number, for the padding's sake.
@@ -248,11 +289,11 @@ def _clip(held: Sequence[_Held], dots: Sequence[Tensor], mode: str, clip: float,
             view.mul_(clipping.rms(view, clip))
 
 
-def _views(one: _Held) -> list[Tensor]:
+def _views(one: Held) -> list[Tensor]:
     return [one.stack.view(one.x, index) for index in range(len(one.stack.layers))]
 
 
-def _add_weights(held: Sequence[_Held], decay: Tensor) -> None:
+def _add_weights(held: Sequence[Held], decay: Tensor) -> None:
     """X + decay W."""
     for one in held:
         for layer, view in zip(one.stack.layers, _views(one), strict=True):
@@ -260,7 +301,7 @@ def _add_weights(held: Sequence[_Held], decay: Tensor) -> None:
                 target.addcmul_(source, decay)
 
 
-def _move(held: Sequence[_Held], moving: Sequence[Tensor], amount: Tensor, shrink: Tensor | None) -> None:
+def _move(held: Sequence[Held], moving: Sequence[Tensor], amount: Tensor, shrink: Tensor | None) -> None:
     """W <- shrink W + amount V."""
     for one, v in zip(held, moving, strict=True):
         for index, layer in enumerate(one.stack.layers):
