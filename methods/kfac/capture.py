@@ -16,6 +16,12 @@ from methods.kfac.layers import Layer
 Take = Callable[[Layer, Any, Tensor, Tensor, int], None]
 
 
+def _retained() -> bool:
+    """Whether the backward under way may be followed by another through the same graph; True where torch cannot say."""
+    asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return asked is None or bool(asked())
+
+
 class Capture:
     """One forward hook for each module; while ``enabled``, it puts a hook on the output tensor.
 
@@ -57,15 +63,17 @@ class Capture:
             return
         if not isinstance(output, Tensor) or not output.requires_grad:
             return
-        kept, take = inputs[0].detach(), self._take
-        if not kept.numel():
+        held, take = [inputs[0].detach()], self._take
+        if not held[0].numel():
             raise Unsupported(
-                f"layer {layer.name} was called with an empty batch {tuple(kept.shape)}: it has no statistics and no "
-                f"mean gradient; skip empty batches."
+                f"layer {layer.name} was called with an empty batch {tuple(held[0].shape)}: it has no statistics and "
+                f"no mean gradient; skip empty batches."
             )
 
         @torch.no_grad()
         def caught(gradient: Tensor) -> None:
+            # The hook lives as long as the graph: inputs that it kept would all be there until the end of backward.
+            kept = held[0] if _retained() else held.pop()
             take(layer, module, kept, gradient.detach(), torch._C._current_graph_task_id())
 
         output.register_hook(caught)  # type: ignore[no-untyped-call]

@@ -71,7 +71,7 @@ def int8() -> Plain:
 
         def product(a: Array) -> Array:
             rows, steps = _columns(a.T)
-            return (rows.T @ narrow) * steps[:, None].astype(np.float64) * scale
+            return _integers(rows.T, narrow) * steps[:, None].astype(np.float64) * scale
 
         return product
 
@@ -89,11 +89,16 @@ def int8_static(*, granularity: str = "tensor") -> Plain:
 
         def product(a: Array) -> Array:
             entries = np.clip(np.rint(a.astype(np.float32) * _up(top)), -127, 127).astype(np.int64)
-            return (entries @ narrow) * scale.astype(np.float64)
+            return _integers(entries, narrow) * scale.astype(np.float64)
 
         return product
 
     return Plain("int8-static", learn, {"granularity": granularity})
+
+
+def _integers(rows: Array, columns: Array) -> Array:
+    """Exact sums of products of bytes. In float64, which holds them up to 2^53 and has a fast product, unlike int64."""
+    return rows.astype(np.float64) @ columns.astype(np.float64)  # type: ignore[no-any-return]
 
 
 def _up(top: Array) -> Array:

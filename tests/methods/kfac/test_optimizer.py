@@ -671,3 +671,30 @@ def test_padded_running_means_give_the_same_steps(initial, nets, train, monkeypa
         assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
         found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("retain", [False, True])
+def test_inputs_go_during_backward_unless_another_one_may_come(retain):
+    import weakref
+
+    from methods.kfac.capture import Capture
+    from methods.kfac.layers import find
+
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    layers, _, _ = find(model, ())
+    alive, seen = [], []
+
+    def take(layer, module, inputs, gradients, backward):
+        alive.append(sum(one() is not None for one in seen))
+        seen.append(weakref.ref(inputs))
+
+    capture = Capture(layers, take)
+    capture.enabled = True
+    loss = model(torch.randn(6, 4)).sum()
+    loss.backward(retain_graph=retain)
+    # Where nothing may follow, the second layer's inputs are gone when the first one's come.
+    assert alive == [0, int(retain)]
+    if retain:
+        loss.backward()
+        assert len(alive) == 4
+    capture.close()
