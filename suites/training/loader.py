@@ -18,6 +18,9 @@ HELD_OUT, HELD_OUT_SEED = 0.1, 0
 _CHUNK = 4096
 #: Sets that need no augmentation are kept normalized up to this size, so that a batch is one gather.
 READY_BYTES = 512 * 1024 * 1024
+#: On a GPU the next few batches are made at once, up to this size: the host launches the same kernels less often.
+AHEAD_MOST = 8
+AHEAD_BYTES = {"cuda": 64 * 1024 * 1024}
 
 
 def held_out(size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,6 +58,7 @@ class ResidentImages:
         dtype: dtype of the batches.
         channels_last: memory format of the batches (shape [batch, channels, height, width] either way).
         side: side of the images that ``augment.area`` makes and of evaluation crops; 0 = the stored size.
+        ahead_bytes: size of the batches that are made at once; None = what suits the device. It changes no batch.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class ResidentImages:
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
         side: int = 0,
+        ahead_bytes: int | None = None,
     ) -> None:
         self.device, self.dtype, self.channels_last, self.split = torch.device(device), dtype, channels_last, split
         self.augment = augment or aug.Augment()
@@ -85,6 +90,9 @@ class ResidentImages:
         self._labels = self._resident(train[1])
         self._held = self._resident(held[0]), self._resident(held[1])
         self._epochs = Epochs(self._table)
+        self._ahead_bytes = AHEAD_BYTES.get(self.device.type, 0) if ahead_bytes is None else ahead_bytes
+        #: Seed, first sample and batches made ahead.
+        self._kept: tuple[int, int, Batch] | None = None
 
     def _resident(self, array: np.ndarray) -> torch.Tensor:
         return torch.tensor(np.ascontiguousarray(array)).to(self.device)
@@ -106,6 +114,28 @@ class ResidentImages:
 
     def train(self, seed: int, first: int, count: int) -> Batch:
         """Samples ``first`` to ``first + count`` of the seed's stream."""
+        many = min(AHEAD_MOST, self._ahead_bytes // self._bytes(count))
+        if many < 2:
+            return self._made(seed, first, count)
+        if self._kept is None or not self._has(self._kept, seed, first, count):
+            self._kept = None  # before its successor needs the memory
+            self._kept = (seed, first, self._made(seed, first, many * count))
+        _, begin, (inputs, targets) = self._kept
+        place = slice(first - begin, first - begin + count)
+        return Batch(inputs[place], targets[place])
+
+    @staticmethod
+    def _has(kept: tuple[int, int, Batch], seed: int, first: int, count: int) -> bool:
+        begin = kept[1]
+        return kept[0] == seed and begin <= first and first + count <= begin + len(kept[2].targets)
+
+    def _bytes(self, count: int) -> int:
+        _, height, width, channels = self._images.shape
+        side = self._out_side if self.augment.area else 0
+        area = side * side if side else (height - 2 * self.augment.pad) * (width - 2 * self.augment.pad)
+        return count * area * channels * torch.empty((), dtype=self.dtype).element_size()
+
+    def _made(self, seed: int, first: int, count: int) -> Batch:
         index, words = self.positions(seed, first, count)
         labels = self._labels.index_select(0, index)
         if self._ready is not None:

@@ -169,3 +169,26 @@ def test_the_gpu_sees_the_same_samples(pictures):
     a, b = host.train(1, 40, 50), device.train(1, 40, 50)
     torch.testing.assert_close(b.inputs.cpu(), a.inputs, atol=2e-6, rtol=0)
     assert torch.equal(b.targets.cpu(), a.targets)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_batches_made_ahead_are_the_same(pictures, channels_last):
+    """In order, from anywhere, for another seed or size, and made one after the other only when they must be."""
+    plain = ResidentImages(*pictures, augment=FULL, channels_last=channels_last)
+    one = plain.train(0, 0, 10).inputs
+    ahead = ResidentImages(
+        *pictures, augment=FULL, channels_last=channels_last, ahead_bytes=3 * one.numel() * one.element_size()
+    )
+    calls = []
+    make = ahead._made
+    ahead._made = lambda *place: calls.append(place) or make(*place)
+    places = [(9, first, 10) for first in range(0, 100, 10)]
+    places += [(9, 75, 10), (9, 80, 5), (9, 85, 10), (2, 85, 10), (2, 0, 10), (2, 3, 40)]
+    for place in places:
+        mine, wanted = ahead.train(*place), plain.train(*place)
+        assert torch.equal(mine.inputs, wanted.inputs)
+        assert torch.equal(mine.targets, wanted.targets)
+        assert mine.inputs.stride() == wanted.inputs.stride()
+    assert calls[:4] == [(9, 0, 30), (9, 30, 30), (9, 60, 30), (9, 90, 30)]
+    # From 75: two of ten and one of five lie in one piece.
+    assert calls[4:] == [(9, 75, 30), (2, 85, 30), (2, 0, 30), (2, 3, 40)]
