@@ -62,6 +62,10 @@ def train(
     sync_batch_norm: Annotated[
         bool, typer.Option("--sync-batch-norm", help="Batch norm over the global batch, not each process' slice.")
     ] = False,
+    side_by_side: Annotated[
+        int,
+        typer.Option("--side-by-side", help="Runs at once, spread over the GPUs: no time of theirs enters a verdict."),
+    ] = 1,
     out: OutOption = Path("results"),
     as_json: Json = False,
 ) -> None:
@@ -87,6 +91,7 @@ def train(
         budget_s=budget_s,
         world=World(nproc=nproc, nnodes=nnodes, node_rank=node_rank, rendezvous=rendezvous),
         sync_batch_norm=sync_batch_norm,
+        side_by_side=side_by_side,
     )
     if request.world.follows:
         follow(request, as_json)
@@ -148,6 +153,8 @@ def measure(request: TrainRequest, out: Path, as_json: bool) -> Path:
                      "elapsed_s": round(result.elapsed_s, 1), "rows": rows})  # fmt: skip
     else:
         table(rows)
+        if request.side_by_side > 1:
+            print("times are of runs side by side: they enter no verdict; steps, samples and accuracies do")
         print(f"{result.runs} runs in {result.elapsed_s:.0f} s: {result.path}")
     return result.path
 

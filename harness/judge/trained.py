@@ -70,15 +70,18 @@ def _side(claim: Claim, runs: Sequence[Trained], arm: str, hyper: Mapping[str, A
     braked = trained_runs.untimed(runs)
     lost = [seed for seed, run in kept.items() if (run.file, seed) in braked]
     told = [f"{len(resumed)} resumed runs of {arm} left out of the timing"] if resumed else []
+    shared = [seed for seed, run in kept.items() if run.shared]
+    told += [f"{len(shared)} runs of {arm} left out of the timing: others ran beside them"] if shared else []
     told += [f"{len(lost)} seeds of {arm} left out of the timing: thermal or power brake"] if lost else []
-    return {seed: run for seed, run in kept.items() if not run.resumed and seed not in lost}, tuple(told)
+    out = {*resumed, *shared, *lost}
+    return {seed: run for seed, run in kept.items() if seed not in out}, tuple(told)
 
 
 def _absent(claim: Claim, group: Group, side: str) -> str:
     arm, hyper = (claim.candidate, claim.hyper) if side == "candidate" else (str(claim.baseline), claim.baseline_hyper)
     kept = trained_runs.counting(trained_runs.from_rows(group.rows), arm, hyper)
     if kept:
-        return f"every run of {arm} was resumed, or the device braked: such runs have no time"
+        return f"every run of {arm} was resumed, had others beside it, or the device braked: such runs have no time"
     why = evidence.hindrance(claim, [r for r in group.rows if r["phase"] == "training"], arm)
     if why is not None and not why.startswith(f"{arm} has no "):
         return why

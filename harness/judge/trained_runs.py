@@ -66,6 +66,11 @@ class Trained:
         return bool(self.detail.get("resumed"))
 
     @property
+    def shared(self) -> bool:
+        """Whether other runs of its invocation used the device at the same time: its times do not count."""
+        return int(self.detail.get("side_by_side") or 1) > 1
+
+    @property
     def braked(self) -> bool:
         """Whether a thermal or power brake was seen: the seed's times do not count in any arm."""
         return bool(self.detail.get("braked"))

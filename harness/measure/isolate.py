@@ -34,7 +34,8 @@ class Ended:
 class Worker:
     """One worker process. Iterate over its messages; a crash, a hang or garbage ends with :class:`Ended`."""
 
-    def __init__(self, job: Mapping[str, Any], deadline_s: float) -> None:
+    def __init__(self, job: Mapping[str, Any], deadline_s: float, environment: Mapping[str, str] | None = None) -> None:
+        self._environment = environment or {}
         self._job = {**job, "path": [path for path in sys.path if path]}
         self._deadline_s = deadline_s
         self._process: subprocess.Popen[bytes] | None = None
@@ -43,7 +44,8 @@ class Worker:
 
     def __enter__(self) -> Worker:
         self._read, write = os.pipe()
-        environment = {**os.environ, "PYTHONPATH": _python_path(), "PYTHONFAULTHANDLER": "1"}
+        own = {"PYTHONPATH": _python_path(), "PYTHONFAULTHANDLER": "1"}
+        environment = {**os.environ, **own, **self._environment}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "harness.measure.worker", str(write)],
             stdin=subprocess.PIPE,
@@ -66,6 +68,10 @@ class Worker:
         self._kill()
         os.close(self._read)
         self._output.close()
+
+    def stop(self) -> None:
+        """End the process now; whoever reads its messages gets :class:`Ended`."""
+        self._kill()
 
     def _kill(self) -> None:
         if self._process is None:

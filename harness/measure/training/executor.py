@@ -7,8 +7,10 @@ import datetime
 import os
 import random
 import socket
+import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,21 @@ def execute(plan: TrainPlan, out: Path, command: str, listener: Listener | None 
     return TrainExecutor(plan, out, command, listener or Silent()).run()
 
 
+#: Why a run has no end.
+INTERRUPTED = "interrupted by the user or a signal; the same command resumes it"
+
+
+@dataclass
+class _Walk:
+    """Where a worker is in its runs: the one under way and when it began, and how many messages settled something."""
+
+    specs: Mapping[tuple[str, int], RunSpec]
+    first: RunSpec
+    current: RunSpec | None = None
+    begun: float = 0.0
+    answers: int = 0
+
+
 def job_of(plan: TrainPlan, runs: list[dict[str, Any]], last: bool) -> dict[str, Any]:
     """A worker's job."""
     job: dict[str, Any] = {"kind": "train", "device": plan.device, "runs": runs}
@@ -92,18 +109,41 @@ def follow(plan: TrainPlan, listener: Listener, patience_s: float = 120.0) -> in
 
 
 def _labelled(environment: dict[str, Any], plan: TrainPlan) -> dict[str, Any]:
-    """Several processes are another device: their times never stand beside those of one."""
-    world, name = plan.request.world, environment["device_name"]
+    """Several processes, or runs at once, are another device: their times never stand beside those of one alone."""
+    world, name, lanes = plan.request.world, environment["device_name"], plan.request.side_by_side
+    if lanes > 1:
+        gpus = gpus_of(plan)
+        name = f"{gpus} x {name}" if gpus > 1 else name
+        label, each = f"{name}, {lanes} runs at once", int(lane_environment(plan, 0)["OMP_NUM_THREADS"])
+        return {**environment, "device_name": label, "side_by_side": lanes, "threads": each}
     if world.size == 1:
         return environment
     label = f"{world.size} x {name}" if plan.device == "cuda" else f"{name}, {world.size} processes"
     return {**environment, "device_name": label, "world": world.size, "nnodes": world.nnodes}
 
 
-def _other_gpus(plan: TrainPlan) -> list[dict[str, Any]]:
+def gpus_of(plan: TrainPlan) -> int:
+    """How many GPUs the plan uses on this machine."""
     if plan.device != "cuda":
-        return []
-    return [{"gpu": nvidia.describe(place)} for place in range(1, plan.request.world.nproc)]
+        return 0
+    lanes = plan.request.side_by_side
+    return min(lanes, nvidia.visible()) if lanes > 1 else plan.request.world.nproc
+
+
+def _other_gpus(plan: TrainPlan) -> list[dict[str, Any]]:
+    return [{"gpu": nvidia.describe(place)} for place in range(1, gpus_of(plan))]
+
+
+def lane_environment(plan: TrainPlan, lane: int) -> dict[str, str]:
+    """What a lane's worker sees: its share of the threads, and one GPU in turn where there are several."""
+    lanes, gpus = plan.request.side_by_side, gpus_of(plan)
+    if lanes < 2:
+        return {}
+    found = {"OMP_NUM_THREADS": str(max(1, machine.threads() // lanes))}
+    if gpus > 1:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+        found["CUDA_VISIBLE_DEVICES"] = seen.split(",")[lane % gpus]
+    return found
 
 
 class TrainExecutor:
@@ -116,7 +156,11 @@ class TrainExecutor:
         self.count = 0
         self.start = time.monotonic()
         self.writer: store.Writer
-        self._last: dict[str, Any] = {}
+        #: The newest progress of each run under way.
+        self._last: dict[tuple[str, int], dict[str, Any]] = {}
+        self._turn = threading.RLock()
+        self._workers: set[Worker] = set()
+        self._stopping = False
         self._seed_s: dict[tuple[str, int], float] = {}
         self._limit_s = 0.0
 
@@ -194,8 +238,37 @@ class TrainExecutor:
                 self._left_out(part, pending)
 
     def _part(self, part: Part) -> None:
+        if self.plan.request.side_by_side > 1:
+            self._lanes(part)
+            return
         while (pending := self._pending(part)) and self._time_for(part, pending[0]):
             self._work(part, pending)
+
+    def _lanes(self, part: Part) -> None:
+        """Several workers at once, each with its share of the runs."""
+        pending = self._pending(part)
+        count = min(self.plan.request.side_by_side, len(pending))
+        if not count:
+            return
+        with ThreadPoolExecutor(count) as pool:
+            lanes = [pool.submit(self._lane, part, pending[lane::count], lane) for lane in range(count)]
+            try:
+                for lane in lanes:
+                    lane.result()
+            except BaseException:
+                with self._turn:
+                    self._stopping = True
+                    for worker in self._workers:
+                        worker.stop()
+                raise
+
+    def _lane(self, part: Part, mine: list[RunSpec], lane: int) -> None:
+        while not self._stopping:
+            with self._turn:
+                left = [spec for spec in mine if (part.workload.name, spec.arm, spec.seed) not in self.done]
+            if not left:
+                return
+            self._work(part, left, lane_environment(self.plan, lane))
 
     def _pending(self, part: Part) -> list[RunSpec]:
         """Runs without a row, seed after seed, the arms of each in a shuffled order of the file's own."""
@@ -221,41 +294,61 @@ class TrainExecutor:
         used = time.monotonic() - self.start
         return used < self._limit_s if not spent else used + max(spent[-3:]) <= self._limit_s
 
-    def _work(self, part: Part, pending: list[RunSpec]) -> None:
+    def _work(self, part: Part, pending: list[RunSpec], environment: Mapping[str, str] | None = None) -> None:
         """One worker over the pending runs; a crash or a hang costs the run under way."""
         job = job_of(self.plan, [spec.to_json() for spec in pending], last=self._last_part(part))
-        specs = {(spec.arm, spec.seed): spec for spec in pending}
-        current: RunSpec | None = None
-        before = len(self.done)
-        begun = time.monotonic()
+        walk = _Walk({(spec.arm, spec.seed): spec for spec in pending}, pending[0])
         try:
-            with Worker(job, self.plan.request.deadline_s) as worker:
-                for message in worker.messages():
-                    if isinstance(message, Ended):
-                        self._failed(part, current or pending[0], message.status, message.reason)
+            with Worker(job, self.plan.request.deadline_s, environment) as worker:
+                with self._turn:
+                    if self._stopping:
                         return
-                    spec = specs.get((message.get("arm", ""), message.get("seed", -1)), current)
-                    if message["event"] == "start":
-                        if not self._time_for(part, spec or pending[0]):
-                            return
-                        current, self._last, begun = spec, {}, time.monotonic()
-                        self.listener.begin(current.label if current else "")
-                    elif message.get("kind") == "progress":
-                        self._last = message
-                        self.listener.progress(current.label if current else "", message)
-                        if current is not None and self._over(part, current):
-                            return
-                    elif spec is not None:
-                        self._result(part, spec, message["outcome"])
-                        key = (part.workload.name, spec.seed)
-                        self._seed_s[key] = self._seed_s.get(key, 0.0) + time.monotonic() - begun
-                        current = None
+                    self._workers.add(worker)
+                try:
+                    for message in worker.messages():
+                        with self._turn:
+                            if self._heard(part, walk, message):
+                                return
+                finally:
+                    with self._turn:
+                        self._workers.discard(worker)
         except KeyboardInterrupt:
-            if current is not None:
-                self._cut(part, current, "interrupted by the user or a signal; the same command resumes it")
+            if walk.current is not None:
+                self._cut(part, walk.current, INTERRUPTED)
             raise
-        if len(self.done) == before:
-            self._failed(part, pending[0], "error", "the process ended without an answer")
+        if not walk.answers:
+            with self._turn:
+                self._failed(part, pending[0], "error", "the process ended without an answer")
+
+    def _heard(self, part: Part, walk: _Walk, message: dict[str, Any] | Ended) -> bool:
+        """Take in one message; True when the worker is done with."""
+        if isinstance(message, Ended):
+            if not self._stopping:
+                self._failed(part, walk.current or walk.first, message.status, message.reason)
+            elif walk.current is not None:
+                self._cut(part, walk.current, INTERRUPTED)
+            return True
+        spec = walk.specs.get((message.get("arm", ""), message.get("seed", -1)), walk.current)
+        if message["event"] == "start":
+            if not self._time_for(part, spec or walk.first):
+                return True
+            walk.current, walk.begun = spec, time.monotonic()
+            if spec is not None:
+                self._last.pop((spec.arm, spec.seed), None)
+            self.listener.begin(spec.label if spec else "")
+        elif message.get("kind") == "progress":
+            if walk.current is not None:
+                self._last[walk.current.arm, walk.current.seed] = message
+            self.listener.progress(walk.current.label if walk.current else "", message)
+            if walk.current is not None and self._over(part, walk.current):
+                return True
+        elif spec is not None:
+            self._result(part, spec, message["outcome"])
+            walk.answers += 1
+            key = (part.workload.name, spec.seed)
+            self._seed_s[key] = self._seed_s.get(key, 0.0) + time.monotonic() - walk.begun
+            walk.current = None
+        return False
 
     def _last_part(self, part: Part) -> bool:
         """Whether nothing is left to do beside this workload: other machines may then go."""
@@ -320,7 +413,7 @@ class TrainExecutor:
 
     def _broken(self, part: Part, spec: RunSpec, status: str, reason: str) -> None:
         measured: dict[str, tuple[str, list[float], str | None]] = {}
-        last = self._last
+        last = self._last.get((spec.arm, spec.seed), {})
         detail = {**hyper_detail(spec), "updates": last.get("updates")}
         if last.get("train_s"):
             measured["elapsed_s"] = ("s", [last["train_s"]], "train")

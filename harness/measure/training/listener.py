@@ -115,23 +115,22 @@ class _Rich(Silent):
     def __init__(self, bars: Any) -> None:
         self._bars = bars
         self._whole: Any = None
-        self._run: Any = None
+        self._runs: dict[str, Any] = {}
 
     def plan(self, total: int, done: int) -> None:
         self._whole = self._bars.add_task("runs", total=total, completed=done, now="")
 
     def begin(self, label: str) -> None:
-        self._run = self._bars.add_task(label, total=None, now="starting")
+        self._runs[label] = self._bars.add_task(label, total=None, now="starting")
 
     def progress(self, label: str, message: Mapping[str, Any]) -> None:
-        if self._run is not None:
+        if label in self._runs:
             done, total = message.get("done"), message.get("updates")
-            self._bars.update(self._run, completed=done, total=total, now=now_text(message))
+            self._bars.update(self._runs[label], completed=done, total=total, now=now_text(message))
 
     def end(self, label: str, status: str, text: str) -> None:
-        if self._run is not None:
-            self._bars.remove_task(self._run)
-            self._run = None
+        if label in self._runs:
+            self._bars.remove_task(self._runs.pop(label))
         self._bars.console.print(f"  {label}: {status} {text}", markup=False, highlight=False)
         self._bars.update(self._whole, advance=1)
 

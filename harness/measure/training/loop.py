@@ -233,13 +233,17 @@ class Run:
 
     def _warm_up(self) -> None:
         self.report(what="warm-up", done=0, updates=self.updates)
-        found = warm_up(self.stepper, self.data, self.spec.stream, stall="scaling" not in self.spec.extra)
+        found = warm_up(self.stepper, self.data, self.spec.stream, stall=self._alone())
         if found.why is not None:
             raise RuntimeError(found.why)
         self.log.compile_s = self._charged("graph", found.graph_s) + self._charged(self.spec.method, found.seconds)
         self.detail["warmup_own_s"] = found.graph_s + found.seconds
         self.log.stall, self.log.warmup_hash_ok = found.stall, True
         self.device.reset_peak()
+
+    def _alone(self) -> bool:
+        """Whether a stall can be told: not of a timing run, nor where other runs disturb the clock."""
+        return not {"scaling", "side_by_side"} & set(self.spec.extra)
 
     def _charged(self, what: str, seconds: float) -> float:
         """The most that any run of this process has paid for the same thing: graphs and kernels are then kept."""

@@ -27,6 +27,7 @@ from harness.record import nvidia
 class TrainRequest:
     """What the user asked for. Without workloads: all of ``tier``; without methods or seeds: the workload's.
 
+    ``side_by_side`` runs share the device at once, so their times are another device's and enter no verdict.
     ``batches`` takes the members of the one workload's family, with rates by ``lr_rule``; ``overrides`` changes fields
     of the workload, ``notes`` go into the record's detail.
     """
@@ -53,6 +54,7 @@ class TrainRequest:
     deadline_s: float = 600.0
     world: World = SOLO
     sync_batch_norm: bool = False
+    side_by_side: int = 1
     overrides: tuple[tuple[str, Any], ...] = ()
     notes: tuple[tuple[str, Any], ...] = ()
 
@@ -96,7 +98,12 @@ class TrainPlan:
         asked, workload, seed = self.request, part.workload, part.seeds[block]
         assert arm.hyper is not None
         compiled = workload.compile and self.device == "cuda" if asked.compile is None else asked.compile
-        extra = {"evidence": arm.hyper.evidence, "trials": arm.hyper.trials}
+        lanes = asked.side_by_side
+        extra = {
+            "evidence": arm.hyper.evidence,
+            "trials": arm.hyper.trials,
+            "side_by_side": lanes if lanes > 1 else None,
+        }
         return RunSpec(
             workload=workload.name,
             method=arm.method,
@@ -112,7 +119,7 @@ class TrainPlan:
             full=asked.full,
             synthetic=asked.synthetic,
             validation=asked.validation,
-            max_s=workload.max_s,
+            max_s=workload.max_s * lanes,
             checkpoint_s=asked.checkpoint_s,
             checkpoint_updates=asked.checkpoint_updates,
             block_updates=asked.block_updates,
@@ -147,6 +154,7 @@ class TrainPlan:
             "full": self.request.full,
             "synthetic": self.request.synthetic,
             **({"ranks": self.ranks()} if self.request.world.size > 1 else {}),
+            **({"side_by_side": self.request.side_by_side} if self.request.side_by_side > 1 else {}),
             "left_out": [{"case": name, "reason": why} for name, why in sorted(self.left_out.items())],
         }
 
@@ -185,6 +193,10 @@ def build(request: TrainRequest) -> TrainPlan:
     if request.budget_s is not None and not 0 < request.budget_s < float("inf"):
         raise UserError(f"--budget-s {request.budget_s}: expected a positive number of seconds.")
     request.world.check(device, nvidia.visible() if device == "cuda" else 0)
+    if request.side_by_side < 1:
+        raise UserError(f"--side-by-side {request.side_by_side}: expected at least 1.")
+    if request.side_by_side > 1 and (request.world.size > 1 or request.budget_s is not None):
+        raise UserError("--side-by-side goes with neither --nproc, --nnodes nor --budget-s: choose one.")
     if request.sync_batch_norm and request.world.size == 1:
         raise UserError("--sync-batch-norm: one process has nothing to synchronise; add --nproc.")
     sweep.check(request.lr_rule)

@@ -177,6 +177,15 @@ def test_resumed_runs_have_no_time(training: Any, book: Any) -> None:
     assert "every run of toy.new was resumed" in one(training(), data).reason
 
 
+def test_runs_side_by_side_have_steps_but_no_time(training: Any, book: Any) -> None:
+    data = book().usual(2.0, extra={"steps_to_target": 100.0}, side_by_side=4)
+    found = one(training(), data)
+    assert found.verdict == "not testable here"
+    assert "had others beside it" in found.reason
+    steps = one(training(metric="steps_to_target", clock=None), book().usual(2.0, "steps_to_target", side_by_side=4))
+    assert (steps.n, steps.verdict) == (10, "reproduced")
+
+
 def test_tuning_trials_and_stopped_runs_enter_no_verdict(training: Any, book: Any) -> None:
     data = book().usual(2.0)
     data.arm("toy.new", 1.0, synthetic=True).arm("toy.new", 1.0, split="validation").arm(
