@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from harness.catalogue.registry import load, method, resolve
 from harness.errors import Unsupported, UserError
 from methods.approximate_matmul import catalogue_linear
-from methods.approximate_matmul.linear import base
+from methods.approximate_matmul.linear import base, exact
 
 TASK = "approximate_matmul."
 FULL = ("exact", "bf16", "int8", "int8-static")
@@ -274,6 +274,18 @@ def test_descriptors_are_complete_and_torch_free() -> None:
         assert importlib.import_module(item.impl.partition(":")[0]).KIND.method == item.name
     code = "import sys, methods.approximate_matmul.catalogue_linear; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("rows", [None, 5, 70])
+@pytest.mark.parametrize("by_column", [False, True])
+def test_the_exact_call_is_chosen_on_rows_as_they_lie(rows, by_column, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(exact.calls, "product", lambda b, sample, *_: seen.append(sample) or ("mm", {"mm": 1.0}, []))
+    a = torch.randn(20, 8)
+    exact.make(rows=rows).fit(a.t().contiguous().t() if by_column else a, torch.randn(8, 3))
+    assert seen[0].shape == (rows or 20, 8)
+    assert seen[0].stride() == ((1, rows or 20) if by_column else (8, 1))
+    assert torch.equal(seen[0], a.repeat(4, 1)[: rows or 20])
 
 
 def test_the_exact_call_is_chosen_and_named() -> None:
