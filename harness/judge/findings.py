@@ -55,7 +55,8 @@ def on_problems(claim: Claim, group: Group) -> Finding:
         error = evidence.error_ratio(claim, group, finding.used)
         finding = replace(finding, outcome=rules.guard(finding.outcome, error, claim.error_metric))
         if error is not None:
-            finding = replace(finding, remarks=(*finding.remarks, f"{claim.error_metric} {error:.2f}x the baseline's"))
+            told = f"{claim.error_metric} {rules.times(error)}x the baseline's"
+            finding = replace(finding, remarks=(*finding.remarks, told))
     total = len(measured) + len(others)
     reached = claim.kind == "speedup-up-to" and finding.outcome.word == "reproduced"
     if others and not reached and finding.outcome.word in ("reproduced", "partly", "not reproduced"):

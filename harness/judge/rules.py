@@ -187,7 +187,13 @@ def guard(outcome: Outcome, error_ratio: float | None, metric: str) -> Outcome:
         return Outcome(word="inconclusive", why=f"the error margin is unknown: {metric} was not recorded for both")
     if error_ratio <= ERROR_MARGIN:
         return outcome
-    return Outcome(word="partly", why=f"outside the error margin: {metric} is {error_ratio:.2f} times the baseline's")
+    why = f"outside the error margin: {metric} is {times(error_ratio)} times the baseline's"
+    return Outcome(word="partly", why=why)
+
+
+def times(ratio: float) -> str:
+    """A ratio of errors for people: two decimals, three digits where it is very large or small."""
+    return f"{ratio:.2f}" if 0.01 <= ratio < 1000 else f"{ratio:.3g}"
 
 
 def _not_better(high: float, floor: float) -> Outcome:

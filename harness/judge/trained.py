@@ -11,7 +11,7 @@ from typing import Any
 from harness.judge import evidence, rules, stats, trained_runs
 from harness.judge.claim import Claim, Guard
 from harness.judge.evidence import Group
-from harness.judge.findings import NO_AA, Finding, no_number, numbers, rate, wilson
+from harness.judge.findings import NO_AA, Finding, numbers, rate, wilson
 from harness.judge.rules import Outcome
 from harness.judge.stats import RatioEstimate
 from harness.judge.trained_runs import AA, Trained
@@ -82,11 +82,17 @@ def _absent(claim: Claim, group: Group, side: str) -> str:
     kept = trained_runs.counting(trained_runs.from_rows(group.rows), arm, hyper)
     if kept:
         return f"every run of {arm} was resumed, had others beside it, or the device braked: such runs have no time"
-    why = evidence.hindrance(claim, [r for r in group.rows if r["phase"] == "training"], arm)
+    why = evidence.hindrance(claim, [row for row in group.rows if _hinders(row)], arm)
     if why is not None and not why.startswith(f"{arm} has no "):
         return why
     given = f" with {', '.join(f'{k} = {v}' for k, v in hyper.items())}" if hyper else ""
     return f"{arm} was not trained on {claim.workload}{given} in this run"
+
+
+def _hinders(row: Mapping[str, Any]) -> bool:
+    """Whether a run of another setting or a trial of a search says why there is none of the wanted one: its failure."""
+    tuning = str((row.get("detail") or {}).get("split") or "test").startswith("val")
+    return row["phase"] == "training" and not tuning and row["status"] not in (trained_runs.REACHED, "budget_exhausted")
 
 
 def _check_times(claim: Claim, side: str, runs: Runs) -> None:
@@ -265,7 +271,7 @@ def _only_reaches(claim: Claim, group: Group) -> Finding:
 def _often_seeds(claim: Claim, group: Group) -> Finding:
     runs = trained_runs.counting(trained_runs.from_rows(group.rows), claim.candidate, claim.hyper)
     if not runs:
-        return Finding(outcome=no_number(claim, group, None))
+        return Finding(outcome=Outcome(word="not testable here", why=_absent(claim, group, "candidate")))
     return rate([run.status in claim.events for run in runs.values()], ())
 
 

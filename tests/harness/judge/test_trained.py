@@ -186,6 +186,21 @@ def test_runs_side_by_side_have_steps_but_no_time(training: Any, book: Any) -> N
     assert (steps.n, steps.verdict) == (10, "reproduced")
 
 
+def test_a_setting_that_never_ran_is_told_by_its_absence_not_by_other_runs(training: Any, book: Any) -> None:
+    """A missed target of another setting, or of a search's trial, says nothing; a failure does."""
+    data = book()
+    for seed in range(6):
+        data.run("toy.new", seed, {}, status="budget_exhausted", reason="0.5 at best", hyper={"lr": 1.0})
+        data.run("toy.new", seed, {}, status="diverged", reason="NaN", split="validation", hyper={"lr": 2.0})
+    claim = training(kind="often", hyper={"lr": 3.0}, metric="steps_to_target", clock=None, baseline=None, ratio=None)
+    found = one(claim, data)
+    assert found.verdict == "not testable here"
+    assert "toy.new was not trained on" in found.reason
+    assert "with lr = 3.0" in found.reason
+    data.run("toy.new", 0, {}, status="error", reason="boom", hyper={"lr": 3.5})
+    assert "boom" in one(claim, data).reason
+
+
 def test_tuning_trials_and_stopped_runs_enter_no_verdict(training: Any, book: Any) -> None:
     data = book().usual(2.0)
     data.arm("toy.new", 1.0, synthetic=True).arm("toy.new", 1.0, split="validation").arm(
