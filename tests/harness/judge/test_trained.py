@@ -232,6 +232,16 @@ def test_enough_seeds_speak_before_a_newer_smoke_run(training: Any, book: Any) -
     assert one(training(), old, full).file == "b.jsonl"
 
 
+def test_whole_schedules_speak_before_newer_runs_cut_at_their_target(training: Any, book: Any) -> None:
+    metric = "final_weight_sigma_spread"
+    claim = training(metric=metric, clock=None)
+    whole = book().usual(2.0, metric)
+    cut = book(file="b.jsonl", utc="2026-03-01T00:00:00Z").usual(3.0, metric, stopped_early=True)
+    assert one(claim, whole, cut).file == "a.jsonl"
+    newer = book(file="b.jsonl", utc="2026-03-01T00:00:00Z").usual(3.0, metric)
+    assert one(claim, whole, newer).file == "b.jsonl"
+
+
 def test_two_settings_of_one_method_join_two_files(training: Any, book: Any) -> None:
     claim = training(
         kind="metric-better", metric="steps_to_target", ratio=1.5, candidate="toy.old", baseline="toy.old",
