@@ -1,4 +1,4 @@
-"""The command line ``speedclaim``; every command but ``bench`` takes ``--json``. Training has its own modules, ``cli_*``.
+"""The command line ``speedclaim``; every command but ``bench`` takes ``--json``. Training: ``cli_*``.
 
 Exit codes: 0 done, 1 a checked expectation failed, 2 the user's mistake, 3 inconclusive, 130 interrupted.
 """

@@ -64,6 +64,8 @@ def _number(claim: Claim, group: Group) -> Finding:
 def _side(claim: Claim, runs: Sequence[Trained], arm: str, hyper: Mapping[str, Any]) -> tuple[Runs, tuple[str, ...]]:
     """The runs that one side counts by seed, and what was left out of them."""
     kept = trained_runs.counting(runs, arm, hyper)
+    if claim.metric in trained_runs.OF_TIME:
+        return {seed: run for seed, run in kept.items() if not run.shared}, ()
     if not claim.timed:
         return kept, ()
     resumed = sorted(seed for seed, run in kept.items() if run.resumed)

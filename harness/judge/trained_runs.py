@@ -18,6 +18,10 @@ REACHED = "target_reached"
 BROKEN = frozenset({"diverged", "out_of_memory", "error", "timeout"})
 #: Runs that say nothing about the method: never started, or stopped from outside.
 SILENT = frozenset({"interrupted", "unsupported"})
+#: What a neighbour on the device can do to a run.
+DISTURBED = frozenset({"out_of_memory", "timeout"})
+#: Numbers that come from seconds or joules, and are not told for runs side by side either.
+OF_TIME = frozenset({"optimizer_share", "communication_share", "energy_j"})
 #: The alias draws its data order and its first weights from the seed plus this.
 AA_STREAM = 1_000_003
 AA = "#aa"
@@ -69,6 +73,16 @@ class Trained:
     def shared(self) -> bool:
         """Whether other runs of its invocation used the device at the same time: its times do not count."""
         return int(self.detail.get("side_by_side") or 1) > 1
+
+    @property
+    def alone(self) -> bool:
+        """Whether its times may count: in one piece, with nothing beside it."""
+        return not (self.resumed or self.shared)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether it broke in a way that the runs beside it may have caused: memory, or seconds without an answer."""
+        return self.shared and self.status in DISTURBED
 
     @property
     def braked(self) -> bool:
@@ -236,7 +250,7 @@ def counting(runs: Iterable[Trained], arm: str, wanted: Mapping[str, Any] | None
     verdict on the recipe.
     """
     usable = (run for run in runs if run.arm == arm and not run.tuning and not run.synthetic)
-    own = [run for run in usable if run.status not in SILENT and run.fits(wanted or {})]
+    own = [run for run in usable if run.status not in SILENT and not run.disturbed and run.fits(wanted or {})]
     if not own:
         return {}
     newest = max(own, key=lambda run: (bool(wanted) or not run.by_hand, _age(run))).hyper

@@ -170,9 +170,12 @@ def _horizon(arms: Iterable[Mapping[int, Trained]]) -> float | None:
 
 
 def _against(arms: Mapping[str, Mapping[int, Trained]], runs: Sequence[Trained], base: str, arm: str, file: str) -> Row:
-    """Ratio to the baseline in time to target, inside the arm's own file; resumed and braked runs have no time."""
+    """Ratio to the baseline in time to target, inside the arm's own file.
+
+    Resumed and braked runs, and those with others beside them, have no time.
+    """
     braked = trained_runs.untimed(runs)
-    own = [r for r in runs if r.file == file and not r.resumed and (r.file, r.seed) not in braked]
+    own = [r for r in runs if r.file == file and r.alone and (r.file, r.seed) not in braked]
     first, second = trained_runs.counting(own, base), trained_runs.counting(own, arm)
     estimate = None if arm == base else time_ratio(first, second)
     aa = time_ratio(first, trained_runs.counting(own, base + AA))

@@ -70,14 +70,15 @@ class Worker:
         self._output.close()
 
     def stop(self) -> None:
-        """End the process now; whoever reads its messages gets :class:`Ended`."""
-        self._kill()
+        """End the process from another thread; the one that reads its messages gets :class:`Ended` and waits for it."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def _kill(self) -> None:
         if self._process is None:
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self.stop()
         self._process.wait()
 
     def messages(self) -> Iterator[dict[str, Any] | Ended]:

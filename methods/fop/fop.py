@@ -66,6 +66,10 @@ class FOP(Halves):
     def _update(self, finite: Tensor | None) -> None:
         super()._update(finite)
         self._apart, self._difference = {}, {}
+        told = self.static.directions.told if isinstance(self.static.directions, Pairs) else None
+        if self.static.holding and told is not None:
+            # A replay runs no Python: a step without a graph in between has left its own here.
+            self.chosen, self.chosen_layers = told[0], list(told[1])
 
     def _combine(self, active: Sequence[Layer], gradients: Sequence[Tensor]) -> list[Tensor]:
         if self.rule.beta == "zero":

@@ -38,6 +38,8 @@ class Pairs(Directions):
     def __init__(self, optimizer: FOP) -> None:
         super().__init__(optimizer)
         self._rooms: dict[Any, Tensor] = {}
+        #: Coefficients and their layers in the graph's memory: those of the last replay.
+        self.told: tuple[projection.Chosen, list[Any]] | None = None
 
     def suits(self) -> bool:
         """Whether nothing of the host's enters, and no relative looks at a layer of its own."""
@@ -73,7 +75,7 @@ class Pairs(Directions):
 
     def forget(self) -> None:
         """Drop them."""
-        self._rooms = {}
+        self._rooms, self.told = {}, None
 
     def write(self, held: Sequence[Held]) -> list[Tensor]:
         """FOP's directions into the gradients' places."""
@@ -85,6 +87,7 @@ class Pairs(Directions):
         layers = [layer for one in held for layer in one.stack.layers]
         chosen = projection.choose(found, o.rule, torch.finfo(held[0].x.dtype).eps)
         o._keep(layers, chosen)
+        self.told = (chosen, layers)
         start = 0
         for one in held:
             count = len(one.stack.layers)

@@ -73,6 +73,11 @@ class Capture:
         @torch.no_grad()
         def caught(gradient: Tensor) -> None:
             # The hook lives as long as the graph: inputs that it kept would all be there until the end of backward.
+            if not held:
+                raise Unsupported(
+                    f"layer {layer.name}: its output was differentiated again after a pass that did not retain the "
+                    f"graph; give retain_graph=True to the first one, or differentiate once."
+                )
             kept = held[0] if _retained() else held.pop()
             take(layer, module, kept, gradient.detach(), torch._C._current_graph_task_id())
 

@@ -132,13 +132,13 @@ class StaticStep:
         self.holding, self._scalars, self._bad, self._copies = False, None, None, {}
 
     def memory(self) -> dict[str, int]:
-        """Bytes of the graphs' pool and of what they are given, while they are in use."""
+        """Bytes of the graphs' pool and of what they are given, while they are in use; of what is kept in any case."""
+        own = sum(t.numel() * t.element_size() for t in self.directions.own())
         if not self.holding:
-            return {}
+            return {"graphs": own} if own else {}
         given = [one for copies in self._copies.values() for one in copies]
         given += [stack.gradients()[0] for stack in self.optimizer.update.stacks]
-        given += self.directions.own()
-        return {"graphs": self.graphs.nbytes() + sum(t.numel() * t.element_size() for t in given)}
+        return {"graphs": self.graphs.nbytes() + own + sum(t.numel() * t.element_size() for t in given)}
 
     def step(self, lr: float, decays: float, finite: Tensor | None) -> bool:
         """Move the weights, and the fallback's if it can be; False: nothing has been done.
@@ -163,6 +163,8 @@ class StaticStep:
         key = (places(self.directions.prepare(held)), self._key(held, plans))
         done = self.graphs.run("step", key, device, lambda: self._work(held, plans))
         self.holding, self.took_fallback = done, done and bool(plans)
+        if not done:
+            self.directions.forget()
         return done
 
     # -- whether and on what -------------------------------------------------------------------------------------------

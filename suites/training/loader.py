@@ -91,8 +91,9 @@ class ResidentImages:
         self._held = self._resident(held[0]), self._resident(held[1])
         self._epochs = Epochs(self._table)
         self._ahead_bytes = AHEAD_BYTES.get(self.device.type, 0) if ahead_bytes is None else ahead_bytes
-        #: Seed, first sample and batches made ahead.
+        #: Seed, first sample and batches made ahead; seed and end of the last request.
         self._kept: tuple[int, int, Batch] | None = None
+        self._next: tuple[int, int] | None = None
 
     def _resident(self, array: np.ndarray) -> torch.Tensor:
         return torch.tensor(np.ascontiguousarray(array)).to(self.device)
@@ -115,14 +116,21 @@ class ResidentImages:
     def train(self, seed: int, first: int, count: int) -> Batch:
         """Samples ``first`` to ``first + count`` of the seed's stream."""
         many = min(AHEAD_MOST, self._ahead_bytes // self._bytes(count))
-        if many < 2:
-            return self._made(seed, first, count)
+        # Only behind the last request: a rank that takes its share of each batch would make the others' too.
+        follows, self._next = self._next == (seed, first), (seed, first + count)
         if self._kept is None or not self._has(self._kept, seed, first, count):
+            # A resampled image comes from a product, which may round otherwise in another size.
+            if many < 2 or not follows or self.augment.area:
+                return self._made(seed, first, count)
             self._kept = None  # before its successor needs the memory
             self._kept = (seed, first, self._made(seed, first, many * count))
         _, begin, (inputs, targets) = self._kept
         place = slice(first - begin, first - begin + count)
         return Batch(inputs[place], targets[place])
+
+    def forget(self) -> None:
+        """Drop the batches made ahead: at the beginning of a run, whose own memory they are."""
+        self._kept = self._next = None
 
     @staticmethod
     def _has(kept: tuple[int, int, Batch], seed: int, first: int, count: int) -> bool:
@@ -131,8 +139,7 @@ class ResidentImages:
 
     def _bytes(self, count: int) -> int:
         _, height, width, channels = self._images.shape
-        side = self._out_side if self.augment.area else 0
-        area = side * side if side else (height - 2 * self.augment.pad) * (width - 2 * self.augment.pad)
+        area = (height - 2 * self.augment.pad) * (width - 2 * self.augment.pad)
         return count * area * channels * torch.empty((), dtype=self.dtype).element_size()
 
     def _made(self, seed: int, first: int, count: int) -> Batch:

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -253,7 +253,7 @@ class TrainExecutor:
         with ThreadPoolExecutor(count) as pool:
             lanes = [pool.submit(self._lane, part, pending[lane::count], lane) for lane in range(count)]
             try:
-                for lane in lanes:
+                for lane in wait(lanes, return_when=FIRST_EXCEPTION).done:
                     lane.result()
             except BaseException:
                 with self._turn:
@@ -299,7 +299,7 @@ class TrainExecutor:
         job = job_of(self.plan, [spec.to_json() for spec in pending], last=self._last_part(part))
         walk = _Walk({(spec.arm, spec.seed): spec for spec in pending}, pending[0])
         try:
-            with Worker(job, self.plan.request.deadline_s, environment) as worker:
+            with Worker(job, self._deadline_s(), environment) as worker:
                 with self._turn:
                     if self._stopping:
                         return
@@ -319,6 +319,9 @@ class TrainExecutor:
         if not walk.answers:
             with self._turn:
                 self._failed(part, pending[0], "error", "the process ended without an answer")
+
+    def _deadline_s(self) -> float:
+        return self.plan.request.deadline_s * self.plan.request.crowd(self.plan.device)
 
     def _heard(self, part: Part, walk: _Walk, message: dict[str, Any] | Ended) -> bool:
         """Take in one message; True when the worker is done with."""

@@ -192,6 +192,8 @@ class Run:
         if self.model is not None:
             self.model.zero_grad(set_to_none=True)
             self._held = state.device_bytes(self.model)  # there before the baseline, and the run's own
+        if callable(forget := getattr(self.data, "forget", None)):
+            forget()
         device.peak_start()
         device.seed(spec.stream)
         fresh = self.runtime.model(self.workload)

@@ -58,6 +58,10 @@ class TrainRequest:
     overrides: tuple[tuple[str, Any], ...] = ()
     notes: tuple[tuple[str, Any], ...] = ()
 
+    def crowd(self, device: str) -> int:
+        """Runs that share one device at once."""
+        return -(-self.side_by_side // max(1, nvidia.visible() if device == "cuda" else 1))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
@@ -119,7 +123,7 @@ class TrainPlan:
             full=asked.full,
             synthetic=asked.synthetic,
             validation=asked.validation,
-            max_s=workload.max_s * lanes,
+            max_s=workload.max_s * asked.crowd(self.device),
             checkpoint_s=asked.checkpoint_s,
             checkpoint_updates=asked.checkpoint_updates,
             block_updates=asked.block_updates,

@@ -19,7 +19,7 @@ STALL_PAIRS, STALL_MOST, STALL_S = 4, 30, 2.0
 #: Bytes of batches that are kept for it.
 STALL_BYTES = 2**30
 #: Updates of one group: on a GPU one synchronisation must not weigh on each update.
-STALL_GROUP = {"cpu": 1, "cuda": 10}
+STALL_GROUP = {"cpu": 1, "cuda": 8}
 #: A replayed first update may differ by so much of its own norm (CPU kernels may choose paths by alignment).
 REPLAY = 1e-3
 
@@ -142,11 +142,19 @@ def _stall(stepper: Stepper, data: Any, seed: int) -> float:
         spent = stepper.ranks.first(time.perf_counter() - begin)
         if pair >= STALL_PAIRS and spent > STALL_S:
             break
-        position = pair * group * batch
+        position = (1 + pair * group) * batch
         order: list[tuple[str, Fetch]] = [("real", real), ("resident", _made(real, position, batch, group))]
         for name, fetch in order if pair % 2 == 0 else order[::-1]:
+            _before(data, real, position, batch)
             times[name].append(_timed(stepper, fetch, position, group))
     return 1.0 - min(times["resident"]) / min(times["real"])
+
+
+def _before(data: Any, real: Fetch, position: int, batch: int) -> None:
+    """Put the loader where it stands in training: the batch before was the last, and nothing is there ahead of it."""
+    if callable(forget := getattr(data, "forget", None)):
+        forget()
+        real(position - batch, batch)
 
 
 def _made(real: Fetch, position: int, batch: int, group: int) -> Fetch:

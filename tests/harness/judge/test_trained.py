@@ -182,8 +182,20 @@ def test_runs_side_by_side_have_steps_but_no_time(training: Any, book: Any) -> N
     found = one(training(), data)
     assert found.verdict == "not testable here"
     assert "had others beside it" in found.reason
+    assert one(training(metric="optimizer_share", clock=None, kind="at-most", baseline=None), data).ratio is None
     steps = one(training(metric="steps_to_target", clock=None), book().usual(2.0, "steps_to_target", side_by_side=4))
     assert (steps.n, steps.verdict) == (10, "reproduced")
+
+
+@pytest.mark.parametrize(("beside", "hits"), [(1, 10), (4, 6)])
+def test_what_neighbours_may_have_broken_does_not_count(training: Any, book: Any, beside: int, hits: int) -> None:
+    data = book()
+    for seed in range(6):
+        data.run("toy.new", seed, {"steps_to_target": 10.0}, side_by_side=beside)
+    for seed in range(6, 10):
+        data.run("toy.new", seed, {}, status="out_of_memory", reason="full", side_by_side=beside)
+    found = one(training(kind="often", metric="steps_to_target", clock=None, baseline=None, ratio=None), data)
+    assert found.n == hits
 
 
 def test_a_setting_that_never_ran_is_told_by_its_absence_not_by_other_runs(training: Any, book: Any) -> None:

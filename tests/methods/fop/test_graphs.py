@@ -135,6 +135,31 @@ def test_no_half_waits_between_steps_and_the_kept_stacks_are_told():
     assert told["graphs"] >= 3 * 8 * sum(p.numel() for layer in optimizer.layers for p in layer.parameters)
 
 
+def test_coefficients_after_a_step_without_a_graph_are_the_last_step_s():
+    """A layer without a gradient makes one step eager; the graph of before is replayed after it."""
+    told = []
+    for engine in (Recorder(), None):
+        model, optimizer = made(engine, factories.fop, update_period=50, refresh_period=50)
+        for k in range(9):
+            model[9].requires_grad_(k != 6)
+            step(model, optimizer, k)
+        assert len(optimizer.chosen_layers) == len(optimizer.layers)
+        places = {layer: place for place, layer in enumerate(optimizer.chosen_layers)}
+        told.append(torch.stack([optimizer.chosen.beta[places[layer]] for layer in optimizer.layers]))
+    torch.testing.assert_close(told[0], told[1], rtol=1e-6, atol=1e-9)
+
+
+def test_a_failed_capture_leaves_no_stack_behind():
+    engine = Recorder()
+    engine.failing = True
+    model, optimizer = made(engine, factories.fop)
+    for k in range(6):
+        step(model, optimizer, k)
+    assert optimizer.counters["graph_failures"] == 1
+    assert not optimizer.static.directions.own()
+    assert "graphs" not in optimizer.memory_usage()
+
+
 @pytest.mark.parametrize(
     ("make", "options"),
     [

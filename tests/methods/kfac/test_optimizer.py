@@ -698,3 +698,13 @@ def test_inputs_go_during_backward_unless_another_one_may_come(retain):
         loss.backward()
         assert len(alive) == 4
     capture.close()
+
+
+def test_an_output_differentiated_twice_is_told():
+    model = nn.Sequential(nn.Linear(4, 5))
+    optimizer = KFAC(model, update_period=1)
+    out = model(torch.randn(6, 4))
+    [gradient] = torch.autograd.grad(out.square().sum(), out)
+    with pytest.raises(Unsupported, match="retain the graph"):
+        out.backward(gradient)
+    optimizer.close()

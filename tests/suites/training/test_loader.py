@@ -189,6 +189,20 @@ def test_batches_made_ahead_are_the_same(pictures, channels_last):
         assert torch.equal(mine.inputs, wanted.inputs)
         assert torch.equal(mine.targets, wanted.targets)
         assert mine.inputs.stride() == wanted.inputs.stride()
-    assert calls[:4] == [(9, 0, 30), (9, 30, 30), (9, 60, 30), (9, 90, 30)]
-    # From 75: two of ten and one of five lie in one piece.
-    assert calls[4:] == [(9, 75, 30), (2, 85, 30), (2, 0, 30), (2, 3, 40)]
+    # The first request tells nothing about the next; from 75 on all lies in the last piece.
+    assert calls == [(9, 0, 10), (9, 10, 30), (9, 40, 30), (9, 70, 30), (2, 85, 10), (2, 0, 10), (2, 3, 40)]
+
+
+def test_a_rank_s_share_of_each_batch_brings_nothing_ahead(pictures):
+    data = ResidentImages(*pictures, augment=FULL, ahead_bytes=1 << 20)
+    calls = []
+    make = data._made
+    data._made = lambda *place: calls.append(place) or make(*place)
+    for first in range(0, 60, 20):
+        data.train(0, first, 10)
+    assert calls == [(0, 0, 10), (0, 20, 10), (0, 40, 10)]
+    data.train(0, 50, 10)
+    assert calls[-1][2] > 10
+    data.forget()
+    data.train(0, 60, 10)
+    assert calls[-1] == (0, 60, 10), "a run begins with nothing ahead"
