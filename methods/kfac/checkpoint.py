@@ -175,7 +175,7 @@ def follow(optimizer: KFAC) -> None:
 
 
 def memory(optimizer: KFAC) -> dict[str, int]:
-    """Bytes by category; ``pending`` are statistics of a batch before its step."""
+    """Bytes by category; ``pending`` are statistics of a batch before its step, ``gradients`` stacks between steps."""
     factors = [t for f in optimizer.statistics.factors.values() for t in f.held]
     inverses = [t for pair in optimizer.slots.values() for slot in pair for t in (slot.state or {}).values()]
     fallback = optimizer.fallback.state if optimizer.fallback is not None else {}
@@ -186,6 +186,7 @@ def memory(optimizer: KFAC) -> dict[str, int]:
         "scales": _bytes(t for layer in optimizer.layers for t in optimizer.extra_state(layer).values()),
         "pending": _bytes(t for sums in optimizer.statistics.sums.values() for t in (sums.a, sums.g)),
         "fallback": _bytes(t for held in fallback.values() for t in held.values()),
+        "gradients": _bytes(t for stack in optimizer.update.stacks for t in stack.kept()),
         **optimizer.static.memory(),
     }
 

@@ -103,6 +103,10 @@ class Stack:
             self._known[id(parts[0])] = (parts, whole)
         return self._gradients
 
+    def kept(self) -> list[Tensor]:
+        """The stack of gradients, if it is kept between steps now."""
+        return [] if self._gradients is None else [self._gradients[0]]
+
     def release(self) -> None:
         """Give the kept gradients' memory back."""
         self._gradients = None

@@ -137,7 +137,6 @@ class StaticStep:
         if not self.holding:
             return {"graphs": own} if own else {}
         given = [one for copies in self._copies.values() for one in copies]
-        given += [stack.gradients()[0] for stack in self.optimizer.update.stacks]
         return {"graphs": self.graphs.nbytes() + own + sum(t.numel() * t.element_size() for t in given)}
 
     def step(self, lr: float, decays: float, finite: Tensor | None) -> bool:

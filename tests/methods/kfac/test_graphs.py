@@ -233,7 +233,9 @@ def test_the_memory_of_graphs_is_told():
     for k in range(5):
         step(model, optimizer, k)
     gradients = sum(p.numel() for p in model.parameters()) * 8
-    assert optimizer.memory_usage()["graphs"] >= gradients
+    told = optimizer.memory_usage()
+    assert told["gradients"] >= gradients
+    assert told["graphs"] > 0
     assert "graphs" not in made(None)[1].memory_usage()
 
 
