@@ -17,7 +17,7 @@ BENCH_FLAGS := $(if $(QUICK),--quick) $(if $(TIER),--tier $(TIER)) $(if $(BUDGET
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk 'BEGIN {FS = ":.*?## "} {printf "  make %-10s %s\n", $$1, $$2}'
-	@echo "  Variables: QUICK=1 (bench in 2 minutes), TIER=quick|standard|full, BUDGET=seconds, DEVICE=cpu|cuda,"
+	@echo "  Variables: QUICK=1 (bench in 3 minutes), TIER=quick|standard|full, BUDGET=seconds, DEVICE=cpu|cuda,"
 	@echo "             PYTHON=/path/to/python (use that interpreter as it is), OUT=folder of the records"
 
 install: $(READY) ## make .venv from the pinned constraints (done by every verb that needs it)
