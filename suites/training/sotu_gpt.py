@@ -77,7 +77,7 @@ CPU = Workload(
         metric="test_loss",
         value=1.84,
         source=(
-            "AdamW at 7e-3, the best of 3e-3, 5e-3 and 7e-3 on the tuning seeds 1000 and 1001, after 75 % of its updates: "
+            "AdamW at 7e-3, the best of 3e-3, 5e-3 and 7e-3 on tuning seeds 1000 and 1001, after 75 % of its updates: "
             "1.841 and 1.839 (reports/records/cpu/20261123T010945068356Z-vm-25574.jsonl; 1.723 and 1.718 at the end)"
         ),
         larger_is_better=False,
