@@ -8,16 +8,9 @@ from torch import nn
 from torch.nn import functional
 
 from methods.fop import factories
-from methods.kfac.recorder import Recorder
+from methods.kfac.recorder import Eager, Recorder
 
 COMMON = {"lr": 0.05, "update_period": 2, "refresh_period": 4, "damping": 0.03, "clip_value": 0.3}
-
-
-class Eager(Recorder):
-    """Takes every step of the work itself, also where a graph would be replayed."""
-
-    def capture(self, device, work):
-        return work
 
 
 def net(dtype=torch.float64):

@@ -11,7 +11,7 @@ from torch.nn import functional
 from harness.errors import Unsupported, UserError
 from methods.kfac import factories, graphs
 from methods.kfac.graphs import Graphs, Scalars
-from methods.kfac.recorder import Recorder
+from methods.kfac.recorder import Eager, Recorder
 
 COMMON = {"lr": 0.05, "update_period": 2, "refresh_period": 4, "damping": 0.03, "clip_value": 0.3}
 
@@ -57,13 +57,6 @@ def step(model, optimizer, k, spoil=False):
 
 def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-class Eager(Recorder):
-    """Takes every step of the work itself, also where a graph would be replayed."""
-
-    def capture(self, device, work):
-        return work
 
 
 def lr_at(optimizer, k):
