@@ -74,6 +74,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "kfac-cholesky (stagger spread)": ("training.kfac-cholesky", EVEN),
     "kfac-cholesky (stagger spread, no graphs)": ("training.kfac-cholesky", {**EVEN, "graphs": "off"}),
     "kfac-cholesky (2 late)": ("training.kfac-cholesky", {"refresh_lag": 2}),
+    "kfac-cholesky (stagger spread, 2 late)": ("training.kfac-cholesky", {**EVEN, "refresh_lag": 2}),
     "kfac-cholesky (half)": ("training.kfac-cholesky", {"inverse_dtype": "bfloat16"}),
     "kfac-cholesky (packed)": ("training.kfac-cholesky", {"packed": True}),
     "kfac-cholesky (packed half)": ("training.kfac-cholesky", LEAN),
@@ -84,6 +85,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "rs-kfac-warm (no graphs)": ("training.rs-kfac-warm", {"graphs": "off"}),
     "rs-kfac-warm (stagger spread)": ("training.rs-kfac-warm", EVEN),
+    "rs-kfac-warm (stagger spread, 2 late)": ("training.rs-kfac-warm", {**EVEN, "refresh_lag": 2}),
 }
 
 
