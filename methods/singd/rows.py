@@ -70,8 +70,8 @@ class Rows(ABC):
         self.bias, self.scale, self.dtype = bias, scale, dtype
 
     @abstractmethod
-    def pieces(self, limit: int = _PIECE) -> Iterator[Tensor]:
-        """All rows, in pieces (B, n, d) of at most ``limit`` bytes, or one sample."""
+    def pieces(self, limit: int = _PIECE, room: int = 0) -> Iterator[Tensor]:
+        """All rows, in pieces (B, n, d) of at most ``limit`` bytes, or one sample; with zeros up to ``room`` > d."""
 
     @abstractmethod
     def _grids(self, limit: int, dtype: torch.dtype, room: int) -> Iterator[tuple[Tensor, int]]:
@@ -119,6 +119,20 @@ class Rows(ABC):
         unit = torch.ones((), dtype=piece.dtype, device=piece.device) * self.scale
         return torch.cat([piece, unit.to(piece.dtype).expand(*piece.shape[:-1], 1)], dim=-1)
 
+    def _with_room(self, piece: Tensor, room: int) -> Tensor:
+        """Rows without the bias' 1 -> with it and zeros."""
+        whole = piece.new_empty(*piece.shape[:2], room)
+        whole[..., : self.d - self.bias].copy_(piece)
+        return self._ended(whole)
+
+    def _ended(self, whole: Tensor) -> Tensor:
+        """Write the bias' 1 and the zeros behind it."""
+        if whole.shape[-1] > self.d:
+            whole[..., self.d :].zero_()
+        if self.bias:
+            whole[..., self.d - 1].fill_(self.scale)
+        return whole
+
     def _squared(self, norms: Tensor) -> Tensor:
         """Squares of norms that are scaled first; in place."""
         return (norms if one(self.scale) else norms.mul_(self.scale)).square_()
@@ -146,12 +160,13 @@ class PlainRows(Rows):
         super().__init__((x.shape[0], x.shape[1] * x.shape[2], x.shape[3] + bias), bias, scale, dtype)
         self.x = x
 
-    def pieces(self, limit: int = _PIECE) -> Iterator[Tensor]:
+    def pieces(self, limit: int = _PIECE, room: int = 0) -> Iterator[Tensor]:
         """See :class:`Rows`."""
-        count = max(1, limit // max(1, self.x[:, :1].numel() * self.dtype.itemsize))
+        one_sample = self.batch * self.x.shape[2] * max(room, self.d) * self.dtype.itemsize
+        count = max(1, limit // max(1, one_sample))
         for start in range(0, self.x.shape[1], count):
-            piece = scaled(self.x[:, start : start + count], self.scale, self.dtype)
-            yield self._with_ones(piece.flatten(1, 2))
+            piece = scaled(self.x[:, start : start + count], self.scale, self.dtype).flatten(1, 2)
+            yield self._with_room(piece, room) if room > self.d else self._with_ones(piece)
 
     def _grids(self, limit: int, dtype: torch.dtype, room: int) -> Iterator[tuple[Tensor, int]]:
         """See :class:`Rows`."""
@@ -196,19 +211,18 @@ class PatchRows(Rows):
         count = self.inputs.shape[0] * self.positions
         super().__init__((module.groups, count, module.weight[0].numel() + bias), bias, scale, dtype)
 
-    def pieces(self, limit: int = _PIECE) -> Iterator[Tensor]:
+    def pieces(self, limit: int = _PIECE, room: int = 0) -> Iterator[Tensor]:
         """See :class:`Rows`."""
-        one = self.batch * self.positions * self.d * self.dtype.itemsize
+        room = max(room, self.d)
+        one = self.batch * self.positions * room * self.dtype.itemsize
         count = max(1, limit // one)
         for start in range(0, self.inputs.shape[0], count):
             part = scaled(self.inputs[start : start + count], self.scale, self.dtype)
             found = patches(self.module, part)
             grouped = unflatten(found, 3, (self.batch, -1)).permute(3, 0, 1, 2, 4, 5, 6)
-            whole = torch.empty(*grouped.shape[:4], self.d, dtype=self.dtype, device=part.device)
+            whole = torch.empty(*grouped.shape[:4], room, dtype=self.dtype, device=part.device)
             unflatten(whole[..., : self.d - self.bias], 4, grouped.shape[4:]).copy_(grouped)
-            if self.bias:
-                whole[..., -1] = self.scale
-            yield whole.flatten(1, 3)
+            yield self._ended(whole.flatten(1, 3))
 
     def _grids(self, limit: int, dtype: torch.dtype, room: int) -> Iterator[tuple[Tensor, int]]:
         """See :class:`Rows`."""

@@ -12,11 +12,16 @@ from methods.singd.structures.base import Sizes, Structure
 
 def moment(rows: Rows, like: Tensor) -> Tensor:
     """X X^T (B, d, d) in the dtype of sums, with the precision in force for matrices like ``like``."""
+    return padded_moment(rows, like)[:, : rows.d, : rows.d]
+
+
+def padded_moment(rows: Rows, like: Tensor) -> Tensor:
+    """As :func:`moment`, with zeros up to the extent that products on ``like``'s device want."""
     total: Tensor | None = None
-    kind, d = operand(rows.dtype), rows.d
-    for (x,) in rows.slabs(extent(d, like), dtype=kind):
+    kind, room = operand(rows.dtype), extent(rows.d, like)
+    for (x,) in rows.slabs(room, dtype=kind):
         ready = prepared(x, kind)
-        part = multiplied(ready, ready.mT, rows.dtype)[:, :d, :d].to(wide(rows.dtype))
+        part = multiplied(ready, ready.mT, rows.dtype).to(wide(rows.dtype))
         total = part if total is None else total.add_(part)
     assert total is not None
     return total

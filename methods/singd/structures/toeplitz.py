@@ -7,11 +7,10 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
-from methods.singd.products import fast, product
+from methods.singd.products import extent, fast, multiplied, operand, product
 from methods.singd.rows import Rows, wide
 from methods.singd.structures.base import Sizes, Structure
-from methods.singd.structures.dense import inner_moment
-from methods.singd.tensors import unflatten
+from methods.singd.structures.dense import inner_moment, padded_moment
 
 #: Bytes of rows that are transformed at once; their spectra take several times that.
 _PIECE = 1 << 26
@@ -55,6 +54,7 @@ class TrilToeplitz(Structure):
         self.length = fast_length(2 * d - 1)
         self._sizes: Tensor | None = None
         self._known: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self._weights: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def identity(self, batch: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
         """See :class:`Structure`."""
@@ -64,9 +64,13 @@ class TrilToeplitz(Structure):
 
     def to_dense(self, k: Tensor) -> Tensor:
         """See :class:`Structure`."""
-        extended = torch.cat([k.new_zeros(k.shape[0], self.d - 1), k], dim=1)
-        lags = torch.arange(self.d, device=k.device)
-        lower = extended[:, lags[:, None] - lags[None, :] + self.d - 1]
+        return self._dense(k, self.d)
+
+    def _dense(self, k: Tensor, room: int) -> Tensor:
+        """(B, room, room) of c followed by zeros, which is K in its first d rows and columns: one view, one copy."""
+        extended = torch.nn.functional.pad(k, (room - 1, room - self.d))
+        mirrored = extended.as_strided((k.shape[0], room, room), (extended.stride(0), 1, 1))
+        lower = mirrored.flip(2)
         return lower if self._lower else lower.mT
 
     # -- the frequency domain ------------------------------------------------------------------------------------------
@@ -171,12 +175,12 @@ class TrilToeplitz(Structure):
 
     def _averages(self, sums: Tensor) -> Tensor:
         """Pi from diagonal sums (B, d)."""
-        lengths = self._lengths(sums)
-        if self._sizes is not None:
-            lengths = lengths.clamp_min(1)
-        found = torch.div(sums, lengths).mul_(2)
-        found[:, 0] *= 0.5
-        return found
+        key = (sums.dtype, sums.device)
+        if key not in self._weights:
+            weights = 2 / self._lengths(sums).clamp_min(1)
+            weights[..., 0] *= 0.5
+            self._weights[key] = weights
+        return sums * self._weights[key]
 
     def gather(self, k: Tensor, rows: Rows) -> Tensor:
         """See :class:`Structure`. With K already applied.
@@ -187,21 +191,31 @@ class TrilToeplitz(Structure):
             rows.count >= 2 * self.d and (self.d <= _WHOLE or (k.dtype == torch.float32 and fast()))
         ):
             return self._gather_moment(k, rows)
-        spectrum = self._spectrum(k, True)
+        spectrum = self._spectrum(k, True).resolve_conj()
         power: Tensor | None = None
-        for piece in rows.pieces(_PIECE):
-            found = self._forth(self._back(self._forth(piece).mul_(spectrum)))
-            part = torch.view_as_real(found).square().sum((1, 3))
-            power = part if power is None else power.add_(part)
+        for piece in rows.pieces(_PIECE, self.length):
+            filtered: Tensor = torch.fft.irfft(self._forth(piece).mul_(spectrum), n=self.length)
+            filtered[..., self.d :].zero_()
+            norms: Tensor = torch.linalg.vector_norm(torch.fft.rfft(filtered), dim=1)
+            power = norms.square_() if power is None else power.addcmul_(norms, norms)
         assert power is not None
         return self._averages(torch.fft.irfft(power, n=self.length, dim=-1)[:, : self.d])
 
     def _gather_moment(self, k: Tensor, rows: Rows) -> Tensor:
         """The dense moment on tensor cores, then its diagonal sums."""
-        total = inner_moment(self.to_dense(k), rows)
-        # Reading rows of d as rows of d + 1 shears the upper triangle: diagonal l becomes column l.
-        sheared = unflatten(torch.nn.functional.pad(total.triu().flatten(1), (0, self.d)), 1, (self.d, self.d + 1))
-        return self._averages(sheared[:, :, : self.d].sum(1))
+        if rows.count >= 2 * self.d:
+            room = extent(self.d, k)
+            kind, dense = operand(k.dtype), self._dense(k, room)
+            ready = dense.to(kind)
+            half = multiplied(padded_moment(rows, k).to(k.dtype).to(kind), ready, k.dtype)
+            total = multiplied(ready.mT, half.to(kind), k.dtype).to(wide(k.dtype))
+        else:
+            total = inner_moment(self.to_dense(k), rows)
+        # With as many zeros behind each row, a row's numbers from its diagonal on lie one further in each next row.
+        d = total.shape[1]
+        sheared = torch.nn.functional.pad(total, (0, d))
+        sheared = sheared.as_strided((len(total), d, d), (2 * d * d, 2 * d + 1, 1))
+        return self._averages(sheared.sum(1)[:, : self.d])
 
     def inner(self, k: Tensor, sums: Tensor) -> Tensor:
         """See :class:`Structure`."""

@@ -17,7 +17,7 @@ BOUNDS = {
     "diagonal": (12, 125, 110),
     "block30": (100, 240, 290),
     "hierarchical15": (112, 600, 430),
-    "tril_toeplitz": (32, 245, 620),
+    "tril_toeplitz": (32, 175, 460),
     "rank1_arrow": (100, 300, 360),
 }
 
