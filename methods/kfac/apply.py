@@ -127,6 +127,18 @@ class Update:
             torch._foreach_copy_(targets, sources)
         return active, [views[layer] for layer in active]
 
+    def bring(self) -> None:
+        """All gradients into their stacks, where every parameter has one; :meth:`gradients` takes the host longer."""
+        targets: list[Tensor] = []
+        sources: list[Tensor] = []
+        for stack in self.stacks:
+            rooms, direct = stack.rooms()
+            targets += rooms
+            for layer in stack.layers:
+                grads = [p.grad for p in layer.parameters if p.grad is not None]
+                sources += grads if direct else layer.parts(grads)
+        torch._foreach_copy_(targets, sources)
+
     def step(self, lr: float, decays: float, finite: Tensor | None) -> None:
         """Move the weights; nothing moves when the batch was not finite."""
         seen = self.seen()

@@ -44,10 +44,16 @@ class Capture:
 
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             capture = me()
-            if capture is not None and capture.enabled:
+            # Compiled, one form must do for all steps: there :meth:`attach` asks who is wanted, out of the graph.
+            if capture is not None and capture.enabled and (torch.compiler.is_compiling() or capture.wants(module)):
                 capture.attach(module, inputs, output)
 
         self._handles = [module.register_forward_hook(hook) for layer in layers for module in layer.modules]
+
+    def wants(self, module: nn.Module) -> bool:
+        """Whether the module is one of ours, not of a copy, and its layer is watched now."""
+        layer = self._layers.get(id(module))
+        return layer is not None and (self.wanted is None or self.wanted(layer))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def attach(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -56,10 +62,10 @@ class Capture:
         Raises:
             Unsupported: an empty batch.
         """
-        layer = self._layers.get(id(module))
-        if layer is None or not torch.is_grad_enabled() or not layer.weight.requires_grad:
+        if not self.wants(module) or not torch.is_grad_enabled():
             return
-        if self.wanted is not None and not self.wanted(layer):
+        layer = self._layers[id(module)]
+        if not layer.weight.requires_grad:
             return
         if not isinstance(output, Tensor) or not output.requires_grad:
             return

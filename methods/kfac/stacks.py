@@ -49,6 +49,7 @@ class Stack:
         self._momenta: list[Tensor] = []
         self._pieces: list[list[Tensor] | None] = []
         self._gradients: tuple[Tensor, list[Tensor], list[list[Tensor]]] | None = None
+        self._rooms: tuple[list[list[Tensor]], list[Tensor], bool] | None = None
 
     def zeros(self, count: int | None = None) -> Tensor:
         """A new stack in the factors' dtype, of ``count`` layers."""
@@ -103,13 +104,21 @@ class Stack:
             self._known[id(parts[0])] = (parts, whole)
         return self._gradients
 
+    def rooms(self) -> tuple[list[Tensor], bool]:
+        """Every parameter's place in :meth:`gradients`, and whether it has the parameter's own shape."""
+        found = self.gradients()[2]
+        if self._rooms is None or self._rooms[0] is not found:
+            direct = all(room[0].shape == layer.weight.shape for room, layer in zip(found, self.layers, strict=True))
+            self._rooms = found, [one for room in found for one in room], direct
+        return self._rooms[1:]
+
     def kept(self) -> list[Tensor]:
         """The stack of gradients, if it is kept between steps now."""
         return [] if self._gradients is None else [self._gradients[0]]
 
     def release(self) -> None:
         """Give the kept gradients' memory back."""
-        self._gradients = None
+        self._gradients = self._rooms = None
 
     # -- inverses ------------------------------------------------------------------------------------------------------
 

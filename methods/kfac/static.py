@@ -155,7 +155,7 @@ class StaticStep:
         if held is None:
             self.holding = False
             return False
-        self.optimizer.update.gradients()
+        self.optimizer.update.bring()
         plans = self._plans()
         self._fill(lr, decays, finite, plans)
         device = held[0].x.device

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 #: What torch raises when a decomposition does not converge.
 LinAlgError: type[RuntimeError] = getattr(torch.linalg, "LinAlgError")  # noqa: B009
+
+#: Identities up to this size are kept: 16 of them take at most 25 MiB in float32.
+_SHARED = 640
 
 #: Tensors by name, each with a leading dimension k of matrices.
 State = dict[str, Tensor]
@@ -74,3 +78,17 @@ def eye_like(matrices: Tensor) -> Tensor:
     """The identity for each matrix, contiguous."""
     size = matrices.shape[-1]
     return torch.eye(size, dtype=matrices.dtype, device=matrices.device).repeat(matrices.shape[0], 1, 1)
+
+
+def shared_eye(matrices: Tensor) -> Tensor:
+    """As :func:`eye_like`, not to be written: for a single narrow matrix, one tensor for all calls."""
+    size = matrices.shape[-1]
+    if len(matrices) > 1 or size > _SHARED:
+        return eye_like(matrices)
+    return _eye(size, matrices.dtype, matrices.device)
+
+
+@lru_cache(maxsize=16)
+def _eye(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.eye(size, dtype=dtype, device=device)[None]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.kfac.inverse.base import eye_like
+from methods.kfac.inverse.base import eye_like, shared_eye
 from methods.kfac.products import scope
 
 #: Panels of the last product; each leaves out the zeros of W below it.
@@ -74,7 +74,7 @@ def _factor(work: Tensor, count: int, block: int) -> tuple[Tensor, Tensor]:
     root = torch.zeros_like(work)
     infos = []
     wide = count * block
-    eye = eye_like(work[:, :block, :block])
+    eye = shared_eye(work[:, :block, :block])
     for start in range(0, wide, block):
         end = start + block
         factor, info = torch.linalg.cholesky_ex(_part(work, start, end, start, end), check_errors=False)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from methods.kfac.inverse import blocked
-from methods.kfac.inverse.base import Inverse, State, damped, eye_like
+from methods.kfac.inverse.base import Inverse, State, damped, eye_like, shared_eye
 from methods.kfac.products import multiply
 
 #: From this width on by blocks, and the blocks' width: below, latency decides and not the number of multiply-adds.
@@ -38,7 +38,7 @@ class Cholesky(Inverse):
             inverse, good = blocked.inverse(matrices, damping, LEAF, library=False)
             return {"inverse": inverse[:, : matrices.shape[1], : matrices.shape[1]]}, good
         factor, info = torch.linalg.cholesky_ex(damped(matrices, damping), check_errors=False)
-        root = torch.linalg.solve_triangular(factor, eye_like(matrices), upper=False)
+        root = torch.linalg.solve_triangular(factor, shared_eye(matrices), upper=False)
         inverse = torch.bmm(root.mT, root)
         return {"inverse": inverse}, (info == 0) & inverse.diagonal(dim1=1, dim2=2).sum(1).isfinite()
 

@@ -11,6 +11,7 @@ from methods.singd.products import extent, fast, multiplied, operand, product
 from methods.singd.rows import Rows, wide
 from methods.singd.structures.base import Sizes, Structure
 from methods.singd.structures.dense import inner_moment, padded_moment
+from methods.singd.tensors import unflatten
 
 #: Bytes of rows that are transformed at once; their spectra take several times that.
 _PIECE = 1 << 26
@@ -108,25 +109,32 @@ class TrilToeplitz(Structure):
 
     def kept_numbers(self) -> int:
         """See :class:`Structure`."""
-        return self.d**2 if self.d <= _WHOLE else 4 * (self.length // 2 + 1)
+        return self.d**2 if self.d <= _WHOLE else 4 * self.length
 
     def keep(self, k: Tensor) -> Tensor:
-        """See :class:`Structure`: (B, d, d) for a small d, else the spectra of K and K^T (B, 2, 1, length / 2 + 1)."""
+        """See :class:`Structure`: (B, d, d) for a small d, else the whole spectra of K and K^T (B, 2, 1, length)."""
         if self.d <= _WHOLE:
             dense = self.to_dense(k)
             return torch.bmm(dense, dense.mT)
-        found = self._forth(k)[:, None]
+        found: Tensor = torch.fft.fft(k, n=self.length)[:, None]
         pair = [found.conj(), found] if self._lower else [found, found.conj()]
         return torch.stack(pair, dim=1)
 
     def right(self, kept: Tensor, x: Tensor, out: torch.dtype) -> Tensor:
-        """See :class:`Structure`."""
+        """See :class:`Structure`. Two rows make one complex one: half the work of real transforms, and no copies."""
         if self.d <= _WHOLE:
             return torch.bmm(x.to(kept.dtype), kept).to(out)
         first, second = kept.unbind(1)
-        between: Tensor = torch.fft.irfft(self._forth(x).mul_(first), n=self.length)
-        between[..., self.d :].zero_()
-        return self._back(torch.fft.rfft(between).mul_(second)).to(out)
+        batch, rows, d = x.shape
+        if rows % 2:
+            x = torch.nn.functional.pad(x, (0, 0, 0, 1))
+        whole = torch.empty(batch, x.shape[1] // 2, self.length, 2, dtype=wide(x.dtype), device=x.device)
+        whole[:, :, d:].zero_()
+        whole[:, :, :d].copy_(unflatten(x, 1, (-1, 2)).transpose(2, 3))
+        between = torch.fft.ifft(torch.fft.fft(torch.view_as_complex(whole)).mul_(first))
+        between[..., d:].zero_()
+        found = torch.view_as_real(torch.fft.ifft(torch.fft.fft(between).mul_(second)))[:, :, :d]
+        return found.transpose(2, 3).flatten(1, 2)[:, :rows].to(out)
 
     def left(self, kept: Tensor, y: Tensor, out: torch.dtype) -> Tensor:
         """See :class:`Structure`."""
