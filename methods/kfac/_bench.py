@@ -85,6 +85,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "rs-kfac-warm (no graphs)": ("training.rs-kfac-warm", {"graphs": "off"}),
     "rs-kfac-warm (stagger spread)": ("training.rs-kfac-warm", EVEN),
+    "rs-kfac-warm (5 groups)": ("training.rs-kfac-warm", {**EVEN, "groups": 5}),
+    "rs-kfac-warm (3 groups)": ("training.rs-kfac-warm", {**EVEN, "groups": 3}),
+    "kfac-cholesky (5 groups)": ("training.kfac-cholesky", {**EVEN, "groups": 5}),
     "rs-kfac-warm (stagger spread, 2 late)": ("training.rs-kfac-warm", {**EVEN, "refresh_lag": 2}),
 }
 

@@ -103,7 +103,9 @@ class KFAC(FromModel):
         )
         costs = [float(layer.groups * (layer.d_in**3 + layer.d_out**3)) for layer in self.layers]
         self.ranks = self.statistics.ranks = Sharing(self.layers, costs, opt.sharding, opt.momentum > 0)
-        self.policy = Policy(opt.update_period, opt.refresh_period, opt.stagger, costs, opt.spread)
+        if self.backend.takes_all:  # sketches: quadratic in the width
+            costs = [float(layer.groups * (layer.d_in**2 + layer.d_out**2)) for layer in self.layers]
+        self.policy = Policy(opt.update_period, opt.refresh_period, opt.stagger, costs, opt.spread, opt.groups)
         self.refresher = Refresher(self.backend)
         self.half = getattr(torch, opt.inverse_dtype) if opt.inverse_dtype != "wide" else None
         self.update = Update(self)

@@ -91,6 +91,8 @@ class Options(Shared):
         refresh_period: T_inv, steps between refreshes of one layer.
         stagger: spread the layers' refreshes over the period.
         spread: take each layer's statistics at its own step of the update period, but for the first step.
+        groups: steps of a period that ``stagger`` and ``spread`` use, evenly spaced; 0: as many as there are. Few steps
+            with more work each pay what all layers of a step share less often.
         refresh_lag: steps after which a refresh' result is used, but for the first; on a GPU it runs beside them.
         subsample: share of the rows that enters the statistics.
         clip: ``kl``, ``rms`` or ``none``.
@@ -124,6 +126,7 @@ class Options(Shared):
     refresh_period: Schedule = 100
     stagger: bool = False
     spread: bool = False
+    groups: int = 0
     refresh_lag: int = 0
     subsample: float = 1.0
     clip: str = "kl"
@@ -157,6 +160,7 @@ class Options(Shared):
         in_range("weight_decay", self.weight_decay, 0.0)
         in_range("clip_value", self.clip_value, 0.0, left=False)
         in_range("weight_decay_start", self.weight_decay_start, 0, whole=True)
+        in_range("groups", self.groups, 0, whole=True)
         in_range("mc_samples", self.mc_samples, 1, whole=True)
         for value in values(self.damping, "damping"):
             in_range("damping", value, 0.0, left=False)

@@ -47,6 +47,8 @@ class Policy:
         stagger: spread the refreshes over the period.
         costs: work of each layer's refresh, any unit.
         spread: take each layer's statistics at its own step of the update period; the first step takes all.
+        groups: steps of a period that both use, evenly spaced; 0: all of them. Refreshes then come one step behind
+            statistics.
     """
 
     def __init__(
@@ -56,9 +58,10 @@ class Policy:
         stagger: bool,
         costs: Sequence[float],
         spread: bool = False,
+        groups: int = 0,
     ) -> None:
         self.update_period, self.refresh_period, self.stagger = update_period, refresh_period, stagger
-        self.spread, self._costs = spread, list(costs)
+        self.spread, self._costs, self._groups = spread, list(costs), int(groups)
         self._slots: dict[int, list[int]] = {}
 
     def statistics_due(self, step: int) -> bool:
@@ -66,14 +69,20 @@ class Policy:
         period = max(1, int(value_at(self.update_period, step)))
         if step == 0 or not self.spread:
             return step % period == 0
-        return step % period < min(period, len(self._costs))
+        return step % period in self._steps(period)[: len(self._costs)]
 
     def takes(self, index: int, step: int) -> bool:
         """Whether the statistics of layer ``index`` are taken at a step that is captured."""
         if step == 0 or not self.spread:
             return True
         period = max(1, int(value_at(self.update_period, step)))
-        return index % period == step % period
+        steps = self._steps(period)
+        return steps[index % len(steps)] == step % period
+
+    def _steps(self, period: int) -> list[int]:
+        """The steps of a period that layers are spread over."""
+        count = min(self._groups or period, period)
+        return [place * period // count for place in range(count)]
 
     def due(self, step: int) -> list[int]:
         """Indices of the layers to refresh at this step."""
@@ -89,11 +98,13 @@ class Policy:
             every = max(1, int(value_at(self.update_period, 0)))
             crowded = 1 < every <= period and period % every == 0 and not self.spread
             busy = max(self._costs, default=0.0) if crowded else 0.0
+            behind = 0 < self._groups < period
+            steps = [(step + behind) % period for step in self._steps(period)]
             load = [busy if slot % every == 0 else 0.0 for slot in range(period)]
             rank = {slot: place for place, slot in enumerate(sorted(range(period), key=lambda s: s * GOLDEN % 1.0))}
             slots = [0] * len(self._costs)
             for index in sorted(range(len(slots)), key=lambda i: (-self._costs[i], i)):
-                slots[index] = min(range(period), key=lambda slot: (load[slot], rank[slot]))
+                slots[index] = min(steps, key=lambda slot: (load[slot], rank[slot]))
                 load[slots[index]] += self._costs[index]
             self._slots[period] = slots
         return self._slots[period]

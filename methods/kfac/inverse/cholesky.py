@@ -12,10 +12,11 @@ from methods.kfac.inverse.base import Inverse, State, damped, eye_like, shared_e
 from methods.kfac.products import multiply
 
 #: From this width on by blocks, and the blocks' width: below, latency decides and not the number of multiply-adds.
-#: Five of 4609 on one H100 (2026-11-22): blocks of 512 39.7 ms in IEEE float32, 33.8 with TF32 in the last product;
-#: blocks of 128 41.2 / 35.0; the library's factor and these blocks 47 / 40; ``torch.cholesky_inverse`` 63.9.
+#: One of 4609 on one H100 (2026-11-23, TF32 in the last product), ms and the host's share: blocks of 464 8.4 and 4.5,
+#: 664 7.9 and 2.4, 928 7.7 and 1.8, 1160 7.8 and 1.7; of 2305: 464 2.9 and 2.7, 776 2.9 and 2.2, 1160 3.0 and 2.0. Five
+#: of 4609 in IEEE float32 and blocks of 512 the day before: 39.7, ``torch.cholesky_inverse`` 63.9.
 BLOCKED_FROM = 1024
-LEAF = 512
+LEAF = 1024
 
 
 class Cholesky(Inverse):

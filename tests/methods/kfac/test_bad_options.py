@@ -14,6 +14,7 @@ CASES = [
     (factories.cholesky, {"refresh_period": 0}, "refresh_period is a whole number of at least 1"),
     (factories.cholesky, {"packed": "False"}, "packed is true or false; got 'False'"),
     (factories.cholesky, {"stagger": 1}, "stagger is true or false"),
+    (factories.cholesky, {"groups": -1}, "groups is a whole number of at least 0"),
     (factories.cholesky, {"exclude": 3}, "exclude is a list of patterns"),
     (factories.cholesky, {"exclude": [3]}, "exclude is a list of patterns"),
     (factories.cholesky, {"fallback_beta1": 1.5}, "fallback_beta1 is a number of at least 0 and below 1"),

@@ -24,6 +24,7 @@ KINDS = {
     "cholesky-late": {"refresh_lag": 2, "stagger": True},
     "cholesky-spread": {"spread": True, "stagger": True, "factor_init": "first-batch"},
     "eigh": {"factor_init": "bias-corrected"},
+    "cholesky-groups": {"spread": True, "stagger": True, "groups": 2},
     "newton_schulz": {"stagger": True},
     "ekfac": {"scaling": "intra-batch", "scale_decay": 0.5},
     "ekfac-running": {"scaling": "running"},
@@ -181,6 +182,20 @@ def test_stagger_avoids_the_steps_that_take_statistics():
     assert sorted(slots)[0] == 1
     crowded = Policy(2, 2, True, [2.0, 2.0, 2.0]).slots(2)
     assert sorted(crowded) == [0, 1, 1]
+
+
+@pytest.mark.parametrize(("groups", "statistics", "refreshes"), [(0, 10, 13), (5, 5, 5), (3, 3, 3), (99, 10, 13)])
+def test_groups_gather_layers_on_few_steps_and_leave_none_out(groups, statistics, refreshes):
+    policy = Policy(10, 30, True, [float(1 + index % 4) for index in range(13)], True, groups)
+    assert all(policy.takes(index, 0) for index in range(13))
+    taken = [[index for index in range(13) if policy.takes(index, step)] for step in range(30, 40)]
+    due = [policy.due(step) for step in range(30, 60)]
+    assert sorted(itertools.chain(*taken)) == sorted(itertools.chain(*due)) == list(range(13))
+    assert sum(map(bool, taken)) == statistics
+    assert sum(map(bool, due)) == refreshes
+    assert [policy.statistics_due(step) for step in range(30, 40)] == [bool(one) for one in taken]
+    if 0 < groups < 10:
+        assert not any(due[step] and taken[step % 10] for step in range(30))
 
 
 def test_spread_statistics_take_each_layer_once_a_period(nets, train):
