@@ -101,6 +101,12 @@ def _check_times(claim: Claim, side: str, runs: Runs) -> None:
     """Refuse a time that measures the loader, or that was cut short."""
     if not claim.timed:
         return
+    if claim.metric in trained_runs.OF_STEPS and (uneven := [run for run in runs.values() if run.uneven]):
+        first = uneven[0]
+        raise ValueError(
+            f"{first.arm}, seed {first.seed}: {first.metrics['steps']:.0f} updates are no whole number of its periods "
+            f"of {first.period}, and fewer than {trained_runs.FEW_PERIODS}: their mean is not that of a long training"
+        )
     stalled = trained_runs.stall(runs.values())
     if stalled is not None and stalled > trained_runs.STALL_LIMIT:
         raise ValueError(

@@ -22,6 +22,13 @@ SILENT = frozenset({"interrupted", "unsupported"})
 DISTURBED = frozenset({"out_of_memory", "timeout"})
 #: Numbers that come from seconds or joules, and are not told for runs side by side either.
 OF_TIME = frozenset({"optimizer_share", "communication_share", "energy_j"})
+#: Seconds of an update, a sample for each block of updates: their mean counts. A median would leave out the rarer of
+#: blocks with and without a periodic method's work.
+OF_STEPS = frozenset({"step_s", "optimizer_step_s"})
+#: Hyper-parameters that say after how many updates work comes again.
+PERIODS = ("update_period", "refresh_period", "brand_period", "correction_period")
+#: So many periods are enough for a mean, whole or not: what is too much or missing is at most one of them.
+FEW_PERIODS = 20
 #: The alias draws its data order and its first weights from the seed plus this.
 AA_STREAM = 1_000_003
 AA = "#aa"
@@ -44,7 +51,10 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """One training run: its status, the median of each measurement, its curves, and what the trainer noted."""
+    """One training run: its status, the median of each measurement, its curves, and what the trainer noted.
+
+    :meth:`value` gives the mean where a median would mislead (:data:`OF_STEPS`).
+    """
 
     file: str
     device: str
@@ -139,7 +149,23 @@ class Trained:
         if minus:
             first, second = self.value(left), self.value(right)
             return None if first is None or second is None else first - second
+        if metric in OF_STEPS and self.samples.get(metric):
+            return math.fsum(self.samples[metric]) / len(self.samples[metric])
         return self.metrics.get(metric)
+
+    @property
+    def period(self) -> int:
+        """Updates after which the method's rarest periodic work comes again; 1 without any."""
+        given = [self.hyper.get(name) for name in PERIODS]
+        values = [piece[1] for one in given if isinstance(one, list | tuple) for piece in one]
+        values += [one for one in given if isinstance(one, int | float) and not isinstance(one, bool)]
+        return max([1, *(int(one) for one in values)])
+
+    @property
+    def uneven(self) -> bool:
+        """Whether its mean update holds too much or too little of the periodic work: few periods, none whole."""
+        steps = int(self.metrics.get("steps") or 0)
+        return bool(steps) and steps < FEW_PERIODS * self.period and steps % self.period != 0
 
     def hit(self, metric: str) -> Hit:
         """Time (steps, samples) to the target; a run that missed is at risk to its budget.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -126,7 +128,8 @@ def _stall(stepper: Stepper, data: Any, seed: int) -> float:
     """Groups of updates whose batches are made, and the same updates on the same batches made beforehand, in turn.
 
     The same content in both: a CPU learns the branches of one batch that is repeated, and runs faster. The fastest
-    group of each kind: what another process disturbed does not count.
+    group of each kind: what another process disturbed does not count. Of a group the median update: work that a method
+    does every so many updates would else be a stall where it falls into more groups of one kind.
     """
     group, batch = STALL_GROUP[stepper.device.kind], stepper.batch
     times: dict[str, list[float]] = {"real": [], "resident": []}
@@ -172,12 +175,15 @@ def _made(real: Fetch, position: int, batch: int, group: int) -> Fetch:
 
 
 def _timed(stepper: Stepper, fetch: Fetch, position: int, group: int) -> float:
-    stepper.device.synchronize()
-    start = time.perf_counter()
+    """Seconds of the median update, by marks that do not wait for the device."""
+    device = stepper.device
+    device.synchronize()
+    marks = [device.mark()]
     for index in range(group):
         stepper.update(fetch, position + index * stepper.batch)
-    stepper.device.synchronize()
-    elapsed = time.perf_counter() - start
+        marks.append(device.mark())
+    device.synchronize()
+    each = [device.seconds(one, other) for one, other in itertools.pairwise(marks)]
     stepper.buckets.collect()
-    stepper.device.release()
-    return elapsed
+    device.release()
+    return statistics.median(each)

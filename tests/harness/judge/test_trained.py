@@ -154,6 +154,35 @@ def test_a_stalling_loader_refuses_times_only(training: Any, book: Any, metric: 
     assert ("loader stalls" in found.reason) == (word == "invalid")
 
 
+def test_seconds_of_an_update_are_the_mean_of_its_blocks(training: Any, book: Any) -> None:
+    """Blocks without a refresh take 1 and 2, those with one 5 and 2: the median block would say 2.5 times."""
+    data = book()
+    for seed in range(8):
+        for arm, blocks in (
+            ("toy.old", [1.0, 5.0, 5.0]),
+            ("toy.new", [2.0, 2.0, 2.0]),
+            ("toy.old#aa", [1.0, 5.0, 5.0]),
+        ):
+            data.run(arm.removesuffix("#aa"), seed, {"step_s": sorted(blocks)[1]}, arm=arm)
+            data.store.rows[-1]["samples"] = blocks
+    found = one(training(metric="step_s", ratio=2.5), data)
+    assert found.ratio == pytest.approx(11 / 6)
+
+
+@pytest.mark.parametrize(
+    ("steps", "period", "word"),
+    [(152, 50, "invalid"), (150, 50, "reproduced"), (1001, 50, "reproduced"), (152, [[0, 8], [90, 50]], "invalid")],
+)
+def test_a_mean_update_of_few_periods_must_hold_whole_ones(
+    training: Any, book: Any, steps: int, period: Any, word: str
+) -> None:
+    hyper = {"values": {"refresh_period": period, "update_period": 10}}
+    data = book().usual(2.0, metric="step_s", extra={"steps": float(steps)}, hyper=hyper)
+    found = one(training(metric="step_s"), data)
+    assert found.verdict == word
+    assert ("no whole number of its periods of 50" in found.reason) == (word == "invalid")
+
+
 def test_a_brake_in_one_arm_takes_the_seed_from_every_arm(training: Any, book: Any) -> None:
     data = book().usual(2.0)
     for row in data.store.rows:
