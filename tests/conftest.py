@@ -168,12 +168,13 @@ class Trainer:
     ) -> dict[str, float | list[float]]:
         total = done * step_s
         rest = total * (1 - arm.optimizer)
+        data = max(0.02 * rest, min(arm.stall * total, rest))
         best = float(values.max() if self.larger_is_better else values.min())
         return {
             "elapsed_s": max(total, 1e-6), f"final_{self.metric}": float(values[-1]), f"best_{self.metric}": best,
             "steps": done, "samples": done * self.batch, "step_s": [step_s * (1 + 0.01 * k) for k in range(3)],
-            "optimizer_step_s": step_s * arm.optimizer, "bucket_data_s": 0.02 * rest, "bucket_forward_s": 0.38 * rest,
-            "bucket_backward_s": 0.6 * rest, "bucket_optimizer_s": arm.optimizer * total,
+            "optimizer_step_s": step_s * arm.optimizer, "bucket_data_s": data, "bucket_forward_s": 0.4 * (rest - data),
+            "bucket_backward_s": 0.6 * (rest - data), "bucket_optimizer_s": arm.optimizer * total,
             "bucket_evaluation_s": 0.2 * total, "bucket_checkpoint_s": 0.01 * total, "bucket_compile_s": 0.0,
             "stall": arm.stall, "peak_host_bytes": arm.peak, "optimizer_state_bytes": arm.state, **arm.extra,
             "curve_steps": [float(s) for s in steps], "curve_samples": [float(s * self.batch) for s in steps],

@@ -158,9 +158,9 @@ def choose(claim: Claim, candidates: Sequence[Group]) -> Group:
 def _seeds_rank(claim: Claim, group: Group) -> tuple[int, bool, bool, str, str]:
     """More seeds of the scarcer arm before fewer, up to a verdict's; whole schedules where ends count; tier; age."""
     runs = trained_runs.from_rows(row for row in group.rows if row["workload"] == claim.workload)
-    sides = [trained_runs.counting(runs, claim.candidate, claim.hyper)]
+    sides = [trained_runs.counting(runs, claim.candidate, claim.hyper, claim.metric)]
     if claim.baseline is not None:
-        sides.append(trained_runs.counting(runs, claim.baseline, claim.baseline_hyper))
+        sides.append(trained_runs.counting(runs, claim.baseline, claim.baseline_hyper, claim.metric))
     seeds = min(stats.MIN_BLOCKS, *(len(side) for side in sides))
     cut = any(run.stopped_early for side in sides for run in side.values())
     whole = not (cut and claim.metric.startswith(("final_", "best_")))

@@ -63,7 +63,7 @@ def _number(claim: Claim, group: Group) -> Finding:
 
 def _side(claim: Claim, runs: Sequence[Trained], arm: str, hyper: Mapping[str, Any]) -> tuple[Runs, tuple[str, ...]]:
     """The runs that one side counts by seed, and what was left out of them."""
-    kept = trained_runs.counting(runs, arm, hyper)
+    kept = trained_runs.counting(runs, arm, hyper, claim.metric)
     if claim.metric in trained_runs.OF_TIME:
         return {seed: run for seed, run in kept.items() if not run.shared}, ()
     if not claim.timed:
@@ -81,7 +81,7 @@ def _side(claim: Claim, runs: Sequence[Trained], arm: str, hyper: Mapping[str, A
 
 def _absent(claim: Claim, group: Group, side: str) -> str:
     arm, hyper = (claim.candidate, claim.hyper) if side == "candidate" else (str(claim.baseline), claim.baseline_hyper)
-    kept = trained_runs.counting(trained_runs.from_rows(group.rows), arm, hyper)
+    kept = trained_runs.counting(trained_runs.from_rows(group.rows), arm, hyper, claim.metric)
     if kept:
         return f"every run of {arm} was resumed, had others beside it, or the device braked: such runs have no time"
     why = evidence.hindrance(claim, [row for row in group.rows if _hinders(row)], arm)
@@ -204,7 +204,8 @@ def _hits(claim: Claim, candidate: Runs, baseline: Runs) -> tuple[str, ...]:
     told = []
     for name, runs in ((claim.candidate, candidate), (str(claim.baseline), baseline)):
         hits = sum(run.reached for run in runs.values())
-        told.append(f"{name} hits {hits} of {len(runs)}")
+        if not any(run.shortened for run in runs.values()):
+            told.append(f"{name} hits {hits} of {len(runs)}")
         lost = [run for run in runs.values() if run.status in trained_runs.BROKEN]
         if lost:
             words = ", ".join(sorted({run.status.replace("_", " ") for run in lost}))
@@ -263,7 +264,7 @@ def _only_reaches(claim: Claim, group: Group) -> Finding:
     counts: dict[str, tuple[int, int]] = {}
     trials = 0
     for arm in sorted({run.arm for run in found if not run.arm.endswith(AA)}):
-        runs = trained_runs.counting(found, arm)
+        runs = trained_runs.counting(found, arm, metric=claim.metric)
         if runs:
             counts[arm] = (sum(run.reached for run in runs.values()), len(runs))
             if arm != claim.candidate:
@@ -277,7 +278,7 @@ def _only_reaches(claim: Claim, group: Group) -> Finding:
 
 
 def _often_seeds(claim: Claim, group: Group) -> Finding:
-    runs = trained_runs.counting(trained_runs.from_rows(group.rows), claim.candidate, claim.hyper)
+    runs = trained_runs.counting(trained_runs.from_rows(group.rows), claim.candidate, claim.hyper, claim.metric)
     if not runs:
         return Finding(outcome=Outcome(word="not testable here", why=_absent(claim, group, "candidate")))
     return rate([run.status in claim.events for run in runs.values()], ())

@@ -22,9 +22,11 @@ SILENT = frozenset({"interrupted", "unsupported"})
 DISTURBED = frozenset({"out_of_memory", "timeout"})
 #: Numbers that come from seconds or joules, and are not told for runs side by side either.
 OF_TIME = frozenset({"optimizer_share", "communication_share", "energy_j"})
-#: Seconds of an update, a sample for each block of updates: their mean counts. A median would leave out the rarer of
-#: blocks with and without a periodic method's work.
+#: Seconds of an update, a sample for each block of updates. Of a periodic method their mean counts: a median would
+#: leave out the rarer of blocks with and without its work.
 OF_STEPS = frozenset({"step_s", "optimizer_step_s"})
+#: What a training of any length has alike.
+OF_ANY_LENGTH = OF_STEPS | {"optimizer_share", "peak_device_bytes", "peak_host_bytes", "optimizer_state_bytes"}
 #: Hyper-parameters that say after how many updates work comes again.
 PERIODS = ("update_period", "refresh_period", "brand_period", "correction_period")
 #: So many periods are enough for a mean, whole or not: what is too much or missing is at most one of them.
@@ -118,6 +120,11 @@ class Trained:
         return "command line" in (self.detail.get("hyper_sources") or {}).values()
 
     @property
+    def shortened(self) -> bool:
+        """Whether the length of its schedule came from the command line: another training than the workload's."""
+        return (self.detail.get("hyper_sources") or {}).get("epochs") == "command line"
+
+    @property
     def synthetic(self) -> bool:
         """Whether the data were made up, to time steps only."""
         return bool(self.detail.get("synthetic"))
@@ -149,7 +156,7 @@ class Trained:
         if minus:
             first, second = self.value(left), self.value(right)
             return None if first is None or second is None else first - second
-        if metric in OF_STEPS and self.samples.get(metric):
+        if metric in OF_STEPS and self.samples.get(metric) and self.period > 1:
             return math.fsum(self.samples[metric]) / len(self.samples[metric])
         return self.metrics.get(metric)
 
@@ -268,14 +275,19 @@ def arms(runs: Iterable[Trained]) -> dict[str, list[Trained]]:
     return found
 
 
-def counting(runs: Iterable[Trained], arm: str, wanted: Mapping[str, Any] | None = None) -> dict[int, Trained]:
+def counting(
+    runs: Iterable[Trained], arm: str, wanted: Mapping[str, Any] | None = None, metric: str = ""
+) -> dict[int, Trained]:
     """The runs of one arm by seed: no tuning trial, no made-up data, nothing stopped from outside, one setting only.
 
     Settings are never mixed: the newest run's hyper-parameters decide, and of one seed the newest run. Where no setting
     is ``wanted`` a run by the recipe comes before one with values from the command line: trying a value changes no
-    verdict on the recipe.
+    verdict on the recipe. A run of another length than the workload's counts where the length is wanted, or for a
+    ``metric`` that it changes nothing of (:data:`OF_ANY_LENGTH`).
     """
+    lasting = "epochs" in (wanted or {}) or metric in OF_ANY_LENGTH
     usable = (run for run in runs if run.arm == arm and not run.tuning and not run.synthetic)
+    usable = (run for run in usable if lasting or not run.shortened)
     own = [run for run in usable if run.status not in SILENT and not run.disturbed and run.fits(wanted or {})]
     if not own:
         return {}
@@ -290,11 +302,21 @@ def _age(run: Trained) -> tuple[str, str]:
 
 def stall(runs: Iterable[Trained]) -> float | None:
     """Median stall of some runs, as a fraction of the step; None when none was measured."""
-    found = sorted(run.metrics["stall"] for run in runs if "stall" in run.metrics)
+    found = sorted(_stall(run.metrics) for run in runs if "stall" in run.metrics)
     if not found:
         return None
     half = len(found) // 2
     return found[half] if len(found) % 2 else (found[half - 1] + found[half]) / 2
+
+
+def _stall(metrics: Mapping[str, float]) -> float:
+    """The warm-up's stall; at most the share of the data's own span in training, which all waiting for data is in.
+
+    Before 2026-11-23 the warm-up compared whole groups of updates and took a method's periodic work for a stall.
+    """
+    total = math.fsum(metrics.get(f"bucket_{name}_s", 0.0) for name in STEP_BUCKETS)
+    share = metrics.get("bucket_data_s", math.inf) / total if total else math.inf
+    return min(metrics["stall"], share)
 
 
 def untimed(runs: Iterable[Trained]) -> set[tuple[str, int]]:

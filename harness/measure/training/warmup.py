@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import time
 from dataclasses import dataclass
@@ -43,7 +42,7 @@ class WarmUp:
 def warm_up(stepper: Stepper, data: Any, seed: int, stall: bool) -> WarmUp:
     """Run updates on a resident batch with dummy labels, then restore model, optimizer, generators and position.
 
-    ``stall`` = 1 - t_resident / t_real: the share of an update that waits for data.
+    ``stall``: the share of an update that waits for data.
     """
     device, model, optimizer = stepper.device, stepper.model, stepper.optimizer
     before = state.of_run(model, optimizer, device.random_state(), 0)
@@ -127,12 +126,12 @@ def _replayed(stepper: Stepper, dummy: Fetch, stored: dict[str, Any], moved: dic
 def _stall(stepper: Stepper, data: Any, seed: int) -> float:
     """Groups of updates whose batches are made, and the same updates on the same batches made beforehand, in turn.
 
-    The same content in both: a CPU learns the branches of one batch that is repeated, and runs faster. The fastest
-    group of each kind: what another process disturbed does not count. Of a group the median update: work that a method
-    does every so many updates would else be a stall where it falls into more groups of one kind.
+    The same content in both: a CPU learns the branches of one batch that is repeated, and runs faster. What counts is
+    the time inside the fetch, of the middle group of each kind, and not that of whole groups: work that a method does
+    every so many updates falls into more groups of one kind than of the other.
     """
     group, batch = STALL_GROUP[stepper.device.kind], stepper.batch
-    times: dict[str, list[float]] = {"real": [], "resident": []}
+    times: dict[str, list[tuple[float, float]]] = {"real": [], "resident": []}
 
     def real(first: int, count: int) -> Batch:
         made: Batch = data.train(seed, first, count)
@@ -150,7 +149,9 @@ def _stall(stepper: Stepper, data: Any, seed: int) -> float:
         for name, fetch in order if pair % 2 == 0 else order[::-1]:
             _before(data, real, position, batch)
             times[name].append(_timed(stepper, fetch, position, group))
-    return 1.0 - min(times["resident"]) / min(times["real"])
+    whole = statistics.median(seconds for seconds, _ in times["real"])
+    made, kept = (statistics.median(inside for _, inside in times[name]) for name in ("real", "resident"))
+    return (made - kept) / whole
 
 
 def _before(data: Any, real: Fetch, position: int, batch: int) -> None:
@@ -174,16 +175,14 @@ def _made(real: Fetch, position: int, batch: int, group: int) -> Fetch:
     return fetch
 
 
-def _timed(stepper: Stepper, fetch: Fetch, position: int, group: int) -> float:
-    """Seconds of the median update, by marks that do not wait for the device."""
-    device = stepper.device
-    device.synchronize()
-    marks = [device.mark()]
+def _timed(stepper: Stepper, fetch: Fetch, position: int, group: int) -> tuple[float, float]:
+    """Seconds of a group of updates, and those of them inside the fetch."""
+    stepper.device.synchronize()
+    start = time.perf_counter()
     for index in range(group):
         stepper.update(fetch, position + index * stepper.batch)
-        marks.append(device.mark())
-    device.synchronize()
-    each = [device.seconds(one, other) for one, other in itertools.pairwise(marks)]
-    stepper.buckets.collect()
-    device.release()
-    return statistics.median(each)
+    stepper.device.synchronize()
+    elapsed = time.perf_counter() - start
+    inside = stepper.buckets.collect().get("data", 0.0)
+    stepper.device.release()
+    return elapsed, inside

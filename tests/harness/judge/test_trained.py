@@ -154,8 +154,11 @@ def test_a_stalling_loader_refuses_times_only(training: Any, book: Any, metric: 
     assert ("loader stalls" in found.reason) == (word == "invalid")
 
 
-def test_seconds_of_an_update_are_the_mean_of_its_blocks(training: Any, book: Any) -> None:
-    """Blocks without a refresh take 1 and 2, those with one 5 and 2: the median block would say 2.5 times."""
+@pytest.mark.parametrize(("period", "ratio"), [(30, 11 / 6), (0, 2.5)])
+def test_seconds_of_an_update_of_a_periodic_method_are_the_mean_of_its_blocks(
+    training: Any, book: Any, period: int, ratio: float
+) -> None:
+    """A block without a refresh takes 1, those with one 5, the candidate's 2: the median block says 2.5 times."""
     data = book()
     for seed in range(8):
         for arm, blocks in (
@@ -163,10 +166,11 @@ def test_seconds_of_an_update_are_the_mean_of_its_blocks(training: Any, book: An
             ("toy.new", [2.0, 2.0, 2.0]),
             ("toy.old#aa", [1.0, 5.0, 5.0]),
         ):
-            data.run(arm.removesuffix("#aa"), seed, {"step_s": sorted(blocks)[1]}, arm=arm)
+            hyper = {"refresh_period": period} if period else {}
+            data.run(arm.removesuffix("#aa"), seed, {"step_s": sorted(blocks)[1]}, arm=arm, hyper={"values": hyper})
             data.store.rows[-1]["samples"] = blocks
     found = one(training(metric="step_s", ratio=2.5), data)
-    assert found.ratio == pytest.approx(11 / 6)
+    assert found.ratio == pytest.approx(ratio)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +185,23 @@ def test_a_mean_update_of_few_periods_must_hold_whole_ones(
     found = one(training(metric="step_s"), data)
     assert found.verdict == word
     assert ("no whole number of its periods of 50" in found.reason) == (word == "invalid")
+
+
+def test_a_run_of_another_length_counts_where_length_changes_nothing_or_is_wanted(training: Any, book: Any) -> None:
+    detail = {"hyper_sources": {"epochs": "command line"}, "hyper": {"values": {"epochs": 2.0}}}
+    for metric, verdict in (("steps_to_target", "not testable here"), ("step_s", "reproduced")):
+        assert one(training(metric=metric), book().usual(2.0, metric=metric, **detail)).verdict == verdict
+    asked = training(metric="steps_to_target", hyper={"epochs": 2.0}, baseline_hyper={"epochs": 2.0})
+    data = book().usual(2.0, metric="steps_to_target", **detail)
+    assert one(asked, data).verdict != "not testable here"
+
+
+def test_a_stall_is_at_most_the_share_of_the_data_s_own_span(training: Any, book: Any) -> None:
+    spans = {"bucket_data_s": 0.1, "bucket_forward_s": 3.0, "bucket_backward_s": 3.0, "bucket_optimizer_s": 3.9}
+    found = one(training(), book().usual(2.0, extra={"stall": 0.2, **spans}))
+    assert found.verdict == "reproduced"
+    found = one(training(), book().usual(2.0, extra={"stall": 0.2, **spans, "bucket_data_s": 3.0}))
+    assert "loader stalls" in found.reason
 
 
 def test_a_brake_in_one_arm_takes_the_seed_from_every_arm(training: Any, book: Any) -> None:

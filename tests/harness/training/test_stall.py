@@ -12,35 +12,45 @@ BATCH, PLAIN, RARE = 4, 1.0, 9.0
 
 
 class Scripted:
-    """A stepper and its device: an update takes ``PLAIN``, every ``period``-th ``RARE`` more, a batch ``wait``."""
+    """A stepper and its device: an update takes ``PLAIN``, every ``period``-th ``RARE`` more, a batch ``wait``.
 
-    def __init__(self, kind, period, wait):
-        self.now, self.updates, self.period, self.wait = 0.0, 0, period, wait
-        self.batch = BATCH
-        self.device = SimpleNamespace(
-            kind=kind,
-            synchronize=lambda: None,
-            mark=lambda: self.now,
-            seconds=lambda one, other: other - one,
-            release=lambda: None,
-        )
-        self.buckets = SimpleNamespace(collect=dict)
+    The loader makes ``ahead`` batches at once.
+    """
+
+    def __init__(self, kind, period, wait, ahead, monkeypatch):
+        self.now, self.inside, self.updates, self.asked = 0.0, 0.0, 0, 0
+        self.period, self.wait, self.ahead, self.batch = period, wait, ahead, BATCH
+        self.device = SimpleNamespace(kind=kind, synchronize=lambda: None, release=lambda: None)
+        self.buckets = SimpleNamespace(collect=self.collect)
         self.ranks = SimpleNamespace(first=lambda seconds: warmup.STALL_S + 1)
+        monkeypatch.setattr(warmup, "time", SimpleNamespace(perf_counter=lambda: self.now))
+
+    def collect(self):
+        found, self.inside = {"data": self.inside}, 0.0
+        return found
+
+    def forget(self):
+        self.asked = 0
 
     def train(self, seed, first, count):
-        self.now += self.wait
+        self.now += self.wait * self.ahead if self.asked % self.ahead == 1 % self.ahead else 0.0
+        self.asked += 1
         return Batch(torch.full((count,), float(first)), torch.zeros(count))
 
     def update(self, fetch, first):
+        before = self.now
         fetch(first, self.batch)
+        self.inside += self.now - before
         self.updates += 1
         self.now += PLAIN + (RARE if self.updates % self.period == 0 else 0.0)
 
 
-@pytest.mark.parametrize("kind", ["cpu", "cuda"])
-@pytest.mark.parametrize("period", [7, 8, 10, 30, 1000])
-@pytest.mark.parametrize("wait", [0.0, 0.25])
-def test_periodic_work_of_a_method_is_no_stall(kind, period, wait):
-    stepper = Scripted(kind, period, wait)
+@pytest.mark.parametrize(("kind", "ahead"), [("cpu", 1), ("cuda", 1), ("cuda", 8)])
+@pytest.mark.parametrize("period", [8, 10, 30, 1000])
+@pytest.mark.parametrize("wait", [0.0, 0.25, 2.0])
+def test_periodic_work_of_a_method_is_no_stall_and_a_slow_loader_is_one(kind, ahead, period, wait, monkeypatch):
+    stepper = Scripted(kind, period, wait, ahead, monkeypatch)
     found = warmup._stall(stepper, stepper, 0)
-    assert found == pytest.approx(1 - PLAIN / (PLAIN + wait))
+    least = wait / (PLAIN + wait + RARE / min(period, warmup.STALL_GROUP[kind]))
+    assert least - 1e-9 <= found <= wait / (PLAIN + wait) + 1e-9
+    assert (found > 0.05) == (wait > 0)
