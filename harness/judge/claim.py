@@ -290,6 +290,8 @@ class Claim(BaseModel):
             return [f"{program} train {workload} {names} --seeds {TRAIN_SEEDS}{full}"]
         commands = []
         for name, hyper in ((self.candidate, self.hyper), (self.baseline, self.baseline_hyper)):
+            if name is None:
+                continue
             given = "".join(f" --hyper {key}={value}" for key, value in hyper.items())
             commands.append(f"{program} train {workload} {name} --seeds {TRAIN_SEEDS}{full}{given}")
         return commands
