@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import math
 import os
@@ -21,6 +22,12 @@ from harness.record.run import Measurement, Run
 from harness.record.store import Writer
 
 AA_STREAM = 1_000_003
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected lives to the end: a collection of garbage need not walk it (0.4 s each time)."""
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass(frozen=True, kw_only=True)

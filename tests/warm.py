@@ -38,7 +38,12 @@ from typing import IO, Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 #: Read when a library is loaded: too late for a child of the server.
 EARLY = ("OMP_", "MKL_", "KMP_", "GOMP_", "CUDA_", "TRITON_", "TORCH", "PYTORCH_", "LD_", "ASAN_", "PYTHON")
-FREE = ("PYTHONPATH", "PYTHONFAULTHANDLER")
+#: Not the server's: what a child is told anew, and what libraries (inductor, threadpoolctl) leave in the environment
+#: of a process that has run other tests; with these counted, every later child would be a real process.
+FREE = (
+    *("PYTHONPATH", "PYTHONFAULTHANDLER"),
+    *("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK"),
+)
 #: What the children of one invocation import, none of which looks at the environment or at installed plug-ins.
 LOADED = (
     *("torch", "pandas", "scipy.stats", "harness.cli", "harness.terminal", "harness.conformance"),
