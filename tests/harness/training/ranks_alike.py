@@ -4,6 +4,7 @@
 may carry hyper-parameters: ``kfac-cholesky:damping=0.1``.
 """
 
+import gc
 import json
 import sys
 import warnings
@@ -114,6 +115,8 @@ def main():
     warmup.STALL_MOST = 2
     sizes, texts = json.loads(sys.argv[1]), sys.argv[2:]
     one = [train(text) for text in texts]
+    gc.collect()
+    gc.freeze()  # each training collects garbage: nine ranks would walk, and so copy, all that they share
     many = {size: together(size, lambda ranks: [train(text, ranks) for text in texts]) for size in sizes}
     answer = {}
     for size in sizes:

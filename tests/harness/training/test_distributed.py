@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,21 +21,19 @@ ALIKE = Path(__file__).parent / "ranks_alike.py"
 KFAC = "kfac-cholesky:lr=0.3,damping=0.1,clip=none,update_period=1,refresh_period=2"
 
 
-def alike(sizes, *texts, timeout=280):
-    done = subprocess.run(
-        [sys.executable, str(ALIKE), json.dumps(sizes), *texts], capture_output=True, text=True, timeout=timeout
-    )
+def alike(warm, sizes, *texts, timeout=280):
+    done = warm.run([sys.executable, str(ALIKE), json.dumps(sizes), *texts], timeout=timeout)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
 
-def test_weights_are_those_of_one_process(monkeypatch):
+def test_weights_are_those_of_one_process(warm, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     fop = KFAC.replace("kfac-cholesky", "fop")
     singd = "fop-singd:lr=0.02,lr_cov=0.1,update_period=2"
     own = ("sgd:lr=0.3", "adamw:lr=0.02", "muon:lr=0.05", "singd-dense:lr=0.05", singd)
     texts = (*own, KFAC, f"{KFAC},sharding=owner", fop, f"{fop},sharding=owner")
-    found = alike([2, 3, 4], *texts)
+    found = alike(warm, [2, 3, 4], *texts)
     for size in (2, 3, 4):
         for text in texts:
             one = found[f"{size} {text}"]
@@ -196,8 +193,8 @@ print(together(2, lambda ranks: ranks.size * 10 + ranks.rank))
 """
 
 
-def test_ranks_of_a_check_end_together_when_one_fails():
-    done = subprocess.run([sys.executable, "-c", TOGETHER], capture_output=True, text=True, timeout=280)
+def test_ranks_of_a_check_end_together_when_one_fails(warm):
+    done = warm.run([sys.executable, "-c", TOGETHER], timeout=280)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["True", "True", "[20,", "21]"]
 
