@@ -13,7 +13,7 @@ import pytest
 from harness.errors import Unavailable
 from methods.approximate_matmul.native import build
 
-FLAGS = ["-std=c++17", "-O1", "-g1", "-pthread"]
+FLAGS = ["-std=c++17", "-Og", "-g1", "-pthread"]
 FLAGS += ["-DAMM_INLINE_TREE=2"]  # small functions: minutes less to compile
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 EMULATED = ["-mavx2", "-mfma", '-DAMM_INTRINSICS="emulated.h"', "-Wno-psabi"]
