@@ -83,7 +83,7 @@ main()
 """
 
 
-def test_a_killed_process_leaves_a_valid_store_that_resumes(toy, tmp_path):
+def test_a_killed_process_leaves_a_valid_store_that_resumes(toy, warm, tmp_path):
     """SIGKILL to the parent at some moment after the first block record, then the same command again."""
     toy("added")
     out = tmp_path / "out"
@@ -101,7 +101,8 @@ def test_a_killed_process_leaves_a_valid_store_that_resumes(toy, tmp_path):
     file = next(out.glob("*.jsonl"))
     with file.open("a") as stream:
         stream.write('{"record":"run","run":"torn')
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = warm.run(command, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
     answer = json.loads(done.stdout)
     assert answer["resumed"] is True
     assert answer["file"] == str(file)

@@ -49,7 +49,8 @@ def test_they_are_the_same_runs_on_a_device_of_their_own_name(toys, tmp_path):
 
 def test_a_death_and_a_hang_cost_their_own_run(toys, tmp_path):
     names = ("toy-sgd", "toy-dies", "toy-hangs")
-    asked = replace(ASKED, methods=names, seeds=1, deadline_s=6.0, hyper=("epochs=40",), full=True)
+    # Three at once get three times as long.
+    asked = replace(ASKED, methods=names, seeds=1, deadline_s=2.0, hyper=("epochs=40",), full=True)
     found = rows(executor.execute(build(asked), tmp_path, "test").path).set_index("arm")["status"].to_dict()
     assert found.pop("training.toy-dies") == "error"
     assert found.pop("training.toy-hangs") == "timeout"

@@ -1,5 +1,6 @@
 """The C++ kernels: every level of this processor against a NumPy oracle, bit for bit."""
 
+import functools
 import math
 import os
 import subprocess
@@ -73,14 +74,20 @@ def test_codes_and_sums_equal_the_oracle(level, n, codebooks):
         np.testing.assert_array_equal(binding.scan(packed, tables, "uint8", level=level), np.minimum(sums, 255))
 
 
+@functools.cache
+def wanted(n, codebooks, m):
+    """A problem, its codes and its sums, the same for every level."""
+    a, columns, thresholds, tables = problem(n, 9, codebooks, m, seed=1)
+    codes = walk(a, columns, thresholds)
+    return (a, columns, thresholds, tables), codes, sum(lookups(codes, tables))
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("remainder", range(4))
 def test_every_number_of_codebooks(level, remainder):
     for codebooks in range(1 + remainder, 258, 4):
         n, m = (1, 33, 64, 161)[codebooks // 4 % 4], (1, 4, 6, 8, 11, 16, 37)[codebooks // 4 % 7]
-        a, columns, thresholds, tables = problem(n, 9, codebooks, m, seed=1)
-        codes = walk(a, columns, thresholds)
-        sums = sum(lookups(codes, tables))
+        (a, columns, thresholds, tables), codes, sums = wanted(n, codebooks, m)
         packed = binding.encode(np.asfortranarray(a), columns, thresholds, level=level)
         np.testing.assert_array_equal(binding.unpack(packed), codes)
         for order in ("row", "column"):
