@@ -87,15 +87,17 @@ def follow(plan: TrainPlan, listener: Listener, patience_s: float = 120.0) -> in
     """
     served, heard = 0, time.monotonic()
     while True:
-        lost = None
+        lost, over = None, False
         with Worker(job_of(plan, [], last=True), plan.request.deadline_s) as worker:
             for message in worker.messages():
                 if isinstance(message, Ended):
                     lost = message.reason
                     break
                 heard = time.monotonic()
-                if message.get("kind") == "followed" and message["over"]:
-                    return served + 1
+                # The worker ends by itself: killed here, it would leave machine 0 waiting for it until its deadline.
+                over |= message.get("kind") == "followed" and message["over"]
+        if over:
+            return served + 1
         served += lost is None
         if lost is None:
             heard = time.monotonic()
