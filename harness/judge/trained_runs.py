@@ -276,16 +276,16 @@ def arms(runs: Iterable[Trained]) -> dict[str, list[Trained]]:
 
 
 def counting(
-    runs: Iterable[Trained], arm: str, wanted: Mapping[str, Any] | None = None, metric: str = ""
+    runs: Iterable[Trained], arm: str, wanted: Mapping[str, Any] | None = None, metric: str | None = None
 ) -> dict[int, Trained]:
     """The runs of one arm by seed: no tuning trial, no made-up data, nothing stopped from outside, one setting only.
 
     Settings are never mixed: the newest run's hyper-parameters decide, and of one seed the newest run. Where no setting
     is ``wanted`` a run by the recipe comes before one with values from the command line: trying a value changes no
     verdict on the recipe. A run of another length than the workload's counts where the length is wanted, or for a
-    ``metric`` that it changes nothing of (:data:`OF_ANY_LENGTH`).
+    ``metric`` that it changes nothing of (:data:`OF_ANY_LENGTH`); without a metric nothing is judged.
     """
-    lasting = "epochs" in (wanted or {}) or metric in OF_ANY_LENGTH
+    lasting = metric is None or "epochs" in (wanted or {}) or metric in OF_ANY_LENGTH
     usable = (run for run in runs if run.arm == arm and not run.tuning and not run.synthetic)
     usable = (run for run in usable if lasting or not run.shortened)
     own = [run for run in usable if run.status not in SILENT and not run.disturbed and run.fits(wanted or {})]

@@ -44,10 +44,12 @@ def speaking(runs: Iterable[Trained]) -> dict[str, dict[int, Trained]]:
     """Arm -> seed -> run: of each arm one file.
 
     One with enough seeds for a verdict comes before one with fewer, then one by the recipe before one with values from
-    the command line, then the newest. The alias of a baseline comes from the baseline's own file.
+    the command line, then the newest. The alias of a baseline comes from the baseline's own file. Runs of another
+    length than the workload's speak where no others are.
     """
     by_file: dict[str, list[Trained]] = {}
-    for run in runs:
+    every = list(runs)
+    for run in [run for run in every if not run.shortened] or every:
         by_file.setdefault(run.file, []).append(run)
     best: dict[str, tuple[tuple[int, bool, str], dict[int, Trained]]] = {}
     for own in by_file.values():
