@@ -81,7 +81,10 @@ def _side(claim: Claim, runs: Sequence[Trained], arm: str, hyper: Mapping[str, A
 
 def _absent(claim: Claim, group: Group, side: str) -> str:
     arm, hyper = (claim.candidate, claim.hyper) if side == "candidate" else (str(claim.baseline), claim.baseline_hyper)
-    kept = trained_runs.counting(trained_runs.from_rows(group.rows), arm, hyper, claim.metric)
+    found = trained_runs.from_rows(group.rows)
+    if not trained_runs.counting(found, arm, hyper, claim.metric) and trained_runs.counting(found, arm, hyper):
+        return f"{arm} was trained for another length than the workload's (--epochs): that judges no {claim.metric}"
+    kept = trained_runs.counting(found, arm, hyper, claim.metric)
     if kept:
         return f"every run of {arm} was resumed, had others beside it, or the device braked: such runs have no time"
     why = evidence.hindrance(claim, [row for row in group.rows if _hinders(row)], arm)

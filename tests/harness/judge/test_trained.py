@@ -190,7 +190,9 @@ def test_a_mean_update_of_few_periods_must_hold_whole_ones(
 def test_a_run_of_another_length_counts_where_length_changes_nothing_or_is_wanted(training: Any, book: Any) -> None:
     detail = {"hyper_sources": {"epochs": "command line"}, "hyper": {"values": {"epochs": 2.0}}}
     for metric, verdict in (("steps_to_target", "not testable here"), ("step_s", "reproduced")):
-        assert one(training(metric=metric), book().usual(2.0, metric=metric, **detail)).verdict == verdict
+        found = one(training(metric=metric), book().usual(2.0, metric=metric, **detail))
+        assert found.verdict == verdict
+        assert ("another length" in found.reason) == (verdict == "not testable here")
     asked = training(metric="steps_to_target", hyper={"epochs": 2.0}, baseline_hyper={"epochs": 2.0})
     data = book().usual(2.0, metric="steps_to_target", **detail)
     assert one(asked, data).verdict != "not testable here"
