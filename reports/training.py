@@ -316,6 +316,12 @@ def lead(place: Place) -> str:
         f"{plain.count(len(place.rows), 'method')} trained on up to {plain.count(seeds, 'seed')} until "
         f"{plain.spoken(place.metric)} reaches {level}. "
     )
+    lengths = sorted({f"{row['hyper'].get('epochs'):g}" for row in place.rows if row.get("shortened")})
+    if lengths:
+        return (
+            f"{text}Their length was set by hand ({', '.join(lengths)} epochs), so that they tell the cost of an "
+            f"update and not whether a method reaches the target."
+        )
     reached = [row for row in place.rows if math.isfinite(row["median_s"])]
     if not reached:
         return text + "No method reaches it in most of its runs."

@@ -83,7 +83,7 @@ def _absent(claim: Claim, group: Group, side: str) -> str:
     arm, hyper = (claim.candidate, claim.hyper) if side == "candidate" else (str(claim.baseline), claim.baseline_hyper)
     found = trained_runs.from_rows(group.rows)
     if not trained_runs.counting(found, arm, hyper, claim.metric) and trained_runs.counting(found, arm, hyper):
-        return f"{arm} was trained for another length than the workload's (--epochs): that judges no {claim.metric}"
+        return f"{arm} was trained for another length than the workload's (--epochs), which judges an update alone"
     kept = trained_runs.counting(found, arm, hyper, claim.metric)
     if kept:
         return f"every run of {arm} was resumed, had others beside it, or the device braked: such runs have no time"

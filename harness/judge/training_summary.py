@@ -132,6 +132,7 @@ def _row(arm: str, kept: Mapping[int, Trained], horizon: float | None, goal: Map
         "stall": trained_runs.stall(own),
         "energy_j": _middle(own, "energy_j"),
         "hyper": last.hyper,
+        "shortened": last.shortened,
         "target": dict(goal),
     }
 
