@@ -82,11 +82,10 @@ def _side(claim: Claim, runs: Sequence[Trained], arm: str, hyper: Mapping[str, A
 def _absent(claim: Claim, group: Group, side: str) -> str:
     arm, hyper = (claim.candidate, claim.hyper) if side == "candidate" else (str(claim.baseline), claim.baseline_hyper)
     found = trained_runs.from_rows(group.rows)
-    if not trained_runs.counting(found, arm, hyper, claim.metric) and trained_runs.counting(found, arm, hyper):
-        return f"{arm} was trained for another length than the workload's (--epochs), which judges an update alone"
-    kept = trained_runs.counting(found, arm, hyper, claim.metric)
-    if kept:
+    if trained_runs.counting(found, arm, hyper, claim.metric):
         return f"every run of {arm} was resumed, had others beside it, or the device braked: such runs have no time"
+    if trained_runs.counting(found, arm, hyper):
+        return f"{arm} was trained for another length than the workload's (--epochs), which judges an update alone"
     why = evidence.hindrance(claim, [row for row in group.rows if _hinders(row)], arm)
     if why is not None and not why.startswith(f"{arm} has no "):
         return why

@@ -127,6 +127,8 @@ def resolve(workload: Workload, method: Method, given: Mapping[str, Any]) -> Hyp
     sources: dict[str, str] = {}
     for source, layer in layers:
         for name, value in layer.items():
+            if source == "command line" and name in values and values[name] == value:
+                continue  # asked for what it is anyway: still the recipe's run
             values[name], sources[name] = value, source
     factory = {name: value for name, value in values.items() if name not in TRAINER_HYPER}
     _check_factory(method, factory, sources)

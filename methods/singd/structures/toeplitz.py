@@ -40,7 +40,7 @@ def fast_length(least: int) -> int:
 class TrilToeplitz(Structure):
     """K_ij = c_(i-j) for i >= j: d numbers; Pi(S)_l = u sum_i S_(i+l, i) / (d - l), u = 1 for l = 0, else 2.
 
-    Products are polynomial products: by real transforms in float32 and float64 (O(d log d) for a column); transforms
+    Products are polynomial products: by Fourier transforms in float32 and float64 (O(d log d) for a column); these
     do not exist in bfloat16 and float16, where products with M gather the dense matrix for the tensor cores and
     products of members run in float32. The diagonal sums of Y Y^T are the autocorrelations of the rows of Y, summed in
     the frequency domain: one inverse transform for all rows.
@@ -121,7 +121,7 @@ class TrilToeplitz(Structure):
         return torch.stack(pair, dim=1)
 
     def right(self, kept: Tensor, x: Tensor, out: torch.dtype) -> Tensor:
-        """See :class:`Structure`. Two rows make one complex one: half the work of real transforms, and no copies."""
+        """See :class:`Structure`. Two rows make one complex one: fewer passes over memory than by real transforms."""
         if self.d <= _WHOLE:
             return torch.bmm(x.to(kept.dtype), kept).to(out)
         first, second = kept.unbind(1)

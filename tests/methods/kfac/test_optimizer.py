@@ -15,7 +15,6 @@ from harness.measure.training import state as training_state
 from methods.kfac import factories, fallback, moments, packing
 from methods.kfac.kfac import KFAC
 from methods.kfac.options import parse
-from methods.kfac.policy import Policy, value_at
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*leaves to")
 FAST = {"lr": 0.05, "update_period": 2, "refresh_period": 4, "damping": 0.03, "clip_value": 0.3}
@@ -162,42 +161,6 @@ def test_start_of_the_running_means(initial, nets, train):
     torch.testing.assert_close(optimizer.statistics.read(optimizer.layers[0])[0][0], wanted)
 
 
-def test_stagger_refreshes_every_layer_once_a_period_with_even_loads():
-    costs = [8.0, 1.0, 1.0, 4.0, 2.0, 2.0, 1.0, 1.0]
-    policy = Policy(1, 5, True, costs)
-    assert policy.due(0) == list(range(8))
-    for start in (5, 10, 100):
-        due = [layer for step in range(start, start + 5) for layer in policy.due(step)]
-        assert sorted(due) == list(range(8))
-    loads = [sum(costs[layer] for layer in policy.due(step)) for step in range(5, 10)]
-    assert max(loads) == 8.0
-    plain = Policy(1, 5, False, costs)
-    assert [bool(plain.due(step)) for step in range(6)] == [True, False, False, False, False, True]
-
-
-def test_stagger_avoids_the_steps_that_take_statistics():
-    policy = Policy(3, 6, True, [8.0, 8.0, 4.0, 1.0])
-    slots = policy.slots(6)
-    assert all(slot % 3 for slot in slots)
-    assert sorted(slots)[0] == 1
-    crowded = Policy(2, 2, True, [2.0, 2.0, 2.0]).slots(2)
-    assert sorted(crowded) == [0, 1, 1]
-
-
-@pytest.mark.parametrize(("groups", "statistics", "refreshes"), [(0, 10, 13), (5, 5, 5), (3, 3, 3), (99, 10, 13)])
-def test_groups_gather_layers_on_few_steps_and_leave_none_out(groups, statistics, refreshes):
-    policy = Policy(10, 30, True, [float(1 + index % 4) for index in range(13)], True, groups)
-    assert all(policy.takes(index, 0) for index in range(13))
-    taken = [[index for index in range(13) if policy.takes(index, step)] for step in range(30, 40)]
-    due = [policy.due(step) for step in range(30, 60)]
-    assert sorted(itertools.chain(*taken)) == sorted(itertools.chain(*due)) == list(range(13))
-    assert sum(map(bool, taken)) == statistics
-    assert sum(map(bool, due)) == refreshes
-    assert [policy.statistics_due(step) for step in range(30, 40)] == [bool(one) for one in taken]
-    if 0 < groups < 10:
-        assert not any(due[step] and taken[step % 10] for step in range(30))
-
-
 def test_spread_statistics_take_each_layer_once_a_period(nets, train):
     model = nets["conv"][0]()
     optimizer = build("cholesky", model, spread=True, update_period=4, refresh_period=8)
@@ -238,13 +201,6 @@ def test_a_late_refresh_is_that_of_an_earlier_step(nets, train):
         source = k - 2 if k >= 6 else 0
         assert all(torch.equal(a, b) for a, b in zip(found[2, k], found[0, source], strict=True))
     assert not torch.equal(found[2, 5][0], found[2, 6][0])
-
-
-def test_schedules():
-    assert [value_at([[0, 3.0], [4, 1.0]], step) for step in (0, 3, 4, 9)] == [3.0, 3.0, 1.0, 1.0]
-    assert value_at(lambda step: step / 2, 3) == 1.5
-    with pytest.raises(UserError, match="from step 0"):
-        value_at([[2, 1.0]], 3)
 
 
 def test_subsampled_rows_are_unbiased_for_constant_rows():
