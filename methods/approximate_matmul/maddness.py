@@ -10,6 +10,7 @@ option: exact 16-bit sums instead of averaged bytes (``aggregation``), a scale p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from harness.errors import UserError
@@ -107,13 +108,11 @@ def build(
 
 def _train(rows: F32, h: dict[str, Any]) -> Trained:
     trees, codes = learn_trees(rows, h["codebooks"], h["candidates"], h["min_leaf"], h["compare"], h["thresholds"])
-    only_means = h["nonzeros"] == 1
-    stats = lut.own_statistics(rows, codes, trees.starts) if only_means else lut.statistics(rows, codes)
-    prototypes = None if h["tables"] == "direct" else _prototypes(stats, trees, h["ridge"], h["nonzeros"])
+    values = _direct(rows, codes, h["ridge"]) if h["tables"] == "direct" else _prototypes(rows, codes, trees, h)
 
     def build_tables(b: F64) -> lut.Tables:
-        values = lut.direct(stats, b, h["ridge"]) if prototypes is None else prototypes @ b
-        return lut.floating(values) if h["lut_bits"] is None else lut.quantise(values, h["lut_bits"], h["scale"])
+        made = values(b)
+        return lut.floating(made) if h["lut_bits"] is None else lut.quantise(made, h["lut_bits"], h["scale"])
 
     return Trained(encoder=TreeEncoder(trees=trees), build=build_tables)
 
@@ -129,10 +128,27 @@ def learn_trees(
     return trees, codes
 
 
-def _prototypes(stats: lut.Statistics, trees: tree.Trees, ridge: float, nonzeros: int | None) -> F64:
+def _direct(rows: F32, codes: U8, ridge: float) -> Callable[[F64], F64]:
+    """B to tables fitted to A B."""
+    counts = lut.contingency(codes)
+
+    def values(b: F64) -> F64:
+        narrow = b.shape[1] < rows.shape[1]
+        products = lut.sums(rows, codes, b=b) if narrow else lut.sums(rows, codes) @ b
+        return lut.direct(counts, products, ridge)
+
+    return values
+
+
+def _prototypes(rows: F32, codes: U8, trees: tree.Trees, h: dict[str, Any]) -> Callable[[F64], F64]:
+    """B to tables of products with prototypes."""
+    if h["nonzeros"] == 1:
+        prototypes = lut.means(lut.own_statistics(rows, codes, trees.starts), trees.starts)
+        return lambda b: prototypes @ b
+    stats = lut.statistics(rows, codes)
     start = lut.means(stats, trees.starts)
-    if nonzeros == 1:
-        return start
-    if nonzeros is None:
-        return lut.ridge(stats, start, ridge)
-    return lut.sparse_ridge(stats, start, ridge, nonzeros, trees.starts)
+    if h["nonzeros"] is None:
+        prototypes = lut.ridge(stats, start, h["ridge"])
+    else:
+        prototypes = lut.sparse_ridge(stats, start, h["ridge"], h["nonzeros"], trees.starts)
+    return lambda b: prototypes @ b

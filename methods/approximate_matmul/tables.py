@@ -72,17 +72,21 @@ class Tables:
 
 def statistics(a: F32, codes: U8, entries: int = LEAVES) -> Statistics:
     """Counts and sums of the training rows ``a`` (N', D) under ``codes`` (N', C)."""
+    return Statistics(counts=contingency(codes, entries), sums=sums(a, codes, entries), entries=entries)
+
+
+def contingency(codes: U8, entries: int = LEAVES) -> F64:
+    """(C K, C K) counts G'G of ``codes`` (N', C)."""
     codebooks = codes.shape[1]
-    size = codebooks * entries
     columns = np.ascontiguousarray(codes.T).astype(np.intp)
-    counts = np.zeros((size, size))
+    counts = np.zeros((codebooks, entries, codebooks, entries))
     for i in range(codebooks):
         shifted = entries * columns[i]
         for j in range(i, codebooks):
             pair = np.bincount(shifted + columns[j], minlength=entries**2).reshape(entries, entries)
-            counts[i * entries : (i + 1) * entries, j * entries : (j + 1) * entries] = pair
-            counts[j * entries : (j + 1) * entries, i * entries : (i + 1) * entries] = pair.T
-    return Statistics(counts=counts, sums=_sums(a, columns, entries), entries=entries)
+            counts[i, :, j] = pair
+            counts[j, :, i] = pair.T
+    return counts.reshape(codebooks * entries, -1)
 
 
 def own_statistics(a: F32, codes: U8, starts: NDArray[np.int32], entries: int = LEAVES) -> Statistics:
@@ -97,16 +101,18 @@ def own_statistics(a: F32, codes: U8, starts: NDArray[np.int32], entries: int = 
     return Statistics(counts=np.diag(counts), sums=sums, entries=entries)
 
 
-def _sums(a: F32, columns: NDArray[np.intp], entries: int) -> F64:
+def sums(a: F32, codes: U8, entries: int = LEAVES, b: F64 | None = None) -> F64:
+    """(C K, D) sums G'A, or (C K, M) sums G'(A B) when B (D, M) is given, which is cheaper if M < D."""
+    columns = np.ascontiguousarray(codes.T).astype(np.intp)
     codebooks, rows = columns.shape
-    sums = np.zeros((codebooks * entries, a.shape[1]))
+    total = np.zeros((codebooks * entries, a.shape[1] if b is None else b.shape[1]))
     first = entries * np.arange(codebooks)[:, None]
     for start in range(0, rows, _ROWS):
         part = a[start : start + _ROWS].astype(np.float64)
         onehot = np.zeros((codebooks * entries, len(part)))
         onehot[first + columns[:, start : start + _ROWS], np.arange(len(part))] = 1.0
-        sums += onehot @ part
-    return sums
+        total += onehot @ (part if b is None else part @ b)
+    return total
 
 
 def means(stats: Statistics, starts: NDArray[np.int32]) -> F64:
@@ -172,13 +178,18 @@ def sparse_ridge(stats: Statistics, start: F64, strength: float, nonzeros: int, 
     return flat.reshape(start.shape)
 
 
-def direct(stats: Statistics, b: F64, strength: float) -> F64:
-    """(C, K, M) tables T = argmin |A B - G T|^2 + lambda |T|^2 = (G'G + lambda I)^-1 (G'A) B.
+def direct(counts: F64, products: F64, strength: float, entries: int = LEAVES) -> F64:
+    """(C, K, M) tables T = argmin |A B - G T|^2 + lambda |T|^2 = (G'G + lambda I)^-1 G'(A B).
 
     It differs from ridge prototypes times B in the point that T is shrunk to: zero here, P0 B there.
+
+    Args:
+        counts: (C K, C K), G'G.
+        products: (C K, M), G'(A B).
+        strength: lambda > 0.
+        entries: K.
     """
-    tables = _solve(stats.counts, stats.sums @ b, strength)
-    return tables.reshape(stats.codebooks, stats.entries, -1)
+    return _solve(counts, products, strength).reshape(len(counts) // entries, entries, -1)
 
 
 def floating(tables: F64) -> Tables:

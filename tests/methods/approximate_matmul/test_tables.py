@@ -70,12 +70,17 @@ def test_sparse_ridge_runs_from_means_to_dense() -> None:
 
 
 def test_direct_tables_minimise_their_objective() -> None:
-    found = tables.direct(STATS, B, 1.0).reshape(-1, 7)
+    found = tables.direct(STATS.counts, STATS.sums @ B, 1.0).reshape(-1, 7)
     g = reference.one_hot(CODES)
     np.testing.assert_allclose(g.T @ (g @ found - A @ B) + found, 0, atol=1e-9)
     # Ridge prototypes solve the same problem but shrink to P0 B: for a small ridge both give the same products.
     prototypes = tables.ridge(STATS, START, 1e-7).reshape(-1, WIDTH) @ B
-    np.testing.assert_allclose(g @ tables.direct(STATS, B, 1e-7).reshape(-1, 7), g @ prototypes, atol=1e-4)
+    found = tables.direct(STATS.counts, tables.sums(A, CODES, b=B), 1e-7).reshape(-1, 7)
+    np.testing.assert_allclose(g @ found, g @ prototypes, atol=1e-4)
+
+
+def test_sums_of_products_are_products_of_sums() -> None:
+    np.testing.assert_allclose(tables.sums(A, CODES, b=B), STATS.sums @ B, atol=1e-12)
 
 
 @pytest.mark.parametrize("scale", ["output", "shared", "power-of-two"])
