@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
+from methods.approximate_matmul.parallel import shared_out
 from methods.approximate_matmul.tree import F32, F64, LEAVES, U8
 
 Scale = Literal["output", "shared", "power-of-two"]
@@ -80,12 +81,16 @@ def contingency(codes: U8, entries: int = LEAVES) -> F64:
     codebooks = codes.shape[1]
     columns = np.ascontiguousarray(codes.T).astype(np.intp)
     counts = np.zeros((codebooks, entries, codebooks, entries))
-    for i in range(codebooks):
-        shifted = entries * columns[i]
-        for j in range(i, codebooks):
-            pair = np.bincount(shifted + columns[j], minlength=entries**2).reshape(entries, entries)
-            counts[i, :, j] = pair
-            counts[j, :, i] = pair.T
+
+    def some(share: range) -> None:
+        for i in share:
+            shifted = entries * columns[i]
+            for j in range(i, codebooks):
+                pair = np.bincount(shifted + columns[j], minlength=entries**2).reshape(entries, entries)
+                counts[i, :, j] = pair
+                counts[j, :, i] = pair.T
+
+    shared_out(codebooks, some)
     return counts.reshape(codebooks * entries, -1)
 
 

@@ -19,12 +19,13 @@ values, so that the partition learned is the partition encoded; a node that cann
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from methods.approximate_matmul.parallel import shared_out
 
 Compare = Literal[">=", ">"]
 F32 = NDArray[np.float32]
@@ -88,20 +89,30 @@ def learn(
     starts = subspaces(a.shape[1], codebooks)
     columns = np.empty((codebooks, DEPTH), dtype=np.int32)
     thresholds = np.empty((codebooks, NODES), dtype=np.float32)
-    codes = np.empty((a.shape[0], codebooks), dtype=np.uint8)
-    for c, (first, last) in enumerate(itertools.pairwise(starts)):
-        local, thresholds[c], codes[:, c] = learn_one(a[:, first:last], candidates, min_leaf, compare)
-        columns[c] = local + first
-    return Trees(columns=columns, thresholds=thresholds, starts=starts), codes
+    codes = np.empty((codebooks, a.shape[0]), dtype=np.uint8)
+
+    def some(share: range) -> None:
+        memory = np.empty(_floats(len(a), int(np.diff(starts).max())))
+        for c in share:
+            x = a[:, starts[c] : starts[c + 1]]
+            local, thresholds[c], codes[c] = learn_one(x, candidates, min_leaf, compare, memory)
+            columns[c] = local + starts[c]
+
+    shared_out(codebooks, some)
+    return Trees(columns=columns, thresholds=thresholds, starts=starts), np.ascontiguousarray(codes.T)
 
 
 def learn_one(
-    x: F32, candidates: int = CANDIDATES, min_leaf: int = 1, compare: Compare = ">="
+    x: F32, candidates: int = CANDIDATES, min_leaf: int = 1, compare: Compare = ">=", memory: F64 | None = None
 ) -> tuple[NDArray[np.int32], F32, U8]:
-    """One codebook: (4,) columns of ``x`` (N', d), (15,) thresholds, (N',) codes."""
+    """One codebook: (4,) columns of ``x`` (N', d), (15,) thresholds, (N',) codes.
+
+    ``memory`` is overwritten; fresh pages cost more than the sums, so give the same to every codebook.
+    """
     by_column = np.ascontiguousarray(x.T)
-    exact = _even(x)
-    buffers = tuple(np.zeros_like(exact) for _ in range(3))
+    size = _floats(*x.shape)
+    buffers = (np.empty(size) if memory is None else memory[:size]).reshape(4, len(x), -1)
+    exact = _even(x, buffers[3])
     orders: dict[int, NDArray[np.intp]] = {}
     columns = np.zeros(DEPTH, dtype=np.int32)
     thresholds = np.full(NODES, np.inf, dtype=np.float32)
@@ -116,7 +127,7 @@ def learn_one(
             if j not in orders:
                 orders[j] = sorted_rows(by_column[j])
             at = _Place(order=orders[j], codes=codes, counts=counts, weights=weights)
-            tried.append(_split(int(j), by_column[j], centred, at, compare, buffers[1:]))
+            tried.append(_split(int(j), by_column[j], centred, at, compare, buffers[1:3]))
         best = max(tried, key=lambda split: split.gain)
         columns[level] = best.column
         thresholds[2**level - 1 : 2 ** (level + 1) - 1] = best.thresholds
@@ -147,13 +158,18 @@ def sorted_rows(column: F32) -> NDArray[np.intp]:
     return (keys & np.uint64(2**32 - 1)).astype(np.intp)
 
 
-def _even(x: F32) -> F64:
+def _floats(rows: int, width: int) -> int:
+    """Float64 numbers that learning one tree works in: four copies of the rows of :func:`_even`."""
+    return 4 * rows * (width + width % 2)
+
+
+def _even(x: F32, out: F64) -> F64:
     """Centred float64 rows with an even number of columns (zeros behind), so that sums can run in pairs."""
-    rows, width = x.shape
-    exact = np.zeros((rows, width + width % 2))
-    exact[:, :width] = x
-    exact -= exact.mean(axis=0)
-    return exact
+    width = x.shape[1]
+    out[:, width:] = 0.0
+    out[:, :width] = x
+    out -= out.mean(axis=0)
+    return out
 
 
 def _centre(exact: F64, codes: U8, counts: NDArray[np.intp], out: F64) -> F64:
@@ -174,23 +190,23 @@ def _weights(counts: NDArray[np.intp], min_leaf: int) -> F64:
     return np.concatenate(parts) if parts else np.empty(0)
 
 
-def _split(j: int, column: F32, centred: F64, at: _Place, compare: Compare, buffers: tuple[F64, ...]) -> _Level:
+def _split(j: int, column: F32, centred: F64, at: _Place, compare: Compare, buffers: F64) -> _Level:
     """The best threshold on column ``j`` of every bucket, and the squared error that they save together."""
     order, counts, weights = at.order, at.counts, at.weights
     if len(counts) > 1:
         order = order[np.argsort(at.codes[order], kind="stable")]
     values = column[order]
-    # Buffers are reused, since fresh pages cost more than the sums; a running sum waits for its own last addition, so
-    # two columns go as one complex number.
-    rows = np.take(centred, order, axis=0, out=buffers[0], mode="clip")
-    sums = buffers[1]
-    np.cumsum(rows.view(np.complex128), axis=0, out=sums.view(np.complex128))
+    # A running sum waits for its own last addition, so two columns go as one complex number. One pair at a time, since
+    # NumPy keeps Python's lock in running sums of several columns.
+    rows, sums = np.take(centred, order, axis=0, out=buffers[0], mode="clip"), buffers[1]
+    for pair, into in zip(rows.view(np.complex128).T, sums.view(np.complex128).T, strict=True):
+        np.cumsum(pair, out=into)
     gains = np.einsum("nd,nd->n", sums, sums)
     gains *= weights
     # Rows of equal value cannot be separated; the last row of a bucket has weight 0, whatever follows it.
     forbidden = weights == 0
     forbidden[:-1] |= values[1:] == values[:-1]
-    gains[forbidden] = -1.0
+    np.copyto(gains, -1.0, where=forbidden)
     thresholds = np.full(len(counts), np.inf, dtype=np.float32)
     total, first = 0.0, 0
     for bucket, count in enumerate(counts):
