@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,35 +15,49 @@ from harness.cli import DeviceOption, Json, OutOption, _print_json, app
 from harness.errors import UserError
 
 if TYPE_CHECKING:
-    from harness.measure.training.tune import Tuned
+    from harness.measure.training.tune import Goal, Space, Tuned
 
 SHOWN_K = (1, 3, 10, 30)
+#: What the numbers of a search are.
+MEANING: Mapping[str, str] = {
+    "target": "share of the budget; above 1: the target is missed",
+    "final": "the last value, or 1 minus it where larger is better",
+}
 
 
 @app.command()
 def tune(
     workload: Annotated[str, typer.Argument(help="Workload.")],
-    method: Annotated[str, typer.Argument(help="Method, e.g. adamw.")],
-    trials: Annotated[int, typer.Option("--trials", help="Trials in the study, earlier ones counted.")] = 30,
+    methods: Annotated[list[str], typer.Argument(help="Methods, e.g. adamw; several get equally many trials.")],
+    trials: Annotated[int, typer.Option("--trials", help="Trials of each method, earlier ones counted.")] = 30,
     budget_s: Annotated[float | None, typer.Option("--budget-s", help="Seconds to spend.")] = None,
     space: Annotated[Path | None, typer.Option("--space", help="TOML table of ranges.")] = None,
     hyper: Annotated[list[str] | None, typer.Option("--hyper", help="name=value that stays fixed (repeat).")] = None,
+    goal: Annotated[
+        str, typer.Option("--goal", help="What is minimised: target (samples to it) or final (the last value).")
+    ] = "target",
+    side_by_side: Annotated[int, typer.Option("--side-by-side", help="Trials at once, spread over the GPUs.")] = 1,
     device: DeviceOption = None,
     synthetic: Annotated[bool, typer.Option("--synthetic", help="Generated data: a dry run.")] = False,
     out: OutOption = Path("results"),
     as_json: Json = False,
 ) -> None:
     """Search hyper-parameters on a validation split (never the test set); resumable, every trial written down."""
+    from harness.catalogue import registry
     from harness.measure.training import listener
     from harness.measure.training import space as spaces
     from harness.measure.training.plan import TrainRequest, build
+    from harness.measure.training.tune import GOALS
     from harness.measure.training.tune import tune as search
 
     if trials < 1:
         raise UserError(f"--trials {trials}: expected at least 1.")
+    chosen = next((name for name in GOALS if name == goal), None)
+    if chosen is None:
+        raise UserError(f"--goal {goal}: expected one of {', '.join(GOALS)}.")
     request = TrainRequest(
         workloads=(workload,),
-        methods=(method,),
+        methods=tuple(methods),
         seeds=1,
         hyper=tuple(hyper or ()),
         device=device,
@@ -52,30 +66,41 @@ def tune(
         validation=True,
         budget_s=budget_s,
         checkpoint_s=math.inf,
+        side_by_side=side_by_side,
     )
     plan = build(request)
     plan.phase = "tune"
-    arm = plan.parts[0].arms[0]
-    if arm.hyper is None:
-        raise UserError(f"{arm.name} cannot be tuned here: {arm.why}")
-    from harness.catalogue import registry
-
-    chosen = spaces.space(registry.method(arm.method), arm.hyper, space)
-    if not as_json:
-        for name, entry in chosen.items():
-            print(f"{name}: {json.dumps(entry)}")
+    ranges = {}
+    for arm in plan.parts[0].arms:
+        if arm.hyper is None:
+            raise UserError(f"{arm.name} cannot be tuned here: {arm.why}")
+        ranges[arm.name] = spaces.space(registry.method(arm.method), arm.hyper, space)
+        for name, entry in () if as_json else ranges[arm.name].items():
+            print(f"{arm.name}: {name}: {json.dumps(entry)}")
     with listener.for_terminal(quiet=as_json) as shown:
-        found = search(plan, chosen, trials, out, "speedclaim " + " ".join(sys.argv[1:]), shown)
-    curve = best_of(found.objectives)
+        made = search(plan, ranges, trials, out, "speedclaim " + " ".join(sys.argv[1:]), shown, chosen)
     if as_json:
-        _print_json({"file": str(found.result.path.resolve()), "log": str(found.log.resolve()), "best": found.best,
-                     "objective": found.objective, "trials": found.trials, "space": chosen,
-                     "best_of": {str(k): v for k, v in curve.items()}})  # fmt: skip
+        _print_json({"file": str(made.result.path.resolve()), "methods": {
+            name: _told(found, ranges[name]) for name, found in made.found.items()}})  # fmt: skip
         return
-    for k, value in curve.items():
-        print(f"best of {k} trials: {value:.3g} of the budget expected (above 1: the target is missed)")
-    print(recipe_block(arm.method, workload, found))
-    print(f"{found.result.runs} runs in {found.result.elapsed_s:.0f} s: {found.result.path}; log: {found.log}")
+    for name, found in made.found.items():
+        for k, value in best_of(found.objectives).items():
+            print(f"{name}: best of {k} trials: {value:.3g} expected ({MEANING[chosen]})")
+        print(recipe_block(name, workload, found, chosen))
+    print(f"{made.result.runs} runs in {made.result.elapsed_s:.0f} s: {made.result.path}")
+    print(f"logs: {next(iter(made.found.values())).log.parent}")
+
+
+def _told(found: Tuned, space: Space) -> dict[str, Any]:
+    curve = best_of(found.objectives)
+    return {
+        "log": str(found.log.resolve()),
+        "best": found.best,
+        "objective": found.objective,
+        "trials": found.trials,
+        "space": space,
+        "best_of": {str(k): v for k, v in curve.items()},
+    }
 
 
 def best_of(objectives: Sequence[float]) -> dict[int, float]:
@@ -88,12 +113,14 @@ def best_of(objectives: Sequence[float]) -> dict[int, float]:
     return {k: curve[k - 1] for k in SHOWN_K if k <= len(curve)}
 
 
-def recipe_block(method: str, workload: str, found: Tuned) -> str:
+def recipe_block(method: str, workload: str, found: Tuned, goal: Goal = "target") -> str:
     """The best values as a table of the workload's recipe file."""
     if found.best is None or found.objective is None:
         return "no trial gave a value"
     lines = [f'["{method}"]', *(f"{name} = {_toml(value)}" for name, value in found.best.items())]
     reached = f"{100 * found.objective:.0f} % of the budget to the target" if found.objective <= 1 else "target missed"
+    if goal == "final":
+        reached = f"last value's distance from the best possible {found.objective:.4g}"
     lines.append(f'evidence = "speedclaim tune {workload} {method}: best of {found.trials} trials, {reached}"')
     lines.append(f"trials = {found.trials}")
     return "\n".join(lines)

@@ -9,7 +9,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -250,10 +250,14 @@ class TrainExecutor:
         """Several workers at once, each with its share of the runs."""
         pending = self._pending(part)
         count = min(self.plan.request.side_by_side, len(pending))
-        if not count:
+        self._at_once([(self._lane, (part, pending[lane::count], lane)) for lane in range(count)])
+
+    def _at_once(self, tasks: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
+        """Each task in a thread of its own; the first failure stops the workers of all."""
+        if not tasks:
             return
-        with ThreadPoolExecutor(count) as pool:
-            lanes = [pool.submit(self._lane, part, pending[lane::count], lane) for lane in range(count)]
+        with ThreadPoolExecutor(len(tasks)) as pool:
+            lanes = [pool.submit(function, *arguments) for function, arguments in tasks]
             try:
                 for lane in wait(lanes, return_when=FIRST_EXCEPTION).done:
                     lane.result()

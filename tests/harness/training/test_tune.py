@@ -13,9 +13,14 @@ from harness.measure.training.tune import FAILED, STREAM, objective, tune
 UP = Target(metric="test_accuracy", value=0.9, source="t")
 
 
-def plan():
+def plan(*methods, **asked):
     request = TrainRequest(
-        workloads=("blobs",), methods=("toy-sgd",), seeds=1, full=True, validation=True, hyper=("momentum=0.5",)
+        workloads=("blobs",),
+        methods=methods or ("toy-sgd",),
+        seeds=1,
+        full=True,
+        validation=True,
+        **{"hyper": ("momentum=0.5",), **asked},
     )
     made = build(request)
     made.phase = "tune"
@@ -34,6 +39,21 @@ def test_objective_orders_hits_before_misses_before_failures():
     assert (fast, slow) == pytest.approx((0.1, 0.9))
     assert close == pytest.approx(1.1)
     assert lost == FAILED > close
+
+
+def test_objective_of_the_last_value():
+    down = Target(metric="test_loss", value=0.9, source="t", larger_is_better=False)
+
+    def run(status, metric, curve):
+        measured = {"samples_to_target": ("1", [5.0], None), f"curve_{metric}": ("1", curve, None)}
+        return {"status": status, "measurements": measured}
+
+    reached = run("target_reached", "val_accuracy", [0.95, 0.92])
+    assert objective(reached, UP, "val_accuracy", 1000.0, "final") == pytest.approx(0.08)
+    missed = run("budget_exhausted", "val_loss", [3.0, 1.7])
+    assert objective(missed, down, "val_loss", 1000.0, "final") == pytest.approx(1.7)
+    assert objective(run("diverged", "val_loss", [0.1]), down, "val_loss", 1000.0, "final") == FAILED
+    assert objective(run("budget_exhausted", "val_loss", []), down, "val_loss", 1000.0, "final") == FAILED
 
 
 def test_spaces(toys, tmp_path):
@@ -90,19 +110,20 @@ def test_a_search_begins_with_the_recipe_and_never_mixes_questions(toys):
     }
     assert starting_point(arm, ranges) == {"momentum": 0.5, "epochs": 6}
     assert "momentum" not in starting_point(arm, {"momentum": {"low": 0.6, "high": 0.9, "log": True}})
-    same = _question(plan().parts[0], ranges)
-    assert same == _question(made.parts[0], ranges)
-    assert same != _question(made.parts[0], {**ranges, "epochs": {"values": [3.0]}})
-    assert _question(made.parts[0], {}) != _question(
-        build(TrainRequest(workloads=("blobs",), methods=("toy-sgd",), seeds=1, hyper=("momentum=0.7",))).parts[0], {}
-    )
+    part, other = made.parts[0], plan(hyper=("momentum=0.7",)).parts[0]
+    same = _question(part, arm, ranges)
+    assert same == _question(plan().parts[0], plan().parts[0].arms[0], ranges)
+    assert same != _question(part, arm, {**ranges, "epochs": {"values": [3.0]}})
+    assert same != _question(part, arm, ranges, "final")
+    assert _question(part, arm, {}) != _question(other, other.arms[0], {})
 
 
 def test_a_search_is_resumed_and_every_trial_has_its_row(toys, tmp_path):
     pytest.importorskip("optuna")
     ranges = {"lr": {"low": 1e-2, "high": 1.0, "log": True}, "epochs": {"values": [2.0, 3.0]}}
-    first = tune(plan(), ranges, 2, tmp_path, "test")
-    again = tune(plan(), ranges, 5, tmp_path, "test")
+    arm = "training.toy-sgd"
+    first = tune(plan(), {arm: ranges}, 2, tmp_path, "test").found[arm]
+    again = tune(plan(), {arm: ranges}, 5, tmp_path, "test").found[arm]
     assert (first.trials, again.trials) == (2, 5)
     assert len(again.objectives) == 5
     assert again.objective == min(again.objectives)
@@ -116,3 +137,23 @@ def test_a_search_is_resumed_and_every_trial_has_its_row(toys, tmp_path):
     assert {d["hyper"]["momentum"] for d in runs["detail"]} == {0.5}
     assert {d["hyper_sources"]["lr"] for d in runs["detail"]} == {"tuning trial"}
     assert not any("test" in str(metric) for metric in frame["metric"])
+
+
+def test_several_methods_side_by_side_get_a_whole_grid_each(toys, tmp_path):
+    pytest.importorskip("optuna")
+    grid = {"lr": {"values": [0.03, 0.1, 0.3]}, "epochs": {"values": [2.0]}}
+    names = ("training.toy-sgd", "training.toy-adam")
+    made = plan(*names, hyper=(), side_by_side=2)
+    found = tune(made, dict.fromkeys(names, grid), 9, tmp_path, "test", goal="final").found
+    runs = read_runs(tmp_path).drop_duplicates("run")
+    assert {name: tuned.trials for name, tuned in found.items()} == dict.fromkeys(names, 3)
+    for name in names:
+        mine = runs[runs["arm"] == name]
+        assert sorted(d["hyper"]["lr"] for d in mine["detail"]) == [0.03, 0.1, 0.3]
+        assert {(d["goal"], d["side_by_side"]) for d in mine["detail"]} == {("final", 2)}
+        best = min(mine["detail"], key=lambda d: d["objective"])
+        assert found[name].best == best["searched"]
+        assert found[name].objective == best["objective"]
+    # Asked again, nothing is left to do.
+    again = tune(plan(*names, hyper=(), side_by_side=2), dict.fromkeys(names, grid), 9, tmp_path, "test", goal="final")
+    assert again.result.runs == 0
