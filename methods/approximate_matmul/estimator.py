@@ -40,25 +40,34 @@ class Estimator:
     """
 
     def __init__(
-        self, name: str, hyper: Mapping[str, Any], train: Callable[[F32], Trained], upcast: int | None
+        self,
+        name: str,
+        hyper: Mapping[str, Any],
+        train: Callable[[F32], Trained],
+        upcast: int | None,
+        train_on_gpu: Callable[[Tensor], Trained] | None = None,
     ) -> None:
         self.name, self.hyper = name, dict(hyper)
-        self._train, self._upcast = train, upcast
+        self._train, self._upcast, self._train_on_gpu = train, upcast, train_on_gpu
 
     @torch.no_grad()
     def fit(self, a_train: Tensor, b: Tensor) -> LookupProduct:
         """Learn codes from the rows of ``a_train`` (N', D), then tables from ``b`` (D, M).
 
-        Learning runs on the CPU in NumPy; the operator runs on b's device.
+        Learning runs on the CPU in NumPy, or on the GPU that ``a_train`` lies on if the method can (the same up to the
+        order of float64 additions); the operator runs on b's device.
 
         Raises:
             UserError: the matrices do not fit each other, are empty, not floating or not finite, or D < C.
         """
         training(a_train, b, int(self.hyper["codebooks"]), self.name)
-        rows = a_train.detach().to("cpu", torch.float32).contiguous().numpy()
+        rows = a_train.detach().to(torch.float32).contiguous()
         weights = b.detach().to("cpu", torch.float64).numpy()
         start = time.perf_counter()
-        trained = self._train(rows)
+        if rows.is_cuda and self._train_on_gpu is not None:
+            trained = self._train_on_gpu(rows)
+        else:
+            trained = self._train(rows.cpu().numpy())
         between = time.perf_counter()
         tables = trained.build(weights)
         times = {"train_s": between - start, "table_s": time.perf_counter() - between}

@@ -13,9 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from harness.errors import UserError
 from methods.approximate_matmul import tables as lut
-from methods.approximate_matmul import tree
+from methods.approximate_matmul import tree, tree_device
 from methods.approximate_matmul.checks import one_of, whole
 from methods.approximate_matmul.encoders import TreeEncoder
 from methods.approximate_matmul.estimator import Estimator, Trained, check_common, upcast_of
@@ -103,13 +105,35 @@ def build(
         raise UserError(f"{name}: ridge must be positive (one-hot blocks are linearly dependent), got {ridge!r}.")
     if tables == "direct" and nonzeros is not None:
         raise UserError(f"{name}: nonzeros limits prototypes, which tables='direct' has none of; leave it None.")
-    return Estimator(name, hyper, lambda rows: _train(rows, hyper), upcast_of(codebooks, aggregation, upcast))
+    # Thresholds on a grid and few non-zeros have their own statistics, made on the CPU alone.
+    plain = thresholds == "float" and nonzeros is None
+    on_gpu = (lambda rows: _train_on_gpu(rows, hyper)) if plain else None
+    return Estimator(name, hyper, lambda rows: _train(rows, hyper), upcast_of(codebooks, aggregation, upcast), on_gpu)
 
 
 def _train(rows: F32, h: dict[str, Any]) -> Trained:
     trees, codes = learn_trees(rows, h["codebooks"], h["candidates"], h["min_leaf"], h["compare"], h["thresholds"])
-    values = _direct(rows, codes, h["ridge"]) if h["tables"] == "direct" else _prototypes(rows, codes, trees, h)
+    if h["tables"] == "direct":
+        values = _direct(lut.contingency(codes), lambda b: lut.sums(rows, codes, b=b), h["ridge"])
+    elif h["nonzeros"] == 1:
+        values = lut.means(lut.own_statistics(rows, codes, trees.starts), trees.starts).__matmul__
+    else:
+        values = _prototypes(lut.statistics(rows, codes), trees, h["ridge"], h["nonzeros"])
+    return _trained(trees, values, h)
 
+
+def _train_on_gpu(rows: Tensor, h: dict[str, Any]) -> Trained:
+    keys = ("candidates", "min_leaf", "compare")
+    trees, codes = tree_device.learn(rows, h["codebooks"], **{key: h[key] for key in keys})
+    if h["tables"] == "direct":
+        counts = tree_device.contingency(codes)
+        values = _direct(counts, lambda b: tree_device.sums(rows, codes, b), h["ridge"])
+    else:
+        values = _prototypes(tree_device.statistics(rows, codes), trees, h["ridge"], None)
+    return _trained(trees, values, h)
+
+
+def _trained(trees: tree.Trees, values: Callable[[F64], F64], h: dict[str, Any]) -> Trained:
     def build_tables(b: F64) -> lut.Tables:
         made = values(b)
         return lut.floating(made) if h["lut_bits"] is None else lut.quantise(made, h["lut_bits"], h["scale"])
@@ -128,27 +152,21 @@ def learn_trees(
     return trees, codes
 
 
-def _direct(rows: F32, codes: U8, ridge: float) -> Callable[[F64], F64]:
-    """B to tables fitted to A B."""
-    counts = lut.contingency(codes)
+def _direct(counts: F64, sums: Callable[[F64 | None], F64], ridge: float) -> Callable[[F64], F64]:
+    """B to tables fitted to A B; ``sums`` gives G'A without B and G'(A B) with it."""
 
     def values(b: F64) -> F64:
-        narrow = b.shape[1] < rows.shape[1]
-        products = lut.sums(rows, codes, b=b) if narrow else lut.sums(rows, codes) @ b
-        return lut.direct(counts, products, ridge)
+        narrow = b.shape[1] < len(b)
+        return lut.direct(counts, sums(b) if narrow else sums(None) @ b, ridge)
 
     return values
 
 
-def _prototypes(rows: F32, codes: U8, trees: tree.Trees, h: dict[str, Any]) -> Callable[[F64], F64]:
-    """B to tables of products with prototypes."""
-    if h["nonzeros"] == 1:
-        prototypes = lut.means(lut.own_statistics(rows, codes, trees.starts), trees.starts)
-        return lambda b: prototypes @ b
-    stats = lut.statistics(rows, codes)
+def _prototypes(stats: lut.Statistics, trees: tree.Trees, ridge: float, nonzeros: int | None) -> Callable[[F64], F64]:
+    """B to tables of products with ridge prototypes."""
     start = lut.means(stats, trees.starts)
-    if h["nonzeros"] is None:
-        prototypes = lut.ridge(stats, start, h["ridge"])
+    if nonzeros is None:
+        prototypes = lut.ridge(stats, start, ridge)
     else:
-        prototypes = lut.sparse_ridge(stats, start, h["ridge"], h["nonzeros"], trees.starts)
+        prototypes = lut.sparse_ridge(stats, start, ridge, nonzeros, trees.starts)
     return lambda b: prototypes @ b

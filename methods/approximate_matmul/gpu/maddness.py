@@ -127,7 +127,7 @@ class TritonProduct(LookupProduct):
 
 
 class TritonEstimator:
-    """An unfitted product; ``fit`` learns on the CPU as ``approximate_matmul.maddness`` does."""
+    """An unfitted product; ``fit`` learns as ``approximate_matmul.maddness`` does."""
 
     def __init__(self, design: Design, kind: Kind, hyper: Mapping[str, Any]) -> None:
         self.name = f"{_PREFIX}{design}"

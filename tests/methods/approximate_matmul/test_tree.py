@@ -2,10 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 
-from methods.approximate_matmul import reference, tree
+from methods.approximate_matmul import reference, tables, tree, tree_device
 
 RNG = np.random.default_rng
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")),
+]
 
 
 def data(kind: str, rows: int = 120, width: int = 5, seed: int = 0) -> np.ndarray:
@@ -135,3 +140,33 @@ def test_int8_thresholds_give_the_codes_of_quantised_data(spread: float) -> None
 def test_nan_goes_left_everywhere() -> None:
     trees, _ = tree.learn(data("floats", 100, 4), 2)
     assert not tree.encode(np.full((2, 4), np.nan, dtype=np.float32), trees).any()
+
+
+@pytest.mark.parametrize("kind", ["floats", "integers", "far"])
+@pytest.mark.parametrize("compare", [">=", ">"])
+@pytest.mark.parametrize("shape", [(97, 20, 3), (33, 7, 7), (1, 4, 2), (700, 90, 10)])
+@pytest.mark.parametrize("device", DEVICES)
+def test_learning_on_a_device_gives_the_same_trees(
+    kind: str, compare: str, shape: tuple[int, ...], device: str
+) -> None:
+    rows, width, codebooks = shape
+    x = data(kind, rows, width)
+    trees, codes = tree.learn(x, codebooks, min_leaf=2, compare=compare)
+    options = {"candidates": tree.CANDIDATES, "min_leaf": 2, "compare": compare}
+    found, there = tree_device.learn(torch.from_numpy(x).to(device), codebooks, **options)
+    np.testing.assert_array_equal(found.columns, trees.columns)
+    np.testing.assert_array_equal(found.thresholds, trees.thresholds)
+    np.testing.assert_array_equal(there.cpu().numpy(), codes)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_statistics_on_a_device_are_the_same(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, b = data("floats", 500, 9), RNG(1).standard_normal((9, 4))
+    _, codes = tree.learn(x, 3)
+    wanted, there = tables.statistics(x, codes), torch.from_numpy(codes).to(device)
+    rows = torch.from_numpy(x).to(device)
+    monkeypatch.setattr(tree_device, "_ONE_HOT", 48 * 100)
+    found = tree_device.statistics(rows, there)
+    np.testing.assert_array_equal(found.counts, wanted.counts)
+    np.testing.assert_allclose(found.sums, wanted.sums, atol=1e-11)
+    np.testing.assert_allclose(tree_device.sums(rows, there, b), wanted.sums @ b, atol=1e-11)
