@@ -23,6 +23,8 @@ from methods.approximate_matmul.tree import DEPTH, LEAVES
 
 #: Elements of the leaf probabilities that the backward pass keeps at a time (128 MiB in float32).
 _CHUNK = 2**25
+#: The same on a CPU, where larger chunks leave its caches.
+_CPU_CHUNK = 2**20
 
 
 def leaf_probabilities(x: Tensor, thresholds: Tensor, widths: Tensor) -> Tensor:
@@ -46,11 +48,24 @@ def leaf_probabilities(x: Tensor, thresholds: Tensor, widths: Tensor) -> Tensor:
 
 def hard_codes(x: Tensor, thresholds: Tensor) -> Tensor:
     """(R, C) uint8 leaves by the walk i <- 2 i + [x_t >= v_node]; x (R, C, 4), thresholds (C, 15)."""
-    node = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)
-    for level in range(DEPTH):
-        right = x[..., level : level + 1] >= thresholds[:, 2**level - 1 : 2 ** (level + 1) - 1]
-        node = 2 * node + right.gather(-1, node[..., None]).squeeze(-1)
-    return node.to(torch.uint8)
+    # In heap order a node's children are 2 i + 1 and 2 i + 2.
+    nodes, flat = thresholds.shape[1], thresholds.reshape(-1)
+    first = nodes * torch.arange(len(thresholds), dtype=torch.int32, device=x.device)
+    codes = torch.empty(x.shape[:-1], dtype=torch.uint8, device=x.device)
+    for rows in _blocks(x):
+        part = x[rows]
+        node = torch.zeros(part.shape[:-1], dtype=torch.int32, device=x.device)
+        for level in range(DEPTH):
+            own = flat.index_select(0, (node + first).view(-1)).view_as(part[..., level])
+            node = 2 * node + 1 + (part[..., level] >= own)
+        codes[rows] = (node - nodes).to(torch.uint8)
+    return codes
+
+
+def _blocks(x: Tensor) -> list[slice]:
+    """Rows of x (R, C, 4) to work on together."""
+    step = max((_CPU_CHUNK if x.device.type == "cpu" else _CHUNK) // (LEAVES * x.shape[1]), 1)
+    return [slice(first, first + step) for first in range(0, len(x), step)]
 
 
 def quantise(tables: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -121,19 +136,19 @@ class _LookupProduct(torch.autograd.Function):
         if ctx.bits is not None:
             q, scale, _, low = quantise(tables, ctx.bits)
             used = q * scale + low
+        by_leaf = used.transpose(0, 1).flatten(0, 1).T
         into_x = torch.empty_like(x) if wants_x else None
         into_v = torch.zeros_like(thresholds) if wants_v else None
         into_t = torch.zeros_like(tables.flatten(0, 1)) if wants_t else None
-        step = max(_CHUNK // (LEAVES * x.shape[1]), 1)
         with torch.autocast(x.device.type, enabled=False):
-            for first in range(0, len(x), step):
-                rows = slice(first, first + step)
+            for rows in _blocks(x):
                 dy = grads[0][rows].to(tables.dtype)
                 if into_t is not None:
-                    onehot = functional.one_hot(codes[rows].long(), LEAVES).flatten(1).to(dy.dtype)
-                    into_t += onehot.T @ dy
+                    onehot = dy.new_zeros((*codes[rows].shape, LEAVES))
+                    onehot.scatter_(2, codes[rows].long()[..., None], 1)
+                    into_t += onehot.flatten(1).T @ dy
                 if wants_x or wants_v:
-                    dp = (dy @ used.flatten(0, 1).T).view(-1, x.shape[1], LEAVES)
+                    dp = (dy @ by_leaf).view(-1, LEAVES, x.shape[1])
                     dx, dv = _through_tree(x[rows], thresholds, widths, dp)
                     if into_x is not None:
                         into_x[rows] = dx
@@ -143,9 +158,25 @@ class _LookupProduct(torch.autograd.Function):
 
 
 def _through_tree(x: Tensor, thresholds: Tensor, widths: Tensor, dp: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of sum(dp * p) in x and in the thresholds."""
-    with torch.enable_grad():
-        x, thresholds = x.detach().requires_grad_(), thresholds.detach().requires_grad_()
-        p = leaf_probabilities(x, thresholds, widths)
-        dx, dv = torch.autograd.grad(p, (x, thresholds), dp)
-    return dx, dv
+    """Gradients of sum(dp * p) in x (R, C, 4) and in the thresholds; dp is (R, 16, C), so that codebooks lie together.
+
+    The sum is the tree's expectation of dp. With E(node) = E(left) + s (E(right) - E(left)), s the probability of going
+    right, its derivative in s is the probability of reaching the node times E(right) - E(left).
+    """
+    by_level, nodes, widths = x.transpose(1, 2).contiguous(), thresholds.T.contiguous(), widths.T.contiguous()
+    rights, differences, expected = [], [], dp
+    for level in reversed(range(DEPTH)):
+        own = nodes[2**level - 1 : 2 ** (level + 1) - 1]
+        rights.append(((by_level[:, level : level + 1] - own) / widths[level]).sigmoid_())
+        differences.append(expected[:, 1::2] - expected[:, ::2])
+        expected = torch.addcmul(expected[:, ::2], rights[-1], differences[-1])
+    reached, into_x, into_v = torch.ones_like(expected), [], []
+    for level, (right, difference) in enumerate(zip(reversed(rights), reversed(differences), strict=True)):
+        going_right = reached * right
+        going_left = reached - going_right
+        dz = difference.mul_(going_left).mul_(right).div_(widths[level])
+        into_x.append(dz.sum(1))
+        into_v.append(-dz.sum(0))
+        if level < DEPTH - 1:
+            reached = torch.stack((going_left, going_right), dim=2).flatten(1, 2)
+    return torch.stack(into_x, dim=-1), torch.cat(into_v).T

@@ -69,7 +69,7 @@ def test_gradients_of_the_surrogate_by_finite_differences(parts):
 
 @pytest.mark.parametrize("chunk", [2**25, 2 * 16 * C])
 def test_the_hard_product_has_the_gradients_of_the_surrogate(parts, monkeypatch, chunk):
-    monkeypatch.setattr(soft, "_CHUNK", chunk)
+    monkeypatch.setattr(soft, "_CPU_CHUNK", chunk)
     x, thresholds, widths, tables = parts
     weights = torch.randn(R, M, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     hard, smooth = ([value.clone().requires_grad_() for value in (x, thresholds, tables)] for _ in range(2))
