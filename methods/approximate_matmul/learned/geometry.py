@@ -34,6 +34,14 @@ class Geometry:
         """(B, channels, H, W) -> (B L, D), one row per output position."""
         return self.windows(x).transpose(1, 2).flatten(0, 1)
 
+    def some_rows(self, x: Tensor, wanted: int) -> Tensor:
+        """Every n-th of :meth:`rows`, n as :func:`spread` says, without making the others."""
+        windows = self._views(x).permute(0, 4, 5, 1, 2, 3)
+        rows, area = len(x) * windows.shape[1] * windows.shape[2], windows.shape[1] * windows.shape[2]
+        which = torch.arange(0, rows, spread(rows, wanted), device=x.device)
+        inside = which % area
+        return windows[which // area, inside // windows.shape[2], inside % windows.shape[2]].flatten(1)
+
     def sides(self, x: Tensor) -> tuple[int, int]:
         """Height and width of the output for the input ``x``."""
         reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True)]
@@ -42,16 +50,19 @@ class Geometry:
 
     def taps(self, x: Tensor, columns: Tensor) -> Tensor:
         """Some columns of :meth:`rows`, (B L, U), stored column after column."""
-        high, wide = self.sides(x)
-        padded = functional.pad(x, (self.padding[1], self.padding[1], self.padding[0], self.padding[0]))
-        image, channel, row, column = padded.stride()
-        size = (*x.shape[:2], *self.kernel, high, wide)
-        steps = (row * self.dilation[0], column * self.dilation[1], row * self.stride[0], column * self.stride[1])
-        windows = padded.as_strided(size, (image, channel, *steps))
+        windows = self._views(x)
         area = self.kernel[0] * self.kernel[1]
         inside = columns % area
         picked = windows[:, columns // area, inside // self.kernel[1], inside % self.kernel[1]]
         return picked.transpose(0, 1).reshape(len(columns), -1).T
+
+    def _views(self, x: Tensor) -> Tensor:
+        """All windows as a view of padded images, (B, channels, *kernel, H', W')."""
+        padded = functional.pad(x, (self.padding[1], self.padding[1], self.padding[0], self.padding[0]))
+        image, channel, row, column = padded.stride()
+        size = (*x.shape[:2], *self.kernel, *self.sides(x))
+        steps = (row * self.dilation[0], column * self.dilation[1], row * self.stride[0], column * self.stride[1])
+        return padded.as_strided(size, (image, channel, *steps))
 
     def image(self, rows: Tensor, x: Tensor) -> Tensor:
         """(B L, M) -> (B, M, H', W') for the input ``x`` that the rows came from."""
@@ -61,6 +72,11 @@ class Geometry:
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready copy."""
         return asdict(self)
+
+
+def spread(rows: int, wanted: int) -> int:
+    """Step that takes ``wanted`` of ``rows`` or a few more or less: an odd one meets other places of every image."""
+    return max(rows // wanted, 1) | 1
 
 
 def geometry(conv: nn.Conv2d) -> Geometry:

@@ -19,7 +19,7 @@ from methods.approximate_matmul import maddness, tree
 from methods.approximate_matmul.checks import one_of
 from methods.approximate_matmul.encoders import TreeEncoder
 from methods.approximate_matmul.learned import soft
-from methods.approximate_matmul.learned.geometry import Geometry, geometry, unsupported
+from methods.approximate_matmul.learned.geometry import Geometry, geometry, spread, unsupported
 from methods.approximate_matmul.operator import LookupProduct
 from methods.approximate_matmul.tables import Tables
 
@@ -216,6 +216,11 @@ class MaddnessLinear(MaddnessLayer):
         """(R, D) rows of the product."""
         return x.reshape(-1, self.inner)
 
+    def some_rows(self, x: Tensor, wanted: int) -> Tensor:
+        """About ``wanted`` of :meth:`rows`, evenly spread."""
+        rows = self.rows(x)
+        return rows[:: spread(len(rows), wanted)]
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., M)."""
         if x.shape[-1] != self.inner:
@@ -280,6 +285,10 @@ class MaddnessConv2d(MaddnessLayer):
     def rows(self, x: Tensor) -> Tensor:
         """(B L, D) rows of the product."""
         return self.shape.rows(x)
+
+    def some_rows(self, x: Tensor, wanted: int) -> Tensor:
+        """About ``wanted`` of :meth:`rows`, evenly spread."""
+        return self.shape.some_rows(x, wanted)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) -> (B, M, H', W')."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,8 +38,8 @@ def replace_layers(
 ) -> Report:
     """Replace Linear and Conv2d layers of ``model`` in place.
 
-    A layer is fitted to its inputs in evaluation mode, with all layers before it replaced already. When anything
-    fails, layers that were replaced until then stay replaced.
+    A layer is fitted to its inputs in evaluation mode, with all layers before it replaced already; it is taken to run
+    as often in every batch as in the first. When anything fails, layers that were replaced until then stay replaced.
 
     Args:
         model: the network.
@@ -68,15 +69,17 @@ def replace_layers(
     model.eval()
     try:
         found = _executed(model, batches[0])
-        wanted, skipped = _sorted_out(model, found, tuple(skip), on_unsupported)
+        wanted, skipped = _sorted_out(model, list(found), tuple(skip), on_unsupported)
         by_name = codebooks if isinstance(codebooks, Mapping) else {}
         if unknown := sorted(set(by_name) - set(wanted)):
             raise UserError(f"{NAME}: codebooks are given for {', '.join(unknown)}, replaced are: {', '.join(wanted)}.")
         replaced = []
         for name in wanted:
             default = codebooks if isinstance(codebooks, int) else None
-            entry = _replace(model, name, batches, by_name.get(name, default), patch, rows, dict(hyper or {}), options)
-            replaced.append(entry)
+            layer = model.get_submodule(name)
+            made = _unfitted(layer, by_name.get(name, default), patch, options)
+            seen = _captured(model, layer, made, batches, rows, found[name])
+            replaced.append(_replace(model, name, made, seen, dict(hyper or {})))
     finally:
         for module, training in was_training:
             module.training = training
@@ -105,15 +108,15 @@ def rebuild(model: nn.Module, report: Report | Mapping[str, Any]) -> None:
         _put(model, layers[entry.name], _like(layers[entry.name], dict(entry.options)))
 
 
-def _executed(model: nn.Module, batch: Sequence[Any]) -> list[str]:
-    """Names of the product layers that a batch passes, in order of their first call."""
+def _executed(model: nn.Module, batch: Sequence[Any]) -> dict[str, int]:
+    """Names of the product layers that a batch passes, in order of their first call, and their numbers of calls."""
     names: dict[nn.Module, str] = {
         module: name for name, module in model.named_modules() if isinstance(module, _PRODUCTS)
     }
-    order: dict[str, None] = {}
+    calls: dict[str, int] = {}
 
     def note(module: nn.Module, *_: Any) -> None:
-        order[names[module]] = None
+        calls[names[module]] = calls.get(names[module], 0) + 1
 
     handles = [module.register_forward_pre_hook(note) for module in names]
     try:
@@ -122,7 +125,7 @@ def _executed(model: nn.Module, batch: Sequence[Any]) -> list[str]:
     finally:
         for handle in handles:
             handle.remove()
-    return list(order)
+    return calls
 
 
 def _sorted_out(
@@ -175,23 +178,20 @@ def _shared(model: nn.Module) -> dict[str, str]:
     }
 
 
+def _unfitted(
+    layer: nn.Module, codebooks: int | None, patch: int, options: Mapping[str, Any]
+) -> MaddnessLinear | MaddnessConv2d:
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    count = max(layer.weight[0].numel() // patch, 1) if codebooks is None else codebooks
+    return _like(layer, {"codebooks": count, **options})
+
+
 def _replace(
-    model: nn.Module,
-    name: str,
-    batches: list[Any],
-    codebooks: int | None,
-    patch: int,
-    rows: int,
-    hyper: dict[str, Any],
-    options: Mapping[str, Any],
+    model: nn.Module, name: str, made: MaddnessLinear | MaddnessConv2d, seen: Tensor, hyper: dict[str, Any]
 ) -> Replaced:
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Linear | nn.Conv2d)
     weight = layer.weight.detach().flatten(1)
-    count = max(weight.shape[1] // patch, 1) if codebooks is None else codebooks
-    chosen = {"codebooks": count, **options}
-    made = _like(layer, chosen)
-    seen = _captured(model, layer, made, batches, rows)
     start = time.perf_counter()
     made.fit(seen, weight, layer.bias, **hyper)
     seconds = time.perf_counter() - start
@@ -204,7 +204,7 @@ def _replace(
         kind=type(layer).__name__,
         inner=weight.shape[1],
         outer=len(weight),
-        codebooks=count,
+        codebooks=made.codebooks,
         rows=len(seen),
         nmse=nmse,
         seconds=seconds,
@@ -220,23 +220,37 @@ def _like(layer: nn.Module, options: dict[str, Any]) -> MaddnessLinear | Maddnes
     return MaddnessLinear.like(layer, count, **options)
 
 
+class _Reached(Exception):
+    """The last call of a layer: what the network would do after it is of no interest."""
+
+
 def _captured(
-    model: nn.Module, layer: nn.Module, made: MaddnessLinear | MaddnessConv2d, batches: list[Any], limit: int
+    model: nn.Module,
+    layer: nn.Module,
+    made: MaddnessLinear | MaddnessConv2d,
+    batches: list[Any],
+    limit: int,
+    times: int,
 ) -> Tensor:
-    """At most ``limit`` rows of the layer's product over all batches and calls, evenly spread over each call."""
+    """At most ``limit`` rows of the layer's product over all batches, evenly spread over each of ``times`` calls."""
     calls: list[Tensor] = []
     share = max(limit // len(batches), 1)
+    left = times
 
     def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        rows = made.rows(inputs[0].detach())
-        # An odd step does not meet the same places of every image of an even side.
-        calls.append(rows[:: max(len(rows) // share, 1) | 1].to(made.thresholds.dtype).clone())
+        nonlocal left
+        calls.append(made.some_rows(inputs[0].detach(), share).to(made.thresholds.dtype).clone())
+        left -= 1
+        if not left:
+            raise _Reached
 
     handle = layer.register_forward_pre_hook(keep)
     try:
         with torch.no_grad():
             for batch in batches:
-                model(*batch)
+                left = times
+                with contextlib.suppress(_Reached):
+                    model(*batch)
     finally:
         handle.remove()
     rows = torch.cat(calls)

@@ -225,3 +225,12 @@ def test_wrong_use_is_told(linear):
     conv = MaddnessConv2d.from_conv(nn.Conv2d(4, 4, 3), torch.randn(20, 4, 5, 5))
     with pytest.raises(UserError, match="batch, 4"):
         conv(torch.randn(2, 3, 5, 5))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_some_rows_are_every_nth_row(shape):
+    made = MaddnessConv2d.like(nn.Conv2d(4, 5, **shape), 4)
+    images = torch.randn(6, 4, 9, 8).to(memory_format=torch.channels_last)
+    rows = made.rows(images)
+    for wanted in (1, 7, 50, 10**6):
+        assert torch.equal(made.some_rows(images, wanted), rows[:: max(len(rows) // wanted, 1) | 1])
