@@ -50,11 +50,13 @@ class Geometry:
 
     def taps(self, x: Tensor, columns: Tensor) -> Tensor:
         """Some columns of :meth:`rows`, (B L, U), stored column after column."""
-        windows = self._views(x)
-        area = self.kernel[0] * self.kernel[1]
-        inside = columns % area
-        picked = windows[:, columns // area, inside // self.kernel[1], inside % self.kernel[1]]
+        picked = self._views(x)[:, *self._places(columns)]
         return picked.transpose(0, 1).reshape(len(columns), -1).T
+
+    def split(self, x: Tensor, columns: Tensor) -> Tensor:
+        """Some columns of :meth:`rows`, (B L, U), stored row after row; gradients flow to ``x``."""
+        result: Tensor = _Split.apply(x, columns, self)  # type: ignore[no-untyped-call]
+        return result
 
     def _views(self, x: Tensor) -> Tensor:
         """All windows as a view of padded images, (B, channels, *kernel, H', W')."""
@@ -64,6 +66,12 @@ class Geometry:
         steps = (row * self.dilation[0], column * self.dilation[1], row * self.stride[0], column * self.stride[1])
         return padded.as_strided(size, (image, channel, *steps))
 
+    def _places(self, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Channel, row and column of the window."""
+        area = self.kernel[0] * self.kernel[1]
+        inside = columns % area
+        return columns // area, inside // self.kernel[1], inside % self.kernel[1]
+
     def image(self, rows: Tensor, x: Tensor) -> Tensor:
         """(B L, M) -> (B, M, H', W') for the input ``x`` that the rows came from."""
         high, wide = self.sides(x)
@@ -72,6 +80,26 @@ class Geometry:
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready copy."""
         return asdict(self)
+
+
+class _Split(torch.autograd.Function):
+    """Gathers in one step what ``unfold`` would copy image by image; its backward is that of ``unfold``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, columns: Tensor, shape: Geometry) -> Tensor:
+        ctx.save_for_backward(columns)
+        ctx.shape, ctx.size = shape, x.shape
+        picked = shape._views(x).permute(0, 4, 5, 1, 2, 3)[:, :, :, *shape._places(columns)]
+        return picked.flatten(0, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (columns,) = ctx.saved_tensors
+        shape, (images, channels, *side) = ctx.shape, ctx.size
+        by_column = grads[0].view(images, -1, len(columns)).transpose(1, 2)
+        windows = by_column.new_zeros(images, channels * shape.kernel[0] * shape.kernel[1], by_column.shape[2])
+        windows.index_add_(1, columns, by_column)
+        return functional.fold(windows, side, shape.kernel, shape.dilation, shape.padding, shape.stride), None, None
 
 
 def spread(rows: int, wanted: int) -> int:

@@ -294,5 +294,5 @@ class MaddnessConv2d(MaddnessLayer):
         """(B, channels, H, W) -> (B, M, H', W')."""
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise UserError(f"{NAME}: expected (batch, {self.channels}, height, width), got shape {tuple(x.shape)}.")
-        split = self.shape.windows(x).index_select(1, self.columns.flatten()).transpose(1, 2)
-        return self.shape.image(self._product(split.reshape(-1, self.codebooks, tree.DEPTH)), x)
+        split = self.shape.split(x, self.columns.flatten())
+        return self.shape.image(self._product(split.view(-1, self.codebooks, tree.DEPTH)), x)

@@ -234,3 +234,17 @@ def test_some_rows_are_every_nth_row(shape):
     rows = made.rows(images)
     for wanted in (1, 7, 50, 10**6):
         assert torch.equal(made.some_rows(images, wanted), rows[:: max(len(rows) // wanted, 1) | 1])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_split_columns_and_their_gradient_are_those_of_unfolded_rows(shape):
+    made = MaddnessConv2d.like(nn.Conv2d(4, 5, **shape), 2)
+    columns = torch.tensor([0, 3, 2, 1, 3, 3])
+    one = torch.randn(6, 4, 9, 8).to(memory_format=torch.channels_last).requires_grad_()
+    other = one.detach().clone().requires_grad_()
+    found, wanted = made.shape.split(one, columns), made.rows(other)[:, columns]
+    assert torch.equal(found, wanted)
+    weights = torch.randn_like(wanted)
+    (found * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    torch.testing.assert_close(one.grad, other.grad)
