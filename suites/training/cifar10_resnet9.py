@@ -52,6 +52,7 @@ MADDNESS = Workload(
     methods=("training.adamw", "training.sgd"),
     seeds=3,
     max_s=1800.0,
+    precision="tf32",
     channels_last=True,
     needs=("cuda",),
     devices=("cuda",),

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from methods.approximate_matmul.learned import tree_kernels
 from methods.approximate_matmul.tree import DEPTH, LEAVES
 
 #: Elements of the leaf probabilities that the backward pass keeps at a time (128 MiB in float32).
@@ -48,6 +49,8 @@ def leaf_probabilities(x: Tensor, thresholds: Tensor, widths: Tensor) -> Tensor:
 
 def hard_codes(x: Tensor, thresholds: Tensor) -> Tensor:
     """(R, C) uint8 leaves by the walk i <- 2 i + [x_t >= v_node]; x (R, C, 4), thresholds (C, 15)."""
+    if tree_kernels.usable(x):
+        return tree_kernels.codes(x, thresholds)
     # In heap order a node's children are 2 i + 1 and 2 i + 2.
     nodes, flat = thresholds.shape[1], thresholds.reshape(-1)
     first = nodes * torch.arange(len(thresholds), dtype=torch.int32, device=x.device)
@@ -149,7 +152,8 @@ class _LookupProduct(torch.autograd.Function):
                     into_t += onehot.flatten(1).T @ dy
                 if wants_x or wants_v:
                     dp = (dy @ by_leaf).view(-1, LEAVES, x.shape[1])
-                    dx, dv = _through_tree(x[rows], thresholds, widths, dp)
+                    through = tree_kernels.gradients if tree_kernels.usable(x) else _through_tree
+                    dx, dv = through(x[rows], thresholds, widths, dp)
                     if into_x is not None:
                         into_x[rows] = dx
                     if into_v is not None:
