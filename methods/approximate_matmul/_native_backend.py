@@ -41,7 +41,7 @@ class NativeBackend:
 
     def __init__(self, encoder: TreeEncoder, tables: Tables, upcast: int | None) -> None:
         self._native = binding()
-        self._trees = encoder.trees
+        self._forest = self._native.forest(encoder.trees.columns, encoder.trees.thresholds)
         aggregation = {"aggregation": "exact"} if upcast is None else {"aggregation": "average", "upcast": upcast}
         self._tables = self._native.prepare(tables.values, tables.scale, tables.offset, **aggregation)
 
@@ -67,7 +67,7 @@ class NativeBackend:
 
     def codes(self, a: Tensor) -> Any:
         """Packed codes."""
-        return self._native.encode(a, self._trees.columns, self._trees.thresholds)
+        return self._native.encode(a, self._forest)
 
     integer_totals = True
 
@@ -81,5 +81,5 @@ class NativeBackend:
 
     def __call__(self, a: Tensor) -> Tensor:
         """(N, M) float32 outputs, encoded and scanned in one pass over the rows."""
-        result: Tensor = self._native.matmul(a, self._trees.columns, self._trees.thresholds, self._tables)
+        result: Tensor = self._native.matmul(a, self._forest, None, self._tables)
         return result

@@ -106,17 +106,18 @@ def native_arms(a: torch.Tensor, m: int, codebooks: int, level: str | None = Non
     tables = binding.prepare(q, np.ones(m), np.zeros(m))
     average = binding.prepare(q, np.ones(m), np.zeros(m), aggregation="average", upcast=16)
     by_column = a.t().contiguous().t()
-    packed = binding.encode(a, columns, thresholds, level=level)
+    trees = binding.forest(columns, thresholds)
+    packed = binding.encode(a, trees, level=level)
     return {
-        "encode columns": lambda: binding.encode(by_column, columns, thresholds, level=level),
-        "encode rows": lambda: binding.encode(a, columns, thresholds, level=level),
+        "encode columns": lambda: binding.encode(by_column, trees, level=level),
+        "encode rows": lambda: binding.encode(a, trees, level=level),
         "scan u8": lambda: binding.scan(packed, tables, "uint8", level=level),
         "scan u16 rows": lambda: binding.scan(packed, tables, "uint16", level=level),
         "scan u16": lambda: binding.scan(packed, tables, "uint16", order="column", level=level),
         "scan u16 avg": lambda: binding.scan(packed, average, "uint16", order="column", level=level),
         "scan f32": lambda: binding.scan(packed, tables, level=level),
-        "product columns": lambda: binding.matmul(by_column, columns, thresholds, tables, level=level),
-        "product rows": lambda: binding.matmul(a, columns, thresholds, tables, level=level),
+        "product columns": lambda: binding.matmul(by_column, trees, None, tables, level=level),
+        "product rows": lambda: binding.matmul(a, trees, None, tables, level=level),
     }
 
 
@@ -194,14 +195,15 @@ def scaling_arms(n: int, d: int, m: int, codebooks: int, count: int) -> Arms:
     a, b = torch.randn(n, d, generator=generator), torch.randn(d, m, generator=generator)
     columns, thresholds, q = parameters(d, m, codebooks)
     tables = binding.prepare(q, np.ones(m), np.zeros(m))
-    packed = binding.encode(a, columns, thresholds)
+    trees = binding.forest(columns, thresholds)
+    packed = binding.encode(a, trees)
     by_column, weight = a.t().contiguous().t(), b.t().contiguous()
     a8 = torch.randint(-127, 128, a.shape, dtype=torch.int8)
     b8 = torch.randint(-127, 128, b.shape, dtype=torch.int8)
     return {
-        "product columns": lambda: binding.matmul(by_column, columns, thresholds, tables, threads=count),
-        "product rows": lambda: binding.matmul(a, columns, thresholds, tables, threads=count),
-        "encode columns": lambda: binding.encode(by_column, columns, thresholds, threads=count),
+        "product columns": lambda: binding.matmul(by_column, trees, None, tables, threads=count),
+        "product rows": lambda: binding.matmul(a, trees, None, tables, threads=count),
+        "encode columns": lambda: binding.encode(by_column, trees, threads=count),
         "scan u16": lambda: binding.scan(packed, tables, "uint16", order="column", threads=count),
         "fp32 mm": lambda: torch.mm(a, b),
         "fp32 linear": lambda: torch.nn.functional.linear(a, weight),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from dataclasses import dataclass
@@ -31,6 +32,24 @@ class Packed:
 
 
 @dataclass(frozen=True)
+class Forest:
+    """Trees as the kernels take them: ``columns`` int32 [C, 4], ``thresholds`` float32 [C, 15] in heap order."""
+
+    columns: npt.NDArray[np.int32]
+    thresholds: npt.NDArray[np.float32]
+
+    @property
+    def codebooks(self) -> int:
+        """C."""
+        return int(self.columns.shape[0])
+
+    @functools.cached_property
+    def pointers(self) -> tuple[int, int]:
+        """Addresses of the two: NumPy takes longer to tell one than a small product takes."""
+        return pointer_to(self.columns), pointer_to(self.thresholds)
+
+
+@dataclass(frozen=True)
 class Tables:
     """Tables in the kernels' order, ``data[m, c, k]`` with C padded by zero tables to a multiple of 4."""
 
@@ -45,6 +64,11 @@ class Tables:
     def m(self) -> int:
         """Number of outputs."""
         return int(self.data.shape[0])
+
+    @functools.cached_property
+    def pointers(self) -> tuple[int, int, int]:
+        """Addresses of data, scale and offset."""
+        return pointer_to(self.data), pointer_to(self.scale), pointer_to(self.offset)
 
 
 def is_torch(a: object) -> bool:
@@ -71,6 +95,16 @@ def plain(a: Any, dtype: Any, name: str) -> Array:
         if int(array.min()) < info.min or int(array.max()) > info.max:
             raise UserError(f"{name} must fit {info.dtype}, got values in {array.min()}..{array.max()}.")
     return np.require(array, dtype, ["C", "A"])
+
+
+def forest(columns: Any, thresholds: Any) -> Forest:
+    """Checked trees, to be used again and again."""
+    c, v = plain(columns, np.int32, "columns"), plain(thresholds, np.float32, "thresholds")
+    if c.ndim != 2 or c.shape[1] != 4 or c.shape[0] < 1:
+        raise UserError(f"columns must have the shape [C, 4], got {c.shape}.")
+    if v.shape != (c.shape[0], 15):
+        raise UserError(f"thresholds must have the shape [{c.shape[0]}, 15] like columns, got {v.shape}.")
+    return Forest(c, v)
 
 
 def pack(codes: Any) -> Packed:

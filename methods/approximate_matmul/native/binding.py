@@ -27,8 +27,10 @@ from methods.approximate_matmul.native.arrays import (
     BLOCK,
     MAX_CODEBOOKS,
     Array,
+    Forest,
     Packed,
     Tables,
+    forest,
     is_torch,
     pack,
     plain,
@@ -40,12 +42,14 @@ from methods.approximate_matmul.native.arrays import (
 __all__ = [
     "BLOCK",
     "MAX_CODEBOOKS",
+    "Forest",
     "Packed",
     "Tables",
     "available",
     "default_threads",
     "describe",
     "encode",
+    "forest",
     "gigahertz",
     "habits",
     "highest_level",
@@ -122,11 +126,12 @@ def available() -> str | None:
     return None
 
 
-def habits(staging: bool = False, fetching: bool = True) -> None:
+def habits(staging: bool = True, fetching: bool = True) -> None:
     """Switch habits for all calls from now on, to compare; without arguments, back to what is usual.
 
     Args:
-        staging: large float32 outputs are gathered in the first cache, 32 or 64 rows at a time.
+        staging: many float32 outputs in rows of at most 104 are gathered in the first cache, 64 rows at a time, and
+            written past the caches (levels up to AVX-512 BW).
         fetching: what the next rows will read is fetched during the look-ups of the present ones.
     """
     _load().amm_set_habits(int(staging) + 2 * int(fetching))
@@ -220,15 +225,6 @@ def _input(a: Any) -> tuple[int, int, int, int, int]:
     return pointer, int(a.shape[0]), int(a.shape[1]), int(stride[0]), int(stride[1])
 
 
-def _tree(columns: Any, thresholds: Any) -> tuple[Array, Array, int]:
-    c, v = plain(columns, np.int32, "columns"), plain(thresholds, np.float32, "thresholds")
-    if c.ndim != 2 or c.shape[1] != 4 or c.shape[0] < 1:
-        raise UserError(f"columns must have the shape [C, 4], got {c.shape}.")
-    if v.shape != (c.shape[0], 15):
-        raise UserError(f"thresholds must have the shape [{c.shape[0]}, 15] like columns, got {v.shape}.")
-    return c, v, int(c.shape[0])
-
-
 def _check(code: int) -> None:
     if code:
         text = _ERRORS.get(code, f"error {code}")
@@ -239,26 +235,28 @@ def _check(code: int) -> None:
         raise UserError(f"native kernels: {text}.")
 
 
-def encode(a: Any, columns: Any, thresholds: Any, *, threads: int | None = None, level: str | None = None) -> Packed:
+def encode(
+    a: Any, columns: Any, thresholds: Any = None, *, threads: int | None = None, level: str | None = None
+) -> Packed:
     """Codes of every row, packed two to a byte.
 
     Args:
         a: float32 [N, D] with any strides (column-major reads only the touched columns).
-        columns: int32 [C, 4], one column per level.
-        thresholds: float32 [C, 15] in heap order.
+        columns: :class:`Forest`, or int32 [C, 4], one column per level.
+        thresholds: float32 [C, 15] in heap order; nothing with a forest.
         threads: worker threads over rows.
         level: SIMD level instead of the best one.
     """
     pointer, n, d, rows, cols = _input(a)
-    c, v, codebooks = _tree(columns, thresholds)
-    data = np.empty((-(-n // BLOCK), (codebooks + 1) // 2, BLOCK), np.uint8)
+    trees = columns if isinstance(columns, Forest) else forest(columns, thresholds)
+    data = np.empty((-(-n // BLOCK), (trees.codebooks + 1) // 2, BLOCK), np.uint8)
     _check(
         _load().amm_encode(
-            _level(level), pointer, n, d, rows, cols, pointer_to(c), pointer_to(v), codebooks, pointer_to(data),
-            data.nbytes, threads or default_threads(),
+            _level(level), pointer, n, d, rows, cols, *trees.pointers, trees.codebooks, pointer_to(data), data.nbytes,
+            threads or default_threads(),
         )
     )  # fmt: skip
-    return Packed(data, n, codebooks)
+    return Packed(data, n, trees.codebooks)
 
 
 def _output(kind: str, order: str, n: int, m: int, like_torch: bool, out: Any) -> tuple[Any, int, int, int, int]:
@@ -320,11 +318,12 @@ def scan(
         raise UserError(f"codes have {packed.codebooks} codebooks and the tables {t.codebooks}; they must agree.")
     array, kind, pointer, stride, elements = _output(out, order, packed.n, t.m, False, None)
     data = plain(packed.data, np.uint8, "packed.data")
+    table, factor, shift = t.pointers
     _check(
         _load().amm_scan(
-            _level(level), pointer_to(data), data.nbytes, packed.n, pointer_to(t.data), t.data.nbytes, t.codebooks, t.m,
-            pointer_to(t.scale), pointer_to(t.offset), int(t.aggregation == "average"), t.upcast, kind, pointer, stride,
-            elements, threads or default_threads(),
+            _level(level), pointer_to(data), data.nbytes, packed.n, table, t.data.nbytes, t.codebooks, t.m, factor,
+            shift, int(t.aggregation == "average"), t.upcast, kind, pointer, stride, elements,
+            threads or default_threads(),
         )
     )  # fmt: skip
     return array  # type: ignore[no-any-return]
@@ -346,8 +345,8 @@ def matmul(
 
     Args:
         a: float32 [N, D] with any strides.
-        columns: int32 [C, 4].
-        thresholds: float32 [C, 15] in heap order.
+        columns: :class:`Forest`, or int32 [C, 4].
+        thresholds: float32 [C, 15] in heap order; None with a forest.
         tables_q: :class:`Tables` (scale and offset are then its own) or uint8 [C, 16, M].
         scale: number or float32 [M].
         offset: number or float32 [M].
@@ -356,16 +355,17 @@ def matmul(
         level: SIMD level instead of the best one.
     """
     pointer, n, d, rows, cols = _input(a)
-    c, v, codebooks = _tree(columns, thresholds)
+    trees = columns if isinstance(columns, Forest) else forest(columns, thresholds)
     t = tables_q if isinstance(tables_q, Tables) else prepare(tables_q, scale, offset)
-    if t.codebooks != codebooks:
-        raise UserError(f"the trees have {codebooks} codebooks and the tables {t.codebooks}; they must agree.")
+    if t.codebooks != trees.codebooks:
+        raise UserError(f"the trees have {trees.codebooks} codebooks and the tables {t.codebooks}; they must agree.")
+    table, factor, shift = t.pointers
     array, kind, target, stride, elements = _output("float32", "row", n, t.m, is_torch(a), out)
     _check(
         _load().amm_matmul(
-            _level(level), pointer, n, d, rows, cols, pointer_to(c), pointer_to(v), pointer_to(t.data), t.data.nbytes,
-            codebooks, t.m, pointer_to(t.scale), pointer_to(t.offset), int(t.aggregation == "average"), t.upcast, kind,
-            target, stride, elements, threads or default_threads(),
+            _level(level), pointer, n, d, rows, cols, *trees.pointers, table, t.data.nbytes, t.codebooks, t.m, factor,
+            shift, int(t.aggregation == "average"), t.upcast, kind, target, stride, elements,
+            threads or default_threads(),
         )
     )  # fmt: skip
     return array

@@ -7,6 +7,10 @@
 #include <cstring>
 #include <exception>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "amm.h"
 #include "pool.h"
 #include "source.h"
@@ -64,11 +68,12 @@ int chunk_rows(int codebooks) {
     return rows;
 }
 
-// What only a measurement can judge; amm_set_habits switches it. Staging cost a quiet Zen 3 a fifth at 16 codebooks.
+// What only a measurement can judge; amm_set_habits switches it.
 enum Habit { kStaging = 1, kFetching = 2 };
 constexpr int64_t kStagedBytes = 1 << 20;  // outputs that a second-level cache holds are written as they come
-constexpr int kStagedWidth = 256;
-std::atomic<int> habits{kFetching};
+constexpr int kStagedRows = 2 * kBlock;
+constexpr int kStagedWidth = 104;  // 26 KiB, so that the first cache also holds the codes; wider rows gained nothing
+std::atomic<int> habits{kStaging | kFetching};
 
 constexpr int64_t kFewRows = 128;  // for fewer, tables in another order are not worth their making
 
@@ -78,14 +83,15 @@ struct Sink {
     const float *scale, *offset;
     void* out;
     int64_t stride;
-    bool staged;   // float32 outputs that follow each other without gaps, many of them
+    bool staged;   // many float32 outputs in short rows that follow each other without gaps
     uint8_t* own;  // tables in the kernels' own order
 
     Sink(int m_, int codebooks_, int aggregation_, int upcast_, int kind_, const uint8_t* tables_, const float* scale_,
          const float* offset_, void* out_, int64_t stride_, int64_t n)
         : m(m_), codebooks(codebooks_), aggregation(aggregation_), upcast(upcast_), kind(kind_), tables(tables_),
           scale(scale_), offset(offset_), out(out_), stride(stride_),
-          staged((habits & kStaging) && kind == kFloat && m <= kStagedWidth && stride == m && n > kStagedBytes / (4 * (m > 0 ? m : 1))),
+          staged((habits & kStaging) && kind == kFloat && m <= kStagedWidth && stride == m &&
+                 n > kStagedBytes / (4 * (m > 0 ? m : 1))),
           own(nullptr) {}
 
     void order(const Kernels& k, int64_t n, Scratch& room) {
@@ -182,24 +188,40 @@ void scan_whole(const Kernels& k, const Sink& s, Span span, const uint8_t* codes
             static_cast<char*>(s.out) + element * at, s.stride, ahead, s.own});
 }
 
-// Some rows at a time in memory that stays in the first cache, then all at once to where they belong: groups of outputs
-// would fetch and write every line of the caller's memory in pieces.
+// Past the caches: a line written whole need not be fetched first, and whoever reads a megabyte of outputs begins with
+// those that have left them.
+void stream(float* to, const float* from, int64_t n) {
+#if defined(__x86_64__)
+    int64_t i = 0;
+    for (; i < n && (reinterpret_cast<uintptr_t>(to + i) & 15); ++i) to[i] = from[i];
+    for (; i + 4 <= n; i += 4) _mm_stream_ps(to + i, _mm_loadu_ps(from + i));
+    for (; i < n; ++i) to[i] = from[i];
+#else
+    std::memcpy(to, from, sizeof(float) * static_cast<size_t>(n));
+#endif
+}
+
+// Some rows at a time in memory that stays in the first cache, then in order to where they belong: groups of outputs
+// would fetch and write every line of the caller's memory in pieces, and rows that are no whole lines share them.
 void scan_staged(const Kernels& k, const Sink& s, Span span, const uint8_t* codes, Ahead* ahead) {
-    const int step = s.m <= kStagedWidth / 2 ? 2 * kBlock : kBlock, units = ahead ? ahead->units : 0;
-    const size_t row_bytes = static_cast<size_t>(s.m) * sizeof(float);
+    const int units = ahead ? ahead->units : 0;
     Sink near = s;
-    near.out = row_scratch.take(static_cast<size_t>(step) * row_bytes);
-    for (int r = 0; r < span.rows; r += step) {
-        const int rows = span.rows - r < step ? span.rows - r : step;
+    near.out = row_scratch.take(sizeof(float) * static_cast<size_t>(kStagedRows) * static_cast<size_t>(s.m));
+    for (int r = 0; r < span.rows; r += kStagedRows) {
+        const int rows = span.rows - r < kStagedRows ? span.rows - r : kStagedRows;
         if (ahead) ahead->units = static_cast<int>(static_cast<int64_t>(units) * (r + rows) / span.rows);
         scan_whole(k, near, {0, rows, rows}, codes + r / kBlock * code_bytes(s.codebooks), ahead);
-        std::memcpy(static_cast<float*>(s.out) + (span.row + r) * s.stride, near.out, static_cast<size_t>(rows) * row_bytes);
+        stream(static_cast<float*>(s.out) + (span.row + r) * s.stride, static_cast<const float*>(near.out),
+               static_cast<int64_t>(rows) * s.m);
     }
+#if defined(__x86_64__)
+    _mm_sfence();  // such stores keep no order with those that tell others of the end
+#endif
 }
 
 void scan_span(const Kernels& k, const Sink& s, Span span, const uint8_t* codes, Ahead* ahead = nullptr) {
     if (span.valid < span.rows) return k.scan ? scan_rest(k, s, span, codes) : scan_tiles(k, s, span, codes, ahead);
-    if (s.staged && !s.own) return scan_staged(k, s, span, codes, ahead);
+    if (s.staged && !k.scan) return scan_staged(k, s, span, codes, ahead);
     scan_whole(k, s, span, codes, ahead);
 }
 
