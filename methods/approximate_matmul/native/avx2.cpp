@@ -15,27 +15,55 @@ namespace {
 AVX2_INLINE __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 AVX2_INLINE void store(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 
-// The tree is walked with n = -i (a compare yields -1): n <- 2 n + mask needs no extra negation. A level's thresholds
-// stand at (-i) & 7, the bits that the float permute reads.
+// The tree is walked with n = -i (a compare yields -1): n <- 2 n + mask needs no extra negation. Four thresholds of a
+// level stand at (-i) & 3 of both lanes, the bits that the permute inside lanes reads; the last level's two fours are
+// told apart by the first compare. (One permute across lanes would do, at twice the instructions' price on a Zen.)
 void own_thresholds(const float* heap, int codebooks, float* own) {
     for (int c = 0; c < codebooks; ++c)
         for (int t = 0; t < 4; ++t)
             for (int p = 0; p < 8; ++p) {
-                const int i = (8 - p) & 7;
-                own[32 * c + 8 * t + p] = t == 0 ? heap[kNodes * c] : i < (1 << t) ? heap[kNodes * c + (1 << t) - 1 + i] : 0.0f;
+                const int i = t == 0 ? 0 : ((4 - p) & 3) + (t == 3 ? p & 4 : 0);
+                own[32 * c + 8 * t + p] = i < (1 << t) ? heap[kNodes * c + (1 << t) - 1 + i] : 0.0f;
             }
 }
 
-AVX2_INLINE __m256i walk8(const float* x0, const float* x1, const float* x2, const float* x3, const float* v) {
-    __m256i n = _mm256_castps_si256(_mm256_cmp_ps(_mm256_loadu_ps(x0), _mm256_loadu_ps(v), _CMP_GE_OQ));
-    const float* const x[3] = {x1, x2, x3};
-#pragma GCC unroll 3
-    for (int t = 0; t < 3; ++t) {
-        const __m256 node = _mm256_permutevar8x32_ps(_mm256_loadu_ps(v + 8 * (t + 1)), n);
-        const __m256i bit = _mm256_castps_si256(_mm256_cmp_ps(_mm256_loadu_ps(x[t]), node, _CMP_GE_OQ));
-        n = _mm256_add_epi32(_mm256_add_epi32(n, n), bit);
+struct Thresholds {
+    __m256 first, second, third, low, high;
+};
+
+AVX2_INLINE Thresholds thresholds_of(const float* v) {
+    return {_mm256_loadu_ps(v), _mm256_loadu_ps(v + 8), _mm256_loadu_ps(v + 16),
+            _mm256_broadcast_ps(reinterpret_cast<const __m128*>(v + 24)),
+            _mm256_broadcast_ps(reinterpret_cast<const __m128*>(v + 28))};
+}
+
+AVX2_INLINE __m256i at_least(const float* x, __m256 v) {
+    return _mm256_castps_si256(_mm256_cmp_ps(v, _mm256_loadu_ps(x), _CMP_LE_OQ));
+}
+
+AVX2_INLINE __m256i twice_and(__m256i n, __m256i bit) { return _mm256_add_epi32(_mm256_add_epi32(n, n), bit); }
+
+AVX2_INLINE __m256i bytes(const __m256i* n) {
+    return _mm256_packs_epi16(_mm256_packs_epi32(n[0], n[1]), _mm256_packs_epi32(n[2], n[3]));
+}
+
+// 32 rows, level by level: four independent chains side by side, which a scheduler of some sixty entries would not find
+// one after the other.
+AVX2_INLINE __m256i walk32(const float* x0, const float* x1, const float* x2, const float* x3, const Thresholds& v) {
+    __m256i top[4], n[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) top[i] = at_least(x0 + 8 * i, v.first);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) n[i] = twice_and(top[i], at_least(x1 + 8 * i, _mm256_permutevar_ps(v.second, top[i])));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) n[i] = twice_and(n[i], at_least(x2 + 8 * i, _mm256_permutevar_ps(v.third, n[i])));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        const __m256 low = _mm256_permutevar_ps(v.low, n[i]), high = _mm256_permutevar_ps(v.high, n[i]);
+        top[i] = at_least(x3 + 8 * i, _mm256_blendv_ps(low, high, _mm256_castsi256_ps(top[i])));
     }
-    return n;
+    const __m256i three = bytes(n), last = bytes(top);
+    return _mm256_add_epi8(_mm256_add_epi8(three, three), last);
 }
 
 AVX2 void encode(Columns a, const int32_t* columns, const float* own, int codebooks, int rows, uint8_t* codes) {
@@ -51,14 +79,10 @@ AVX2 void encode(Columns a, const int32_t* columns, const float* own, int codebo
         const float* x1 = a.base + columns[4 * c + 1] * a.stride;
         const float* x2 = a.base + columns[4 * c + 2] * a.stride;
         const float* x3 = a.base + columns[4 * c + 3] * a.stride;
-        const float* v = own + 32 * c;
+        const Thresholds v = thresholds_of(own + 32 * c);
         for (int r = 0; r < rows; r += 32, to += step) {
-            const __m256i n0 = walk8(x0 + r, x1 + r, x2 + r, x3 + r, v);
-            const __m256i n1 = walk8(x0 + r + 8, x1 + r + 8, x2 + r + 8, x3 + r + 8, v);
-            const __m256i n2 = walk8(x0 + r + 16, x1 + r + 16, x2 + r + 16, x3 + r + 16, v);
-            const __m256i n3 = walk8(x0 + r + 24, x1 + r + 24, x2 + r + 24, x3 + r + 24, v);
-            const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(n0, n1), _mm256_packs_epi32(n2, n3));
-            store(to, _mm256_abs_epi8(_mm256_permutevar8x32_epi32(bytes, order)));
+            const __m256i mixed = walk32(x0 + r, x1 + r, x2 + r, x3 + r, v);
+            store(to, _mm256_abs_epi8(_mm256_permutevar8x32_epi32(mixed, order)));
         }
     }
 }

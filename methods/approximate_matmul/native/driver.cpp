@@ -24,6 +24,7 @@ enum Error {
 };
 
 constexpr int kChunk = 256;            // rows; codes of 64 codebooks and the tables of 8 outputs then fit a 32 KiB L1
+constexpr int kEncoded = 1024;         // the same where nothing is looked up
 constexpr int kCodeBytes = 16 * 1024;  // fewer rows when codes would take more
 constexpr int kMaxTrees = 1 << 15;
 constexpr int kMaxUpcast = 128;
@@ -62,10 +63,16 @@ const Kernels* kernels(int level, int aggregation) {
     return &scalar_kernels();
 }
 
-int chunk_rows(int codebooks) {
-    int rows = kChunk;
+int chunk_rows(int codebooks, int rows = kChunk) {
     while (rows > 64 && static_cast<int64_t>(padded(codebooks)) * rows > kCodeBytes) rows /= 2;
     return rows;
+}
+
+// Codes alone: a column's longer runs are what the processor's own fetching is made for, if every thread gets a few.
+int encoded_rows(int codebooks, int64_t n, int threads) {
+    int rows = kEncoded;
+    while (rows > kChunk && n < 4 * static_cast<int64_t>(threads) * rows) rows /= 2;
+    return chunk_rows(codebooks, rows);
 }
 
 // What only a measurement can judge; amm_set_habits switches it.
@@ -315,7 +322,7 @@ int amm_encode(int level, const float* a, int64_t n, int64_t d, int64_t row_stri
     const int pairs = (codebooks + 1) / 2;
     if (packed_bytes < (n + kBlock - 1) / kBlock * pairs * kBlock) return kBuffer;
     if (!prepare_source(*k, s, d, thresholds)) return kColumn;
-    const int rows = chunk_rows(codebooks);
+    const int rows = encoded_rows(codebooks, n, threads > 1 ? threads : 1);
     const int64_t far = static_cast<int64_t>(rows) * (threads > 1 ? threads : 1);
     return each(Spans(n, rows), threads, [&](Span span, int64_t) {
         uint8_t* codes = codes_for(codebooks, rows);
