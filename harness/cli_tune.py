@@ -86,12 +86,16 @@ def tune(
     for name, found in made.found.items():
         for k, value in best_of(found.objectives).items():
             print(f"{name}: best of {k} trials: {value:.3g} expected ({MEANING[chosen]})")
+        for option, side in spaces.edges(ranges[name], found.best or {}).items():
+            print(f"{name}: the best {option} is at the {side} edge of what was tried: --space may be too narrow")
         print(recipe_block(name, workload, found, chosen))
     print(f"{made.result.runs} runs in {made.result.elapsed_s:.0f} s: {made.result.path}")
     print(f"logs: {next(iter(made.found.values())).log.parent}")
 
 
 def _told(found: Tuned, space: Space) -> dict[str, Any]:
+    from harness.measure.training.space import edges
+
     curve = best_of(found.objectives)
     return {
         "log": str(found.log.resolve()),
@@ -99,6 +103,7 @@ def _told(found: Tuned, space: Space) -> dict[str, Any]:
         "objective": found.objective,
         "trials": found.trials,
         "space": space,
+        "at_edge": edges(space, found.best or {}),
         "best_of": {str(k): v for k, v in curve.items()},
     }
 

@@ -68,3 +68,30 @@ def _entry(name: str, entry: dict[str, Any], base: Any) -> dict[str, Any]:
 def decades(entry: Mapping[str, Any]) -> float | None:
     """Width of a log range in decades."""
     return math.log10(entry["high"] / entry["low"]) if entry.get("log") else None
+
+
+def edges(space: Mapping[str, Mapping[str, Any]], best: Mapping[str, Any]) -> dict[str, str]:
+    """Names whose best value stands at the ``lower`` or ``upper`` edge of what was tried: the optimum may lie beyond.
+
+    Listed numbers: the least or largest of at least three. Ranges: within a twentieth of their width from an end.
+    """
+    found = {}
+    for name, entry in space.items():
+        place = _place(entry, best.get(name))
+        if place is not None and not 0.05 < place < 0.95:
+            found[name] = "lower" if place < 0.5 else "upper"
+    return found
+
+
+def _place(entry: Mapping[str, Any], value: Any) -> float | None:
+    """Where a value stands between the ends, 0 to 1; None where there are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if "values" not in entry:
+        scale = math.log if entry["log"] else float
+        low, high = scale(entry["low"]), scale(entry["high"])
+        return (scale(value) - low) / (high - low)
+    numbers = sorted(v for v in entry["values"] if isinstance(v, int | float) and not isinstance(v, bool))
+    if len(numbers) < 3 or len(numbers) < len(entry["values"]):
+        return None
+    return numbers.index(value) / (len(numbers) - 1) if value in numbers else None

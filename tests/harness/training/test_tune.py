@@ -157,3 +157,18 @@ def test_several_methods_side_by_side_get_a_whole_grid_each(toys, tmp_path):
     # Asked again, nothing is left to do.
     again = tune(plan(*names, hyper=(), side_by_side=2), dict.fromkeys(names, grid), 9, tmp_path, "test", goal="final")
     assert again.result.runs == 0
+
+
+def test_a_best_value_at_the_edge_is_told():
+    space = {
+        "lr": {"low": 1e-3, "high": 1.0, "log": True},
+        "decay": {"low": 0.0, "high": 1.0, "log": False},
+        "epochs": {"values": [4.0, 2.0, 1.0]},
+        "warmup": {"values": [0.0, 0.1]},
+        "mode": {"values": ["a", "b", "c"]},
+    }
+    inside = {"lr": 0.03, "decay": 0.5, "epochs": 2.0, "warmup": 0.1, "mode": "c"}
+    assert spaces.edges(space, inside) == {}
+    assert spaces.edges(space, {**inside, "lr": 0.9, "epochs": 1.0}) == {"lr": "upper", "epochs": "lower"}
+    assert spaces.edges(space, {**inside, "lr": 1.2e-3, "decay": 0.99}) == {"lr": "lower", "decay": "upper"}
+    assert spaces.edges(space, {}) == {}
