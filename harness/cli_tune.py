@@ -124,9 +124,10 @@ def recipe_block(method: str, workload: str, found: Tuned, goal: Goal = "target"
         return "no trial gave a value"
     lines = [f'["{method}"]', *(f"{name} = {_toml(value)}" for name, value in found.best.items())]
     reached = f"{100 * found.objective:.0f} % of the budget to the target" if found.objective <= 1 else "target missed"
+    command = f"speedclaim tune {workload} {method}"
     if goal == "final":
-        reached = f"last value's distance from the best possible {found.objective:.4g}"
-    lines.append(f'evidence = "speedclaim tune {workload} {method}: best of {found.trials} trials, {reached}"')
+        reached, command = f"{MEANING[goal]}: {found.objective:.4g}", f"{command} --goal final"
+    lines.append(f'evidence = "{command}: best of {found.trials} trials, {reached}"')
     lines.append(f"trials = {found.trials}")
     return "\n".join(lines)
 

@@ -170,9 +170,10 @@ def _study(part: Part, arm: Arm, space: Space, trials: int, out: Path, goal: Goa
         study.tell(old.number, state=optuna.trial.TrialState.FAIL)
         study.enqueue_trial(old.params)
     if grid is not None and whole:
-        trials = len(grid)
         for values in grid:
             study.enqueue_trial(values, skip_if_exists=True)
+        # Trials of an earlier, smaller search may have met some values twice: what is left of the grid comes on top.
+        trials = finished + len(study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.WAITING]))
     return Study(arm=arm, space=space, trials=trials, log=log, study=study)
 
 

@@ -172,3 +172,12 @@ def test_a_best_value_at_the_edge_is_told():
     assert spaces.edges(space, {**inside, "lr": 0.9, "epochs": 1.0}) == {"lr": "upper", "epochs": "lower"}
     assert spaces.edges(space, {**inside, "lr": 1.2e-3, "decay": 0.99}) == {"lr": "lower", "decay": "upper"}
     assert spaces.edges(space, {}) == {}
+
+
+def test_a_grid_is_completed_whatever_a_smaller_search_has_tried(toys, tmp_path):
+    pytest.importorskip("optuna")
+    grid = {"training.toy-sgd": {"lr": {"values": [0.03, 0.1, 0.3]}, "epochs": {"values": [2.0]}}}
+    tune(plan(hyper=()), grid, 2, tmp_path, "test")
+    tune(plan(hyper=()), grid, 3, tmp_path, "test")
+    runs = read_runs(tmp_path).drop_duplicates("run")
+    assert {d["hyper"]["lr"] for d in runs["detail"]} == {0.03, 0.1, 0.3}
