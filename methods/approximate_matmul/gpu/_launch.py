@@ -208,6 +208,41 @@ def fused(
     return _product(a, prepared, dtype, kind, False, True, config)
 
 
+def padded_sides(outputs: int, depth: int) -> tuple[int, int]:
+    """Sides of the tables of a one-hot product, [M', 16 C'], filled with zeros behind [M, 16 C]."""
+    return _up(outputs, _PAD_OUTPUTS), _up(depth, _PAD_DEPTH)
+
+
+def onehot_of(codes: Tensor, table: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """[N, M] float32 from tables that change with every call, as in training; no arrays are prepared.
+
+    Args:
+        codes: [N, C] uint8.
+        table: int8 entries less 128, of the sides that :func:`padded_sides` gives.
+        scale: [M] float32.
+        offset: [M] float32.
+    """
+    outputs, books = len(scale), codes.shape[1]
+    y = torch.empty(len(codes), outputs, dtype=torch.float32, device=codes.device)
+
+    def build() -> Launch:
+        chosen = configs.onehot(len(y), outputs, "int8", False)
+        programs = triton.cdiv(len(y), chosen.bm) * triton.cdiv(outputs, chosen.bn)
+        integers = (*y.shape, books, table.stride(0), 0, *codes.stride(), y.stride(0))
+        meta = {
+            "FUSED": False, "PACKED": False, "SHIFT": 128, "SPLIT": False, "RAW": False,
+            "BM": chosen.bm, "BN": chosen.bn, "BC": chosen.bc, "GROUP": chosen.group,
+        } | _options(chosen)  # fmt: skip
+        return Launch(kernels.onehot_kernel, programs, integers, meta)
+
+    if len(y):
+        key = ("amm onehot of", form(codes), form(table), form(scale), form(offset), form(y))
+        with _on(codes):
+            # The kernel reads neither columns nor thresholds.
+            get(key, build)((codes, codes, codes, table, scale, offset, y))
+    return y
+
+
 def _product(
     source: Tensor, prepared: Prepared, dtype: torch.dtype, kind: Kind, packed: bool, fuse: bool, config: Config | None
 ) -> Tensor:

@@ -1,4 +1,4 @@
-"""Triton kernels of the trainable tree: hard codes, and gradients of its soft twin in one pass over the leaves.
+"""Triton kernels of the trainable look-up: codes, and gradients in one pass over the leaves and of the tables.
 
 A tile is (rows, codebooks) with codebooks innermost, so that neighbouring threads read neighbouring words. The tree of
 four levels is a tree of two levels whose leaves are trees of two levels: three nodes at a time fit in registers.
@@ -181,3 +181,39 @@ def gradient_kernel(
 @triton.jit
 def _sum(OUT: tl.tensor, values: tl.tensor, width: tl.tensor, inside: tl.tensor) -> None:
     tl.store(OUT, -tl.sum(values / width, 0), mask=inside)
+
+
+@triton.jit
+def table_kernel(
+    CODES: tl.tensor,
+    DY: tl.tensor,
+    OUT: tl.tensor,
+    n: tl.tensor,
+    codebooks: tl.tensor,
+    m: tl.tensor,
+    share: tl.tensor,
+    PRECISION: tl.constexpr,
+    BR: tl.constexpr,
+    BC: tl.constexpr,
+    BN: tl.constexpr,
+) -> None:
+    """OUT [programs, C, 16, M], sums of DY [R, M] by code over ``share`` rows a program; CODES [R, C] uint8.
+
+    A product with one-hot rows that exist in registers only.
+    """
+    books = tl.program_id(0) * BC + tl.arange(0, BC)
+    cols = tl.program_id(1) * BN + tl.arange(0, BN)
+    begin = tl.program_id(2).to(tl.int64) * share
+    leaves = tl.arange(0, 16)
+    total = tl.zeros((16 * BC, BN), tl.float32)
+    for start in range(begin, tl.minimum(begin + share, n), BR):
+        rows = start + tl.arange(0, BR)
+        inside = rows < n
+        both = (books < codebooks)[:, None] & inside[None, :]
+        code = tl.load(CODES + rows[None, :] * codebooks + books[:, None], mask=both, other=16).to(tl.int32)
+        hot = tl.reshape((code[:, None, :] == leaves[None, :, None]).to(tl.float32), (16 * BC, BR))
+        dy = tl.load(DY + rows[:, None] * m + cols[None, :], mask=inside[:, None] & (cols < m)[None, :], other=0.0)
+        total = tl.dot(hot, dy, total, input_precision=PRECISION)
+    entries = tl.program_id(0) * 16 * BC + tl.arange(0, 16 * BC)
+    out = OUT + tl.program_id(2).to(tl.int64) * 16 * codebooks * m + entries[:, None] * m + cols[None, :]
+    tl.store(out, total, mask=(entries < 16 * codebooks)[:, None] & (cols < m)[None, :])

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from methods.approximate_matmul.learned import window_kernels
+
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
@@ -89,6 +91,9 @@ class _Split(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, columns: Tensor, shape: Geometry) -> Tensor:
         ctx.save_for_backward(columns)
         ctx.shape, ctx.size = shape, x.shape
+        ctx.channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        if window_kernels.usable(x):
+            return window_kernels.gather(x, columns, shape)
         picked = shape._views(x).permute(0, 4, 5, 1, 2, 3)[:, :, :, *shape._places(columns)]
         return picked.flatten(0, 2)
 
@@ -96,6 +101,8 @@ class _Split(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (columns,) = ctx.saved_tensors
         shape, (images, channels, *side) = ctx.shape, ctx.size
+        if window_kernels.usable(grads[0]):
+            return window_kernels.scatter(grads[0], columns, ctx.size, ctx.channels_last, shape), None, None
         by_column = grads[0].view(images, -1, len(columns)).transpose(1, 2)
         windows = by_column.new_zeros(images, channels * shape.kernel[0] * shape.kernel[1], by_column.shape[2])
         windows.index_add_(1, columns, by_column)

@@ -22,8 +22,8 @@ from torch.nn import functional
 from methods.approximate_matmul.learned import tree_kernels
 from methods.approximate_matmul.tree import DEPTH, LEAVES
 
-#: Elements of the leaf probabilities that the backward pass keeps at a time (128 MiB in float32).
-_CHUNK = 2**25
+#: Elements of the leaf probabilities that the backward pass keeps at a time (256 MiB in float32).
+_CHUNK = 2**26
 #: The same on a CPU, where larger chunks leave its caches.
 _CPU_CHUNK = 2**20
 
@@ -129,6 +129,8 @@ class _LookupProduct(torch.autograd.Function):
         if bits is None:
             return look_up(codes, tables)
         q, scale, offset, _ = quantise(tables, bits)
+        if tree_kernels.usable(x):
+            return tree_kernels.sums(codes, q, scale, offset)
         return look_up(codes, q) * scale + offset
 
     @staticmethod
@@ -142,23 +144,32 @@ class _LookupProduct(torch.autograd.Function):
         by_leaf = used.transpose(0, 1).flatten(0, 1).T
         into_x = torch.empty_like(x) if wants_x else None
         into_v = torch.zeros_like(thresholds) if wants_v else None
-        into_t = torch.zeros_like(tables.flatten(0, 1)) if wants_t else None
+        into_t = torch.zeros_like(tables) if wants_t else None
+        kernels = tree_kernels.usable(x)
+        through = tree_kernels.gradients if kernels else _through_tree
         with torch.autocast(x.device.type, enabled=False):
+            whole = grads[0].to(tables.dtype)
+            if wants_t and kernels:
+                into_t = tree_kernels.table_gradient(codes, whole)
             for rows in _blocks(x):
-                dy = grads[0][rows].to(tables.dtype)
-                if into_t is not None:
-                    onehot = dy.new_zeros((*codes[rows].shape, LEAVES))
-                    onehot.scatter_(2, codes[rows].long()[..., None], 1)
-                    into_t += onehot.flatten(1).T @ dy
+                dy = whole[rows]
+                if into_t is not None and not kernels:
+                    into_t += _into_tables(codes[rows], dy)
                 if wants_x or wants_v:
                     dp = (dy @ by_leaf).view(-1, LEAVES, x.shape[1])
-                    through = tree_kernels.gradients if tree_kernels.usable(x) else _through_tree
                     dx, dv = through(x[rows], thresholds, widths, dp)
                     if into_x is not None:
                         into_x[rows] = dx
                     if into_v is not None:
                         into_v += dv
-        return into_x, into_v, None, None if into_t is None else into_t.view_as(tables), None
+        return into_x, into_v, None, into_t, None
+
+
+def _into_tables(codes: Tensor, dy: Tensor) -> Tensor:
+    """(C, 16, M) sums of dy (R, M) by code (R, C)."""
+    onehot = dy.new_zeros((*codes.shape, LEAVES))
+    onehot.scatter_(2, codes.long()[..., None], 1)
+    return (onehot.flatten(1).T @ dy).view(codes.shape[1], LEAVES, -1)
 
 
 def _through_tree(x: Tensor, thresholds: Tensor, widths: Tensor, dp: Tensor) -> tuple[Tensor, Tensor]:

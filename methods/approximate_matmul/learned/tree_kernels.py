@@ -1,4 +1,4 @@
-"""Launching the trainable tree's kernels on CUDA tensors, where Triton is installed."""
+"""Launching the trainable look-up's kernels on CUDA tensors, where Triton is installed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 #: Elements of a tile: what a thread holds of some sixty values each stays in registers.
 _TILE = 256
 #: Programs over the rows: enough for every multiprocessor, few enough that their sums cost nothing.
 _PROGRAMS = 1024
+#: Tile of the tables' gradient, (rows, codebooks, outputs), and programs of it that fill a GPU.
+_ROWS, _BOOKS, _OUTPUTS = 32, 8, 128
+_FILL = 264
+#: Bytes of the tables are stored less this, as int8.
+_SHIFT = 128
 
 
 @functools.cache
@@ -72,3 +78,37 @@ def gradients(x: Tensor, thresholds: Tensor, widths: Tensor, by_leaf: Tensor) ->
         BC=wide,
     )
     return into_x, partial.sum(0).T
+
+
+def sums(codes: Tensor, q: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """(R, M) float32 ``(sum_c q[c, code_c]) scale + offset`` by one-hot products with bytes, whose sums are exact.
+
+    Args:
+        codes: (R, C) uint8.
+        q: (C, 16, M) float32 integers of 0 to 255.
+        scale: (M,) float32.
+        offset: (M,) float32.
+    """
+    products = importlib.import_module("methods.approximate_matmul.gpu._launch")
+    _, _, outputs = q.shape
+    flat = (q.flatten(0, 1).T - _SHIFT).to(torch.int8)
+    high, wide = products.padded_sides(*flat.shape)
+    table = functional.pad(flat, (0, wide - flat.shape[1], 0, high - outputs))
+    made: Tensor = products.onehot_of(codes, table, scale, offset)
+    return made
+
+
+def table_gradient(codes: Tensor, dy: Tensor) -> Tensor:
+    """(C, 16, M) sums of ``dy`` (R, M) float32 by code (R, C); in TF32 where torch's products are."""
+    (rows, books), outputs = codes.shape, dy.shape[1]
+    across = min(_OUTPUTS, max(16, 1 << max(outputs - 1, 0).bit_length()))
+    grid = (-(-books // _BOOKS), -(-outputs // across))
+    programs = max(min(-(-_FILL // (grid[0] * grid[1])), -(-rows // _ROWS)), 1)
+    share = -(-rows // (programs * _ROWS)) * _ROWS
+    partial = torch.empty(programs, books, 16, outputs, dtype=torch.float32, device=dy.device)
+    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    _kernels().table_kernel[*grid, programs](
+        codes, dy.contiguous(), partial, rows, books, outputs, share, precision,
+        BR=_ROWS, BC=_BOOKS, BN=across, num_warps=8,
+    )  # fmt: skip
+    return partial.sum(0)

@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton", reason="needs triton")
 
-from methods.approximate_matmul.learned import soft, tree_kernels
+from methods.approximate_matmul.learned import MaddnessConv2d, soft, tree_kernels
 
 FILE = Path(__file__).with_name("interpreted_tree.py")
 ROOT = Path(__file__).resolve().parents[3]
@@ -45,3 +45,35 @@ def test_a_product_on_a_gpu_has_the_codes_and_gradients_of_float64(rows, books, 
     for one, exact in zip(*found, strict=True):
         assert torch.isfinite(one).all()
         assert (one.double() - exact).abs().max() < 1e-4 * exact.abs().max()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize(("rows", "books", "outer"), [(1, 1, 1), (37, 65, 5), (5000, 64, 128), (3000, 257, 300)])
+def test_integer_sums_on_a_gpu_have_the_bits_of_the_eager_operations(rows, books, outer):
+    draws = torch.Generator().manual_seed(rows)
+    codes = torch.randint(16, (rows, books), generator=draws, dtype=torch.uint8)
+    q = torch.randint(256, (books, 16, outer), generator=draws).float()
+    scale, offset = torch.rand(outer, generator=draws), torch.randn(outer, generator=draws)
+    found = tree_kernels.sums(codes.cuda(), q.cuda(), scale.cuda(), offset.cuda()).cpu()
+    assert torch.equal(found, soft.look_up(codes, q) * scale + offset)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_a_convolution_on_a_gpu_has_the_output_and_gradients_of_a_cpu(form):
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(24, 40, 3, stride=2, padding=1)
+    image = torch.randn(6, 24, 15, 18)
+    layer = MaddnessConv2d.from_conv(conv, image, lut_bits=8)
+    found = []
+    for place in ("cpu", "cuda"):
+        here = image.to(place, memory_format=form).requires_grad_()
+        layer.to(place).zero_grad()
+        y = layer(here)
+        y.backward(torch.linspace(-1, 1, y.numel()).view(y.shape).to(place))
+        found.append([y, here.grad, layer.thresholds.grad, layer.tables.grad])
+    for cpu, gpu in zip(*found, strict=True):
+        # A table's last bits decide its bytes, so a byte may differ by one.
+        assert (gpu.cpu() - cpu).abs().max() < 2e-3 * cpu.abs().max()
