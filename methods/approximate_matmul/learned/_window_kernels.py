@@ -56,8 +56,7 @@ def gather_kernel(
 @triton.jit
 def scatter_kernel(
     G: tl.tensor,
-    ORDER: tl.tensor,
-    COLUMNS: tl.tensor,
+    BY_CHANNEL: tl.tensor,
     FIRST: tl.tensor,
     DX: tl.tensor,
     pixels: tl.tensor,
@@ -84,26 +83,28 @@ def scatter_kernel(
 ) -> None:
     """DX at (image, i, j), a pixel, and channel: the sum of G [R, U] over the windows that read it.
 
-    ORDER [U] lists the used columns by channel, those of channel k at FIRST[k] to FIRST[k + 1].
+    BY_CHANNEL [U] lists the used columns as u TAPS + tap, those of channel k at FIRST[k] to FIRST[k + 1].
     """
     pixel = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
     known = channel < channels
-    first = tl.load(FIRST + channel, mask=known, other=0)
-    count = tl.load(FIRST + channel + 1, mask=known, other=0) - first
+    first = tl.load(FIRST + channel, mask=known, other=0).to(tl.int32)
+    after = tl.load(FIRST + channel + 1, mask=known, other=0).to(tl.int32)
     image = pixel // (high * wide)
     i = pixel % (high * wide) // wide
     j = pixel % wide
     total = tl.zeros((BR, BC), tl.float32)
-    for n in range(tl.max(count, 0)):
-        more = known & (n < count)
-        u = tl.load(ORDER + first + n, mask=more, other=0)
-        tap = tl.load(COLUMNS + u, mask=more, other=0) % TAPS
+    for n in range(tl.max(after - first, 0)):
+        place = first + n
+        more = place < after
+        # Never masked: Triton 3.6 fails to compile a masked load of one axis here.
+        packed = tl.load(BY_CHANNEL + tl.minimum(place, used - 1))
+        tap = packed % TAPS
         up = (i + PH)[:, None] - (tap // KW * DH)[None, :]
         left = (j + PW)[:, None] - (tap % KW * DW)[None, :]
         real = (pixel < pixels)[:, None] & more[None, :] & (up >= 0) & (left >= 0)
         real = real & (up % SH == 0) & (left % SW == 0) & (up // SH < out_high) & (left // SW < out_wide)
         row = (image[:, None] * out_high + up // SH) * out_wide + left // SW
-        total += tl.load(G + row * used + u[None, :], mask=real, other=0.0).to(tl.float32)
+        total += tl.load(G + row * used + (packed // TAPS)[None, :], mask=real, other=0.0).to(tl.float32)
     at = (image * x_image + i * x_row + j * x_column)[:, None] + (channel * x_channel)[None, :]
     tl.store(DX + at, total.to(DX.dtype.element_ty), mask=(pixel < pixels)[:, None] & known[None, :])

@@ -42,12 +42,14 @@ def scatter(into: Tensor, columns: Tensor, size: torch.Size, channels_last: bool
     form = torch.channels_last if channels_last else torch.contiguous_format
     made = torch.empty(size, dtype=into.dtype, device=into.device, memory_format=form)
     if made.numel():
-        by_channel, order = torch.sort(columns // (shape.kernel[0] * shape.kernel[1]), stable=True)
-        first = torch.searchsorted(by_channel, torch.arange(size[1] + 1, device=columns.device))
+        taps = shape.kernel[0] * shape.kernel[1]
+        channels, order = torch.sort(columns // taps, stable=True)
+        first = torch.searchsorted(channels, torch.arange(size[1] + 1, device=columns.device))
+        by_channel = order * taps + columns[order] % taps
         pixels = size[0] * size[2] * size[3]
         tall, across = _tile(size[1])
         _kernels().scatter_kernel[-(-pixels // tall), -(-size[1] // across)](
-            into.contiguous(), order, columns, first, made, pixels, size[1], len(columns), *size[2:],
+            into.contiguous(), by_channel, first, made, pixels, size[1], len(columns), *size[2:],
             *shape.sides(made), *made.stride(), **_constants(shape), BR=tall, BC=across,
         )  # fmt: skip
     return made
