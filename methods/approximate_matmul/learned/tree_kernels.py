@@ -91,7 +91,7 @@ def sums(codes: Tensor, q: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     """
     products = importlib.import_module("methods.approximate_matmul.gpu._launch")
     _, _, outputs = q.shape
-    flat = (q.flatten(0, 1).T - _SHIFT).to(torch.int8)
+    flat = (q.flatten(0, 1) - _SHIFT).to(torch.int8).T.contiguous()
     high, wide = products.padded_sides(*flat.shape)
     table = functional.pad(flat, (0, wide - flat.shape[1], 0, high - outputs))
     made: Tensor = products.onehot_of(codes, table, scale, offset)

@@ -23,7 +23,7 @@ for rows, books in ((1, 1), (5, 3), (37, 65), (300, 16), (2100, 2)):
     exact_x, exact_v = soft._through_tree(x.double(), thresholds.double(), widths.double(), by_leaf.double())
     assert (into_x - exact_x).abs().max() < 1e-5 * exact_x.abs().max(), (rows, books)
     assert (into_v - exact_v).abs().max() < 1e-5 * exact_v.abs().max(), (rows, books)
-for rows, books, outer in ((1, 1, 1), (37, 9, 5), (70, 16, 130), (300, 3, 17), (100, 40, 24)):
+for rows, books, outer in ((1, 1, 1), (37, 9, 5), (70, 16, 130), (300, 3, 17), (100, 40, 24), (5, 16, 256)):
     codes = torch.randint(16, (rows, books), generator=generator, dtype=torch.uint8)
     dy = torch.randn(rows, outer, generator=generator)
     found, exact = tree_kernels.table_gradient(codes, dy), soft._into_tables(codes, dy.double())
