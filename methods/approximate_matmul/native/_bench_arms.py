@@ -124,7 +124,7 @@ def native_arms(a: torch.Tensor, m: int, codebooks: int, level: str | None = Non
 def level_rates(level: str, n: int, d: int, m: int, codebooks: int, seconds: float) -> dict[str, Any]:
     """Rates of one level, every arm on its own with its data as warm as the caches allow.
 
-    Encoding is also timed where all that it reads fits a second-level cache ("encode near").
+    Encoding is also timed on 2 MiB of columns ("encode near"), which the caches nearest to a core hold or nearly so.
     """
     generator = torch.Generator().manual_seed(0)
     arms = native_arms(torch.randn(n, d, generator=generator), m, codebooks, level)
@@ -148,7 +148,7 @@ def level_rates(level: str, n: int, d: int, m: int, codebooks: int, seconds: flo
 
 
 def _near(level: str, generator: torch.Generator) -> Callable[[], Any]:
-    """The C function itself on few columns: 2 MiB, which current second-level caches hold."""
+    """The C function itself on few columns, 2 MiB: some cores' second-level cache holds them, others' the third."""
     n, d, codebooks = NEAR
     columns, thresholds, _ = parameters(d, 1, codebooks)
     a = torch.randn(d, n, generator=generator)

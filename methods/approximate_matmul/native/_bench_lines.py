@@ -30,7 +30,7 @@ def about(facts: dict[str, Any]) -> list[str]:
 def levels(found: list[dict[str, Any]], ghz: float) -> list[str]:
     """Rates of every level; shares of the bounds where they apply."""
     told = [
-        "rates of one thread, each alone: M codes/s of columns, columns in L2, rows | "
+        "rates of one thread, each alone: M codes/s of columns, of 2 MiB of columns, of rows | "
         "G look-ups/s to u8, u16, u16 by column, f32"
     ]
     for one in found:
