@@ -184,6 +184,13 @@ def _sum(OUT: tl.tensor, values: tl.tensor, width: tl.tensor, inside: tl.tensor)
 
 
 @triton.jit
+def _codes(CODES: tl.tensor, rows: tl.tensor, books: tl.tensor, n: tl.tensor, codebooks: tl.tensor) -> tl.tensor:
+    """[BC, BR] int32 codes; 16, which is none, beyond the last row or codebook."""
+    both = (books < codebooks)[:, None] & (rows < n)[None, :]
+    return tl.load(CODES + rows[None, :] * codebooks + books[:, None], mask=both, other=16).to(tl.int32)
+
+
+@triton.jit
 def table_kernel(
     CODES: tl.tensor,
     DY: tl.tensor,
@@ -206,14 +213,16 @@ def table_kernel(
     begin = tl.program_id(2).to(tl.int64) * share
     leaves = tl.arange(0, 16)
     total = tl.zeros((16 * BC, BN), tl.float32)
+    code = _codes(CODES, begin + tl.arange(0, BR), books, n, codebooks)
     for start in range(begin, tl.minimum(begin + share, n), BR):
         rows = start + tl.arange(0, BR)
         inside = rows < n
-        both = (books < codebooks)[:, None] & inside[None, :]
-        code = tl.load(CODES + rows[None, :] * codebooks + books[:, None], mask=both, other=16).to(tl.int32)
+        # A step ahead: bytes are too narrow for asynchronous copies, so nothing else hides their latency.
+        ahead = _codes(CODES, rows + BR, books, n, codebooks)
         hot = tl.reshape((code[:, None, :] == leaves[None, :, None]).to(tl.float32), (16 * BC, BR))
         dy = tl.load(DY + rows[:, None] * m + cols[None, :], mask=inside[:, None] & (cols < m)[None, :], other=0.0)
         total = tl.dot(hot, dy, total, input_precision=PRECISION)
+        code = ahead
     entries = tl.program_id(0) * 16 * BC + tl.arange(0, 16 * BC)
     out = OUT + tl.program_id(2).to(tl.int64) * 16 * codebooks * m + entries[:, None] * m + cols[None, :]
     tl.store(out, total, mask=(entries < 16 * codebooks)[:, None] & (cols < m)[None, :])

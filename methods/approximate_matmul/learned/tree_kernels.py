@@ -16,7 +16,7 @@ _TILE = 256
 #: Programs over the rows: enough for every multiprocessor, few enough that their sums cost nothing.
 _PROGRAMS = 1024
 #: Tile of the tables' gradient, (rows, codebooks, outputs), and programs of it that fill a GPU.
-_ROWS, _BOOKS, _OUTPUTS = 32, 8, 128
+_ROWS, _BOOKS, _OUTPUTS = 64, 8, 128
 _FILL = 264
 #: Bytes of the tables are stored less this, as int8.
 _SHIFT = 128
@@ -109,6 +109,6 @@ def table_gradient(codes: Tensor, dy: Tensor) -> Tensor:
     precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
     _kernels().table_kernel[*grid, programs](
         codes, dy.contiguous(), partial, rows, books, outputs, share, precision,
-        BR=_ROWS, BC=_BOOKS, BN=across, num_warps=8,
+        BR=_ROWS, BC=_BOOKS, BN=across, num_warps=8, num_stages=2,
     )  # fmt: skip
     return partial.sum(0)

@@ -28,7 +28,7 @@ KINDS = {"CODES": "*u8", "COLUMNS": "*i64", "BY_CHANNEL": "*i64", "FIRST": "*i64
     [
         (trees.codes_kernel, {"BR": 4, "BC": 64}, 4),
         (trees.gradient_kernel, {"BR": 4, "BC": 64}, 4),
-        (trees.table_kernel, {"BR": 32, "BC": 8, "BN": 128, "PRECISION": "tf32"}, 8),
+        (trees.table_kernel, {"BR": 64, "BC": 8, "BN": 128, "PRECISION": "tf32"}, 8),
         (trees.table_kernel, {"BR": 32, "BC": 8, "BN": 16, "PRECISION": "tf32x3"}, 8),
         (windows.gather_kernel, {**SQUARE, "BR": 8, "BU": 128}, 4),
         (windows.gather_kernel, {**WIDE, "BR": 1024, "BU": 1}, 4),
