@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.record.environment import hardware
 from reports import plain
 from reports.cases import Case
 
@@ -38,8 +39,8 @@ ERROR_MARGIN = 1.10
 
 
 def where(files: list[Row]) -> str:
-    """The devices of a report in a few words."""
-    names = list(dict.fromkeys(row["device"] for row in files))
+    """The devices of a report in a few words; several of a kind, or runs that share one, are no device of their own."""
+    names = list(dict.fromkeys(hardware(row["device"]) for row in files))
     if not names:
         return "this machine"
     return " and ".join(names) if len(names) <= 2 else f"{len(names)} devices"

@@ -12,11 +12,12 @@ that of K-FAC under the same layout and N).
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from harness.record.environment import hardware
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,13 +26,6 @@ if TYPE_CHECKING:
 LINEAR = 0.9
 #: What "like" must mean for bytes; FOP keeps one more gradient than K-FAC.
 MEMORY = 1.15
-_LABEL = re.compile(r"^(?P<count>\d+) x (?P<name>.+)$|^(?P<cpu>.+), (?P<many>\d+) processes$")
-
-
-def device(label: str) -> str:
-    """The device without the number of processes."""
-    found = _LABEL.match(label or "")
-    return (found["name"] or found["cpu"]) if found else label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +79,7 @@ def cells(runs: pd.DataFrame) -> list[Cell]:
             continue
         for mode in note["modes"]:
             key = Key(
-                device=device(str(first["device"])),
+                device=hardware(str(first["device"])),
                 workload=str(first["workload"]),
                 method=str(first["method"]),
                 sharding=_layout(first["detail"], note),

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -18,6 +19,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 _SIMD = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vbmi", "avx512_vnni", "avx512_bf16")
 _SIMD_MORE = ("amx_tile", "amx_bf16", "amx_int8", "neon", "asimd", "sve")
+#: What a record of several processes, or of runs side by side, writes around the name of its hardware.
+_SHARED = re.compile(r"^(?:\d+ x )?(?P<name>.+?)(?:, \d+ (?:processes|runs at once))?$")
 
 
 @functools.cache
@@ -185,6 +188,12 @@ def _warnings(load: float | None, cores: int, used: int, gpu: dict[str, Any] | N
     if gpu and gpu.get("other_processes"):
         found.append(f"{gpu['other_processes']} other process(es) computed on {gpu['name']} at the start")
     return found
+
+
+def hardware(label: str) -> str:
+    """The device itself: a record's ``device_name`` without the number of devices, processes or runs at once."""
+    found = _SHARED.match(label)
+    return found["name"] if found else label
 
 
 def identity(environment: dict[str, Any]) -> dict[str, Any]:

@@ -217,3 +217,17 @@ def test_untested_claims_and_dropped_cases_are_grouped_by_reason(record: Any) ->
 
 def test_headlines_of_nothing() -> None:
     assert [card["figure"] for card in sentences.headlines([], [])] == [plain.DASH] * 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([], "this machine"),
+        (["AMD EPYC", "AMD EPYC, 2 runs at once", "AMD EPYC, 4 processes"], "AMD EPYC"),
+        (["2 x NVIDIA H200, 5 runs at once", "NVIDIA H200", "AMD EPYC, 2 runs at once"], "NVIDIA H200 and AMD EPYC"),
+        (["AMD EPYC", "AMD EPYC, 2 runs at once", "NVIDIA H100", "2 x NVIDIA H200"], "3 devices"),
+        (["AMD EPYC (AVX2), 2 cores", "12th Gen Intel i7", "NVIDIA H100"], "3 devices"),
+    ],
+)
+def test_the_overview_counts_hardware_and_not_how_it_was_shared(labels: list[str], said: str) -> None:
+    assert sentences.where([{"device": label} for label in labels]) == said

@@ -110,9 +110,3 @@ def test_a_failed_point_keeps_its_reason():
     assert row.step_s is None
     assert row.reason == "no target"
     assert scaling.findings([row]) == []
-
-
-def test_labels_lose_their_count():
-    assert scaling.device("4 x NVIDIA H200") == "NVIDIA H200"
-    assert scaling.device("AMD EPYC, 2 processes") == "AMD EPYC"
-    assert scaling.device("AMD EPYC") == "AMD EPYC"

@@ -11,6 +11,7 @@ from harness.measure.training.listener import Silent
 from harness.measure.training.plan import TrainRequest, build
 from harness.measure.training.world import World
 from harness.record import store
+from harness.record.environment import hardware
 
 ASKED = TrainRequest(
     workloads=("blobs",),
@@ -42,7 +43,9 @@ def test_they_are_the_same_runs_on_a_device_of_their_own_name(toys, tmp_path, mo
     headers = [store.read_headers(path)[0] for path in (together, alone)]
     assert headers[0]["complete"]
     assert headers[0]["plan"]["side_by_side"] == 3
-    assert headers[0]["environment"]["device_name"] == headers[1]["environment"]["device_name"] + ", 3 runs at once"
+    names = [header["environment"]["device_name"] for header in headers]
+    assert names[0] == names[1] + ", 3 runs at once"
+    assert hardware(names[0]) == names[1]
     measured = read_runs(together)
     assert "stall" not in set(measured["metric"].dropna()), "others disturb what a stall is told from"
     assert "stall" in set(read_runs(alone)["metric"].dropna())
