@@ -1,4 +1,4 @@
-"""The command line ``speedclaim``; every command but ``bench`` takes ``--json``. Training: ``cli_*``.
+"""The command line ``speedclaim``; every command takes ``--json``. Training: ``cli_*``.
 
 Exit codes: 0 done, 1 a checked expectation failed, 2 the user's mistake, 3 inconclusive, 130 interrupted.
 """
@@ -207,10 +207,16 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Measure: gate, interleaved blocks, memory; append every run to OUT/*.jsonl, resuming an unfinished file."""
-    _measure(_request(suite, tier, method, problem, blocks, budget_s, device), out, as_json)
+    told = _measure(_request(suite, tier, method, problem, blocks, budget_s, device), out, as_json, quiet=as_json)
+    if as_json:
+        _print_json(told)
 
 
-def _measure(request: Any, out: Path, as_json: bool) -> Path:
+def _measure(request: Any, out: Path, as_json: bool, quiet: bool) -> dict[str, Any]:
+    """Measure; what was found is printed for people, or returned for the caller to print as JSON.
+
+    ``quiet`` tells no progress on standard error.
+    """
     from harness import terminal
     from harness.measure import executor, progress
     from harness.measure import plan as planning
@@ -220,18 +226,16 @@ def _measure(request: Any, out: Path, as_json: bool) -> Path:
     if not as_json:
         terminal.plan(built.describe(""), brief=True)
     command = "speedclaim " + " ".join(sys.argv[1:])
-    with progress.for_terminal(quiet=as_json) as listener:
+    with progress.for_terminal(quiet=quiet) as listener:
         result = executor.execute(built, out, command, listener)
     frame = store.read_runs(result.path)
     header = store.read_headers(result.path)[0]
     rows = _summary(frame, header)
-    if as_json:
-        _print_json({"file": str(result.path.resolve()), "resumed": result.resumed,
-                     "elapsed_s": round(result.elapsed_s, 1), "rows": rows})  # fmt: skip
-    else:
+    if not as_json:
         terminal.summary(rows, header)
         print(f"{result.runs} runs in {result.elapsed_s:.0f} s: {result.path}")
-    return result.path
+    return {"file": str(result.path.resolve()), "resumed": result.resumed, "elapsed_s": round(result.elapsed_s, 1),
+            "rows": rows}  # fmt: skip
 
 
 def _summary(frame: pd.DataFrame, header: dict[str, Any]) -> list[dict[str, Any]]:
@@ -324,22 +328,33 @@ def bench(
     device: DeviceOption = None,
     out: OutOption = Path("results"),
     html: Annotated[Path, typer.Option("--html", help="Folder of the pages.")] = Path("reports/html"),
+    as_json: Json = False,
 ) -> None:
-    """What ``make bench`` does: measure every suite, judge the claims, render the report."""
+    """What ``make bench`` does: measure every suite, judge the claims, render the report.
+
+    JSON: ``run`` and ``training`` (null when none was done) as ``run`` and ``train`` print them, this machine's
+    ``claims`` and the report's ``index``; progress goes to standard error.
+    """
     from harness import terminal
 
     chosen = tier or ("quick" if quick else "standard")
     budget = budget_s if budget_s is not None else (100.0 if quick else BENCH_S)
     _read_headers(_sources(None, out))  # an unreadable file stops the bench now, not after ten minutes
     own, training = cli_train.bench_budget(budget, device)
-    path = _measure(_request(_heaviest() if quick else None, chosen, None, None, None, own, device), out, as_json=False)
-    cli_train.bench(training, quick, device, out)
+    asked = _request(_heaviest() if quick else None, chosen, None, None, None, own, device)
+    told = _measure(asked, out, as_json, quiet=False)
+    trained = cli_train.bench(training, quick, device, out, as_json)
     frame, headers = _read(_sources(None, out))
     verdicts = _judged(frame, headers)
-    header = next(h for h in headers if Path(h["file"]) == path)
-    terminal.claims(_here(verdicts, header["environment"]), brief=True)
-    page = _render(frame, headers, verdicts, html)
-    print(f"report: {page.resolve()}")
+    header = next(h for h in headers if Path(h["file"]).resolve() == Path(told["file"]))
+    here = _here(verdicts, header["environment"])
+    if not as_json:
+        terminal.claims(here, brief=True)
+    page = _render(frame, headers, verdicts, html).resolve()
+    if as_json:
+        _print_json({"run": told, "training": trained, "claims": here, "index": str(page)})
+    else:
+        print(f"report: {page}")
 
 
 def _heaviest() -> list[str]:

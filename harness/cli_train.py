@@ -97,7 +97,10 @@ def train(
     if request.world.follows:
         follow(request, as_json)
         return
-    path = measure(request, out, as_json)
+    told = measure(request, out, as_json, quiet=as_json)
+    if as_json:
+        _print_json(told)
+    path = Path(told["file"])
     if why := nothing_trained(path):
         print(f"speedclaim: {why} The rows are in {path}.", file=sys.stderr)
         raise typer.Exit(1)
@@ -135,8 +138,11 @@ def follow(request: TrainRequest, as_json: bool) -> None:
         print(f"machine {request.world.node_rank}: done; the record is on machine 0")
 
 
-def measure(request: TrainRequest, out: Path, as_json: bool) -> Path:
-    """Plan, train, print; returns the record's file."""
+def measure(request: TrainRequest, out: Path, as_json: bool, quiet: bool) -> dict[str, Any]:
+    """Plan and train; what was found is printed for people, or returned for the caller to print as JSON.
+
+    ``quiet`` tells no progress on standard error.
+    """
     from harness.measure.training import executor, listener, probe
     from harness.measure.training.plan import build
     from harness.record import store
@@ -146,18 +152,16 @@ def measure(request: TrainRequest, out: Path, as_json: bool) -> Path:
     if not as_json:
         _announce(plan)
     command = "speedclaim " + " ".join(sys.argv[1:])
-    with listener.for_terminal(quiet=as_json) as shown:
+    with listener.for_terminal(quiet=quiet) as shown:
         result = executor.execute(plan, out, command, shown)
     rows = summary(store.read_runs(result.path), plan)
-    if as_json:
-        _print_json({"file": str(result.path.resolve()), "resumed": result.resumed,
-                     "elapsed_s": round(result.elapsed_s, 1), "rows": rows})  # fmt: skip
-    else:
+    if not as_json:
         table(rows)
         if request.side_by_side > 1:
             print("times are of runs side by side: they enter no verdict; steps, samples and accuracies do")
         print(f"{result.runs} runs in {result.elapsed_s:.0f} s: {result.path}")
-    return result.path
+    return {"file": str(result.path.resolve()), "resumed": result.resumed, "elapsed_s": round(result.elapsed_s, 1),
+            "rows": rows}  # fmt: skip
 
 
 def _announce(plan: TrainPlan) -> None:
@@ -269,11 +273,15 @@ def bench_budget(budget_s: float, device: str | None) -> tuple[float, float]:
     return budget_s * (1 - BENCH_SHARE), budget_s * BENCH_SHARE
 
 
-def bench(budget_s: float, quick: bool, device: str | None, out: Path) -> Path | None:
-    """The quick training tier within ``budget_s``; with ``quick`` one seed, a smoke run without a verdict."""
+def bench(budget_s: float, quick: bool, device: str | None, out: Path, as_json: bool) -> dict[str, Any] | None:
+    """The quick training tier within ``budget_s``; with ``quick`` one seed, a smoke run without a verdict.
+
+    Returns:
+        What :func:`measure` does, None when nothing was to be trained.
+    """
     from harness.measure.training.plan import TrainRequest
 
     if budget_s <= 0:
         return None
     request = TrainRequest(tier="quick", device=device, seeds=1 if quick else None, budget_s=budget_s)
-    return measure(request, out, as_json=False)
+    return measure(request, out, as_json, quiet=False)

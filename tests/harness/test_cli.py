@@ -150,3 +150,50 @@ def test_bench_shows_this_machine_and_counts_the_rest_once():
     assert [(v["id"], v["verdict"]) for v in shown] == [
         ("a", "partly"), ("c", "not testable here"), ("b", "not testable here"),
     ]  # fmt: skip
+
+
+def test_bench_prints_json_alone_and_its_progress_on_standard_error(toy, warm_workers, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from harness import cli, cli_train
+
+    toy("added")
+    request, trained = cli._request, []
+
+    def train(asked, out, as_json, quiet):
+        trained.append((as_json, quiet))
+        return {"file": "trained.jsonl", "rows": []}
+
+    monkeypatch.setattr(cli, "_request", lambda suite, *rest: request(["toy"], *rest))
+    monkeypatch.setattr(cli, "_sources", lambda given, results=None: given or [p for p in [results] if p.is_dir()])
+    monkeypatch.setattr(cli_train, "bench_budget", lambda budget_s, device: (budget_s, 1.0))
+    monkeypatch.setattr(cli_train, "measure", train)
+    out, html = tmp_path / "out", tmp_path / "html"
+    done = CliRunner().invoke(cli.app, ["bench", "--quick", "--out", str(out), "--html", str(html), "--json"])
+    assert done.exit_code == 0, (done.exception, done.stderr)
+    answer = json.loads(done.stdout)
+    assert set(answer) == {"run", "training", "claims", "index"}
+    assert {row["method"] for row in answer["run"]["rows"]} == {"toy.plain", "toy.added"}
+    assert Path(answer["run"]["file"]).parent == out
+    assert answer["training"] == {"file": "trained.jsonl", "rows": []}
+    assert trained == [(True, False)]
+    assert {claim["verdict"] for claim in answer["claims"]} >= {"not testable here"}
+    assert Path(answer["index"]).is_file()
+    assert "steps" in done.stderr
+
+
+def test_every_verb_takes_json():
+    import typer
+
+    from harness import cli
+
+    def verbs(group, *path):
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                yield from verbs(command, *path, name)
+            else:
+                yield " ".join((*path, name)), {option for one in command.params for option in one.opts}
+
+    found = dict(verbs(typer.main.get_command(cli.app)))
+    assert {"bench", "claims", "train", "data fetch"} <= set(found)
+    assert [verb for verb, options in found.items() if "--json" not in options] == []
