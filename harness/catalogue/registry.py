@@ -26,6 +26,8 @@ from harness.errors import DuplicateName, Unavailable, UnknownName
 ROOT = Path(__file__).resolve().parents[2]
 OURS = "speedclaim"
 GROUPS = ("methods", "suites", "workloads", "claims", "datasets", "reports")
+#: Groups whose entries are chosen by name.
+NAMED = ("methods", "suites", "workloads")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,19 +57,68 @@ class Entry:
 
 
 @functools.cache
-def entries(group: str) -> dict[str, Entry]:
-    """Entry points of ``speedclaim.<group>`` by name; two owners of one name is an error naming both."""
-    found: dict[str, Entry] = {}
+def _declared(group: str) -> dict[str, list[Entry]]:
+    """Every declaration of ``speedclaim.<group>`` by name, one an owner: more than one is a contest."""
+    found: dict[str, list[Entry]] = {}
     for entry in (*_from_pyproject(group), *_from_metadata(group)):
-        known = found.get(entry.name)
-        if known is None:
-            found[entry.name] = entry
-        elif known.owner != entry.owner:
-            raise DuplicateName(
-                f"{group[:-1]} {entry.name!r} is registered by {known.owner!r} ({known.target}) and by "
-                f"{entry.owner!r} ({entry.target}); uninstall one of them or rename its entry point."
-            )
+        claimed = found.setdefault(entry.name, [])
+        if entry.owner not in {one.owner for one in claimed}:
+            claimed.append(entry)
     return dict(sorted(found.items()))
+
+
+@functools.cache
+def entries(group: str) -> dict[str, Entry]:
+    """Entry points of ``speedclaim.<group>`` by name.
+
+    A method, suite or workload that two packages own is no entry: who looks for it by its name gets an error that names
+    both, who looks at all of them a warning, and all others can be used.
+
+    Raises:
+        DuplicateName: two packages own one name in a group whose verbs need every entry (claims, reports).
+    """
+    if group not in NAMED and (names := contested(group)):
+        raise DuplicateName(next(iter(names.values())))
+    return {name: claimed[0] for name, claimed in _declared(group).items() if len(claimed) == 1}
+
+
+def contested(group: str) -> dict[str, str]:
+    """Names of ``speedclaim.<group>`` that several packages own, with a sentence naming them."""
+    return {name: _contest(group, claimed) for name, claimed in _declared(group).items() if len(claimed) > 1}
+
+
+def _contest(group: str, claimed: list[Entry]) -> str:
+    owners = " and by ".join(f"{one.owner!r} ({one.target})" for one in claimed)
+    return (
+        f"{group[:-1]} {claimed[0].name!r} is registered by {owners}; uninstall one of them or rename its entry point."
+    )
+
+
+def refuse_contested(group: str, name: str) -> None:
+    """Raise :class:`DuplicateName` when several packages own the name."""
+    if why := contested(group).get(name):
+        raise DuplicateName(why)
+
+
+def _entry(group: str, name: str) -> Entry:
+    """The entry point called ``name``.
+
+    Raises:
+        DuplicateName: two packages own it.
+        UnknownName: nobody does.
+    """
+    refuse_contested(group, name)
+    known = entries(group)
+    if name not in known:
+        raise UnknownName(group[:-1], name, known)
+    return known[name]
+
+
+@functools.cache
+def _warn_of_contests(group: str) -> None:
+    """Once a process."""
+    for why in contested(group).values():
+        warnings.warn(f"{why} Until then it is left out.", stacklevel=3)
 
 
 def _from_pyproject(group: str) -> Iterator[Entry]:
@@ -100,10 +151,12 @@ def _method(name: str) -> Method:
     """Load one descriptor.
 
     Raises:
+        DuplicateName: two packages own the name.
+        UnknownName: nobody does.
         Unavailable: a third party's entry point that cannot be imported or is no Method of that name.
         TypeError: the same fault of our own.
     """
-    entry = entries("methods")[name]
+    entry = _entry("methods", name)
     loaded = entry.load()
     if isinstance(loaded, Method) and loaded.name == name:
         return loaded
@@ -122,6 +175,7 @@ def _of_task(name: str, task: str | None) -> bool:
 
 def methods(task: str | None = None) -> dict[str, Method]:
     """Every importable descriptor by name, optionally of one task."""
+    _warn_of_contests("methods")
     found = {}
     for name in entries("methods"):
         if _of_task(name, task):
@@ -131,8 +185,8 @@ def methods(task: str | None = None) -> dict[str, Method]:
 
 
 def broken_methods(task: str | None = None) -> dict[str, str]:
-    """Names of third-party methods whose descriptor cannot be imported, with the reason."""
-    found = {}
+    """Names of methods whose descriptor a third party broke or that several packages own, with the reason."""
+    found = {name: why for name, why in contested("methods").items() if _of_task(name, task)}
     for name in entries("methods"):
         if _of_task(name, task):
             try:
@@ -144,14 +198,12 @@ def broken_methods(task: str | None = None) -> dict[str, str]:
 
 def method(name: str) -> Method:
     """The descriptor called ``name``; no other one is imported."""
-    known = entries("methods")
-    if name not in known:
-        raise UnknownName("method", name, known)
     return _method(name)
 
 
 def suites() -> dict[str, Suite]:
-    """Every suite by name; one of a third party that cannot be imported is left out with a warning."""
+    """Every suite by name; one that cannot be imported or that two packages own is left out with a warning."""
+    _warn_of_contests("suites")
     found = {}
     for name, entry in entries("suites").items():
         try:
@@ -163,10 +215,7 @@ def suites() -> dict[str, Suite]:
 
 def suite(name: str) -> Suite:
     """The suite called ``name``."""
-    known = entries("suites")
-    if name not in known:
-        raise UnknownName("suite", name, known)
-    return _suite(known[name])
+    return _suite(_entry("suites", name))
 
 
 def _suite(entry: Entry) -> Suite:
@@ -180,7 +229,8 @@ def _suite(entry: Entry) -> Suite:
 
 
 def workloads() -> dict[str, Workload]:
-    """Every workload by name; one of a third party that cannot be imported is left out with a warning."""
+    """Every workload by name; one that cannot be imported or that two packages own is left out with a warning."""
+    _warn_of_contests("workloads")
     found = {}
     for name, entry in entries("workloads").items():
         try:
@@ -192,10 +242,7 @@ def workloads() -> dict[str, Workload]:
 
 def workload(name: str) -> Workload:
     """The workload called ``name``."""
-    known = entries("workloads")
-    if name not in known:
-        raise UnknownName("workload", name, known)
-    return _workload(known[name])
+    return _workload(_entry("workloads", name))
 
 
 def _workload(entry: Entry) -> Workload:
@@ -230,5 +277,7 @@ def list_methods(task: str | None = None) -> list[str]:
 
 def forget() -> None:
     """Drop every cached look-up (tests that install a plug-in call it)."""
+    _declared.cache_clear()
     entries.cache_clear()
+    _warn_of_contests.cache_clear()
     _method.cache_clear()

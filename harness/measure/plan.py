@@ -195,6 +195,7 @@ def _suite(suite: Suite, request: Request, device: str, wanted: set[str] | None)
         m for m in registry.methods(task).values() if wanted is None or m.name in wanted or m.name == suite.baseline
     ]
     if suite.baseline not in {m.name for m in methods}:
+        registry.refuse_contested("methods", suite.baseline)
         raise UserError(f"suite {suite.name!r}: its baseline {suite.baseline!r} is not a registered method.")
     protocol = suite.protocol if request.inner_s is None else replace(suite.protocol, inner_s=request.inner_s)
     part = SuitePlan(suite=suite, problems=problems, methods=methods, protocol=protocol)

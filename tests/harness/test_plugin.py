@@ -13,6 +13,7 @@ from harness import read_runs
 from harness.catalogue import registry
 from harness.catalogue.registry import ROOT
 from harness.errors import DuplicateName, Unavailable, UnknownName
+from harness.measure import plan
 
 PROJECT = """
 [build-system]
@@ -116,8 +117,68 @@ def test_a_plugin_that_exits_or_is_no_json_is_broken_alone(plugin, tmp_path, cap
 
 def test_two_owners_of_one_name_are_an_error_that_names_both(plugin):
     plugin({"polar.ns-torch": "toy_methods:PLAIN"})
-    with pytest.raises(DuplicateName, match=r"speedclaim.*toy-plugin|toy-plugin.*speedclaim"):
-        registry.methods()
+    with pytest.raises(DuplicateName, match=r"'speedclaim' \(.*'toy-plugin' \("):
+        registry.method("polar.ns-torch")
+
+
+def test_two_owners_of_a_renderer_are_an_error_at_once(plugin):
+    plugin({}, reports={"html": "toy_methods:PLAIN"})
+    with pytest.raises(DuplicateName, match=r"report 'html'.*'speedclaim'.*'toy-plugin'"):
+        registry.entries("reports")
+
+
+def test_a_contested_name_stops_only_who_asks_for_it(plugin, warm, tmp_path):
+    """Two plug-ins own toy.added; toy.plain and all of ours go on, with one warning that names both."""
+    suite = {"toy": "toy_task:SUITE"}
+    plugin({"toy.plain": "toy_methods:PLAIN", "toy.added": "toy_methods:ADDED"}, suites=suite)
+    folder = plugin({"toy.added": "toy_methods:PLAIN"}, name="other-plugin")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]), "COLUMNS": "200"}
+
+    def call(*arguments):
+        done = warm.run([sys.executable, "-m", "harness", *arguments], cwd=tmp_path, env=environment)
+        return done.returncode, done.stdout, done.stderr.splitlines()
+
+    code, out, told = call("list", "--json")
+    assert code == 0
+    (warning,) = told
+    assert warning.startswith("warning: method 'toy.added' is registered by ")
+    assert "'toy-plugin'" in warning
+    assert "'other-plugin'" in warning
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert rows["toy.plain"]["available"]
+    assert rows["polar.svd"]["source"]
+    assert not rows["toy.added"]["available"]
+    assert "'other-plugin'" in rows["toy.added"]["reason"]
+
+    code, out, told = call("plan", "--suite", "toy", "--tier", "quick", "--json")
+    assert (code, len(told)) == (0, 1)
+    assert {case.split("/")[0] for case in json.loads(out)["cases"]} == {"toy.plain"}
+
+    code, _, told = call("plan", "--suite", "toy", "--method", "toy.added", "--tier", "quick", "--json")
+    assert code == 2
+    (error,) = told
+    assert error.startswith("speedclaim: method 'toy.added' is registered by ")
+    assert "'toy-plugin'" in error
+    assert "'other-plugin'" in error
+
+
+def test_a_contested_baseline_is_named_as_such(plugin):
+    plugin({"toy.plain": "toy_methods:PLAIN", "toy.added": "toy_methods:ADDED"}, suites={"toy": "toy_task:SUITE"})
+    plugin({"toy.plain": "toy_methods:ADDED"}, name="other-plugin")
+    with (
+        pytest.warns(UserWarning, match=r"toy\.plain.*left out"),
+        pytest.raises(DuplicateName, match=r"'other-plugin'.*'toy-plugin'|'toy-plugin'.*'other-plugin'"),
+    ):
+        plan.build(plan.Request(suites=("toy",), tier="quick"))
+
+
+def test_a_contested_suite_is_left_out_and_cannot_be_asked_for(plugin):
+    plugin({"toy.plain": "toy_methods:PLAIN"}, suites={"toy": "toy_task:SUITE"})
+    plugin({}, suites={"toy": "toy_task:SUITE"}, name="other-plugin")
+    with pytest.warns(UserWarning, match="suite 'toy' is registered by"):
+        assert "toy" not in registry.suites()
+    with pytest.raises(DuplicateName, match="suite 'toy'"):
+        registry.suite("toy")
 
 
 def test_a_missing_third_party_module_is_unavailable_with_a_reason(plugin):
