@@ -70,6 +70,7 @@ bench-pytest: $(READY) ## the cases as pytest-benchmark benchmarks; CASES=expres
 	  -W 'ignore:Benchmark fixture was not used' \
 	  --benchmark-sort=mean --benchmark-columns=median,iqr,min,rounds $(if $(CASES),-k '$(CASES)') $(FLAGS)
 
-clean: ## remove the environment, caches and rendered pages; results/ is kept
+clean: ## remove the environment, kernels built in this checkout, caches and rendered pages; results/ is kept
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache reports/html build *.egg-info
+	rm -f $(foreach kind,amm-*.so amm-*.json .building-*.so,methods/approximate_matmul/native/$(kind))
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
