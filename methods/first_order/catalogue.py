@@ -16,7 +16,15 @@ SGD = Method(
     formula="g <- g + wd w; v <- mu v + g; w <- w - lr (g + mu v)",
     needs=("torch",),
     reference=f"{_HERE}.reference:sgd",
-    hyper={"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.0, "decay": "all", **_FACTORS},
+    hyper={
+        "lr": 0.1,
+        "momentum": 0.9,
+        "nesterov": True,
+        "weight_decay": 0.0,
+        "decay": "all",
+        "fused": True,
+        **_FACTORS,
+    },
     dtypes=_DTYPES,
     origin="library",
 )
@@ -29,7 +37,15 @@ ADAMW = Method(
     formula="w <- (1 - lr wd) w - lr m^ / (sqrt(v^) + eps), m and v running means of g and g^2",
     needs=("torch",),
     reference=f"{_HERE}.reference:adamw",
-    hyper={"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01, "decay": "matrices"},
+    hyper={
+        "lr": 1e-3,
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "eps": 1e-8,
+        "weight_decay": 0.01,
+        "decay": "matrices",
+        "fused": True,
+    },
     dtypes=_DTYPES,
     origin="library",
 )

@@ -143,10 +143,11 @@ def sgd(
     nesterov: bool = True,
     weight_decay: float = 0.0,
     decay: str = "all",
+    fused: bool = True,
     norm_bias_lr_factor: float = 1.0,
     bias_lr_factor: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """Plain twin of ``training.sgd``."""
+    """Plain twin of ``training.sgd``, which ``fused`` does not change."""
     return _Sgd(
         model,
         lr=lr,
@@ -168,8 +169,9 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.01,
     decay: str = "matrices",
+    fused: bool = True,
 ) -> torch.optim.Optimizer:
-    """Plain twin of ``training.adamw``."""
+    """Plain twin of ``training.adamw``, which ``fused`` does not change."""
     return _AdamW(model, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, decay=decay)
 
 

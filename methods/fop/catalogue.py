@@ -11,8 +11,8 @@ from methods.singd.catalogue import DENSE as SINGD_DENSE
 
 _HERE = "methods.fop"
 
-#: K-FAC's defaults, with any of its inverses.
-_KFAC: dict[str, Any] = {**KFAC_CHOLESKY.hyper, "inverse": "cholesky"}
+#: K-FAC's defaults, with any of its inverses; halves are those of one batch for all layers.
+_KFAC: dict[str, Any] = {**{k: v for k, v in KFAC_CHOLESKY.hyper.items() if k != "spread"}, "inverse": "cholesky"}
 #: FOP's own; see ``methods.fop.projection.Projection``.
 _PROJECTION: dict[str, Any] = {
     "split": "passes",

@@ -20,7 +20,7 @@ class BrandTwin(Twin):
 
     def __init__(self, model: nn.Module, lr: float, **options: Any) -> None:
         given = {**BRAND, **options}
-        given.pop("inverse", None)
+        given.pop("inverse")
         for name in _LEFT_OUT:
             if given.pop(name, None):
                 raise Unsupported(f"the plain twin of B-KFAC has no {name}.")

@@ -29,6 +29,8 @@ _HYPER: dict[str, Any] = {
     "update_period": 10,
     "refresh_period": 100,
     "stagger": False,
+    "spread": False,
+    "groups": 0,
     "subsample": 1.0,
     "clip": "kl",
     "clip_value": 1e-3,
@@ -45,7 +47,10 @@ _HYPER: dict[str, Any] = {
     "fallback_beta2": 0.999,
     "fallback_eps": 1e-8,
     "fallback_weight_decay": 0.0,
+    "graphs": "auto",
 }
+#: Takes all layers' statistics from one batch.
+_TOGETHER = ("spread",)
 #: Puiu's code (arXiv 2206.15397); the rule of the adaptive rank from his code of distributed K-FACs.
 _RANK: dict[str, Any] = {
     "rank": 220,
@@ -70,6 +75,7 @@ BRAND: dict[str, Any] = {
     "clip_value": 0.07,
     "update_period": 20,
     "refresh_period": 100,
+    "inverse": "rsvd",
     "power": 3,
     "continuation": True,
     "brand_rank": None,
@@ -146,7 +152,7 @@ EKFAC = _method(
     "EKFAC: the Fisher's own diagonal in K-FAC's eigenbases; AdamW for the rest",
     "George et al., arXiv 1806.03884; defaults: Wang et al., arXiv 1905.05934, code",
     "s = E_n[(Q_G^T dW_n Q_A)^2]; v <- mu v + clip(Q_G [(Q_G^T dW Q_A) / (s + lam)] Q_A^T); w <- w - lr v",
-    without=("damping_mode",),
+    without=("damping_mode", *_TOGETHER),
     scaling="intra-batch",
     scale_decay=None,
 )
@@ -191,7 +197,7 @@ B_KFAC = _method(
     "B-KFAC: wide linear layers' factors as eigenpairs that Brand's update carries along, RS-KFAC elsewhere",
     "Puiu, arXiv 2210.08494; defaults: its code",
     f"{_BRAND}; {_FORMULA}",
-    without=("subsample", "sharding", "refresh_lag"),
+    without=("subsample", "sharding", "refresh_lag", *_TOGETHER),
     **BRAND,
 )
 B_R_KFAC = _method(
@@ -201,7 +207,7 @@ B_R_KFAC = _method(
     "B-R-KFAC: B-KFAC, its eigenpairs overwritten by a randomized decomposition every few refreshes",
     "Puiu, arXiv 2210.08494; defaults: its code",
     f"{_BRAND}; {_FORMULA}",
-    without=("subsample", "sharding", "refresh_lag"),
+    without=("subsample", "sharding", "refresh_lag", *_TOGETHER),
     **{**BRAND, "overwrite_period": 5},
 )
 B_KFAC_C = _method(
@@ -211,7 +217,7 @@ B_KFAC_C = _method(
     "B-KFAC-C: B-KFAC, a random share of its eigenpairs corrected by the dense running mean",
     "Puiu, arXiv 2210.08494; defaults: its code",
     f"{_BRAND}; T = U_s^T M U_s = H S H^T, U_s <- U_s H; {_FORMULA}",
-    without=("subsample", "sharding", "refresh_lag"),
+    without=("subsample", "sharding", "refresh_lag", *_TOGETHER),
     **{**BRAND, "correction_period": 5},
 )
 #: What SENG keeps of the options of K-FAC.
@@ -228,6 +234,8 @@ _NOT_SENG = (
     "subsample",
     "refresh_period",
     "stagger",
+    "spread",
+    "groups",
 )
 SENG = _method(
     "seng",

@@ -113,7 +113,7 @@ def _free(method: str, options: dict[str, Any], fixed: tuple[str, ...] = ("inver
 
 def _brand(model: nn.Module, lr: float, own: dict[str, Any], options: dict[str, Any]) -> BrandKFAC:
     chosen = {**BRAND, **own, **options}
-    inverse = chosen.pop("inverse", "rsvd")
+    inverse = chosen.pop("inverse")
     return BrandKFAC(model, lr, inverse=inverse, **_split(_SKETCH, **chosen))
 
 

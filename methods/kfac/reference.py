@@ -106,8 +106,8 @@ class Twin(torch.optim.Optimizer):
         if options.pop("adaptive_rank", False):
             raise Unsupported("the plain twin has no adaptive rank.")
         self.opt = Options(**options)
-        if self.opt.fisher != "empirical" or self.opt.subsample != 1.0 or self.opt.stagger:
-            raise Unsupported("the plain twin has the empirical Fisher, all rows and no stagger.")
+        if self.opt.fisher != "empirical" or self.opt.subsample != 1.0 or self.opt.stagger or self.opt.spread:
+            raise Unsupported("the plain twin has the empirical Fisher, all rows and neither stagger nor spread.")
         self.scaling, self.rank, self.continuation = scaling, rank, continuation
         self.scale_decay = (0.75 if scaling == "running" else 0.0) if scale_decay is None else scale_decay
         found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]

@@ -38,6 +38,7 @@ _HYPER: dict[str, Any] = {
     "fallback_beta2": 0.999,
     "fallback_eps": 1e-8,
     "fallback_weight_decay": 0.0,
+    "graphs": "auto",
 }
 _SINGD = "Lin et al., arXiv 2312.05705; defaults: the package singd 0.0.5"
 _SHARING = "weight sharing: Eschenhagen et al., arXiv 2311.00636"
