@@ -4,6 +4,7 @@ Nothing is timed. Measured by a command of its own that writes an ordinary recor
 
     python -m suites.state_memory --out results                  # small networks, and the formula on the true ones
     python -m suites.state_memory --device cuda --out results    # the true ones, with the device's peak
+    python -m suites.state_memory --dtype float16 --out results  # factors in float16; default: float32 and bfloat16
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from harness.catalogue import registry
 from harness.catalogue.suite import Problem, Suite, Tier
 from harness.catalogue.task import Task
-from harness.errors import UnknownName
+from harness.errors import UnknownName, UserError
 from suites import command
 
 ERRORS: Mapping[str, str] = {
@@ -108,6 +109,9 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "training.ingd": _EACH_STEP,
     **{f"training.singd-{name}": _EACH_STEP for name in STRUCTURES},
 }
+#: Dtypes of the factors, and those that are measured when none is named.
+DTYPES = ("float32", "bfloat16", "float16")
+USUAL = ("float32", "bfloat16")
 #: Methods whose factors may be kept in half precision by an option.
 HALVES = ("training.ikfac", "training.ingd", *(f"training.singd-{name}" for name in STRUCTURES))
 
@@ -115,7 +119,7 @@ HALVES = ("training.ikfac", "training.ingd", *(f"training.singd-{name}" for name
 def _problems() -> Iterator[Problem]:
     """One problem a network, device and dtype of the factors; its size is told by the record."""
     both: tuple[Tier, ...] = ("quick", "standard", "full")
-    for dtype in ("float32", "bfloat16"):
+    for dtype in DTYPES:
         for name in SMALL:
             yield Problem(kind=name, shape=(1,), dtype=dtype, device="cpu", tiers=both)
         for name in NETWORKS:
@@ -132,10 +136,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--network", action="append", default=[], help="only this network (repeat)")
     parser.add_argument("--method", action="append", default=[], help="only this method (repeat)")
+    parser.add_argument(
+        "--dtype", action="append", default=[], metavar="DTYPE",
+        help=f"keep the factors in this dtype (repeat): {', '.join(DTYPES)}; default: {' and '.join(USUAL)}",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="on CUDA: an eighth of the batch")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the record")
     given = parser.parse_args(arguments)
-    for names, known, what in ((given.method, METHODS, "method"), (given.network, {**NETWORKS, **SMALL}, "network")):
+    networks = {**NETWORKS, **SMALL}
+    asked = ((given.method, METHODS, "method"), (given.network, networks, "network"), (given.dtype, DTYPES, "dtype"))
+    for names, known, what in asked:
         for name in names:
             if name not in known:
                 raise UnknownName(what, name, known)
@@ -144,7 +154,18 @@ def main(arguments: list[str] | None = None) -> None:
     for name in given.method or METHODS:
         if name not in found:
             print(f"{name}: not registered, left out", flush=True)
-    problems = [p for p in SUITE.tier("full", (given.device,)) if not given.network or p.kind in given.network]
+    dtypes = given.dtype or USUAL
+    halves = [dtype for dtype in given.dtype if dtype != "float32"]
+    wide = [name for name in chosen if name not in HALVES] if halves else []
+    for name in wide:
+        print(f"{name}: its state is float32, left out of {', '.join(halves)}", flush=True)
+    if len(wide) == len(chosen) and "float32" not in dtypes:
+        raise UserError(f"nothing to measure: of these methods only {', '.join(HALVES)} take --dtype {halves[0]}.")
+    problems = [
+        p
+        for p in SUITE.tier("full", (given.device,))
+        if p.dtype in dtypes and (not given.network or p.kind in given.network)
+    ]
     registry.resolve(TASK.runtime)(problems, [found[name] for name in chosen], chosen, given.out, given.quick)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from harness.catalogue import registry
+from harness.errors import UserError
 from harness.record.store import read_headers, read_runs
 from suites import state_memory, state_memory_formula, state_memory_run
 from suites.state_memory import NETWORKS, SMALL
@@ -114,6 +115,41 @@ def test_a_failing_case_is_a_row_and_the_rest_goes_on(tmp_path: Path, monkeypatc
     assert runs.loc["training.sgd", "status"] == "error"
     assert "broken on purpose" in runs.loc["training.sgd", "reason"]
     assert runs.loc["training.adamw", "status"] == "passed"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_record_holds_the_bytes_of_the_dtype_that_was_asked_for(dtype: str, tmp_path: Path) -> None:
+    """Factors and momenta of two or four bytes a number; the momentum of the weights stays in float32."""
+    names = ("training.singd-dense", "training.ikfac")
+    given = [part for name in names for part in ("--method", name)]
+    state_memory.main([*given, "--network", "cnn_small", "--dtype", dtype, "--out", str(tmp_path)])
+    runs = read_runs(tmp_path)
+    assert set(runs["problem"]) == {f"cnn_small-1-{dtype}-cpu"}
+    assert [detail["hyper"]["preconditioner_dtype"] for detail in runs["detail"]] == [dtype] * len(runs)
+    measured = runs.set_index(["method", "metric"])["value"]
+    sizes = state_memory_formula.layers(state_memory_run.built(SMALL["cnn_small"]))
+    numbers = sum(s.groups * (s.d_in**2 + s.d_out**2) for s in sizes)
+    itemsize = 4 if dtype == "float32" else 2
+    for name, kept in zip(names, (2, 1), strict=True):
+        state = measured[name, "optimizer_state_bytes"]
+        assert state == measured[name, "formula_bytes"]
+        rest = measured[name, "parameter_bytes"]
+        assert 0 <= state - kept * itemsize * numbers - rest < 0.1 * rest, "AdamW's second buffers of the norms"
+
+
+def test_without_a_dtype_float32_and_bfloat16_are_measured(tmp_path: Path) -> None:
+    given = ["--network", "cnn_small", "--method", "training.singd-diagonal", "--out", str(tmp_path)]
+    state_memory.main(given)
+    assert set(read_runs(tmp_path)["problem"]) == {"cnn_small-1-float32-cpu", "cnn_small-1-bfloat16-cpu"}
+
+
+def test_a_dtype_that_cannot_be_had_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=r"unknown dtype 'float8'.*Known: bfloat16, float16, float32"):
+        state_memory.main(["--dtype", "float8", "--out", str(tmp_path)])
+    with pytest.raises(UserError, match=r"nothing to measure.*singd-dense.*--dtype bfloat16"):
+        state_memory.main(["--method", "training.adamw", "--dtype", "bfloat16", "--out", str(tmp_path)])
+    assert "training.adamw: its state is float32, left out of bfloat16" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.gpu
