@@ -17,6 +17,7 @@ COLUMNS = (
     *("precision", "discarded", "utc", "file", "detail"),
 )
 CANDIDATE, BASELINE, SUITE_BASELINE = "toy.new", "toy.old", "toy.plain"
+WORKLOAD = "toy-train"
 PROBLEM = "gaussian-64x64-float32-cpu"
 
 
@@ -82,7 +83,7 @@ class Store:
         return self.aa(aa, problem=problem, blocks=more.get("blocks", 10))
 
     def trained(
-        self, method: str, times: list[float | None], *, arm: str | None = None, workload: str = "toy-train",
+        self, method: str, times: list[float | None], *, arm: str | None = None, workload: str = WORKLOAD,
         budget: float = 100.0, **more: Any,
     ) -> Store:  # fmt: skip
         for seed, time in enumerate(times):
@@ -125,5 +126,62 @@ def claim() -> Callable[..., Claim]:
             "hardware": "Toy CPU",
         }
         return Claim.model_validate({**defaults, **fields})
+
+    return make
+
+
+class Book:
+    """Training rows of one file, each run complete."""
+
+    #: Seconds of ten seeds in units of their centre.
+    wobble = tuple(1 + 0.004 * k for k in range(-5, 5))
+
+    def __init__(self, store: Callable[..., Any], file: str = "a.jsonl", utc: str = "2026-01-01T00:00:00Z") -> None:
+        self.store, self.file, self.utc = store(file=file, utc=utc), file, utc
+
+    def run(
+        self, method: str, seed: int, metrics: dict[str, float], *, arm: str | None = None,
+        status: str = "target_reached", reason: str | None = None, **detail: Any,
+    ) -> Book:  # fmt: skip
+        shared = {
+            "method": method,
+            "arm": arm or method,
+            "workload": WORKLOAD,
+            "phase": "training",
+            "seed": float(seed),
+        }
+        run = f"{self.file}-{arm or method}-{seed}-{len(self.store.rows)}"
+        for metric, value in (metrics or {None: None}).items():
+            self.store.row(**shared, run=run, status=status, reason=reason, metric=metric, value=value, detail=detail)
+        return self
+
+    def arm(self, method: str, centre: float, *, metric: str = "time_to_target_s", n: int = 10, **more: Any) -> Book:
+        extra = more.pop("extra", {})
+        for seed in range(n):
+            self.run(method, seed, {metric: centre * self.wobble[seed], **extra}, **more)
+        return self
+
+    def usual(self, ratio: float = 2.0, metric: str = "time_to_target_s", n: int = 10, **more: Any) -> Book:
+        """The baseline, its alias and a candidate ``ratio`` times as fast."""
+        self.arm("toy.old", 80.0, metric=metric, n=n, **more).arm("toy.new", 80.0 / ratio, metric=metric, n=n, **more)
+        return self.arm("toy.old", 80.2, metric=metric, n=n, arm="toy.old#aa", **more)
+
+
+@pytest.fixture
+def book(store: Any) -> Callable[..., Book]:
+    return lambda **fields: Book(store, **fields)
+
+
+@pytest.fixture
+def training(claim: Any) -> Callable[..., Claim]:
+    def make(**fields: Any) -> Claim:
+        defaults = {
+            "workload": WORKLOAD,
+            "problems": [],
+            "metric": "time_to_target_s",
+            "error_metric": None,
+            "ratio": 1.6,
+        }
+        return claim(**{**defaults, **fields})  # type: ignore[no-any-return]
 
     return make

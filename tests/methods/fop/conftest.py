@@ -4,6 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from methods.fop import factories
+
+FAST = {"lr": 0.02, "update_period": 2, "refresh_period": 4, "damping": 0.03, "clip_value": 0.3, "factor_decay": 0.8}
+
 
 @pytest.fixture
 def closure():
@@ -26,5 +30,31 @@ def closure():
             return total
 
         return call
+
+    return make
+
+
+@pytest.fixture
+def steps(closure):
+    """Steps with a closure on batches first, first + 1, ..."""
+
+    def run(model, optimizer, batches, count, first=0, **options):
+        return [optimizer.step(closure(model, *batches(k), **options)) for k in range(first, first + count)]
+
+    return run
+
+
+@pytest.fixture
+def fast():
+    """Options under which a few steps reach every part."""
+    return FAST
+
+
+@pytest.fixture
+def build():
+    """``build(model, arm, **options)`` -> the optimizer under these options."""
+
+    def make(model, arm="fop", **options):
+        return getattr(factories, arm)(model, **{**FAST, **options})
 
     return make
