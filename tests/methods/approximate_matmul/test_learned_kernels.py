@@ -49,7 +49,9 @@ def test_a_product_on_a_gpu_has_the_codes_and_gradients_of_float64(rows, books, 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize(("rows", "books", "outer"), [(1, 1, 1), (37, 65, 5), (5000, 64, 128), (3000, 257, 300), (300, 128, 256)])
+@pytest.mark.parametrize(
+    ("rows", "books", "outer"), [(1, 1, 1), (37, 65, 5), (5000, 64, 128), (3000, 257, 300), (300, 128, 256)]
+)
 def test_integer_sums_on_a_gpu_have_the_bits_of_the_eager_operations(rows, books, outer):
     draws = torch.Generator().manual_seed(rows)
     codes = torch.randint(16, (rows, books), generator=draws, dtype=torch.uint8)
