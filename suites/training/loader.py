@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,7 +16,8 @@ from suites.training.stream import Epochs, joined, pieces
 
 #: Share of the training set that ``validation=True`` holds out, and the seed that chooses it (fixed for ever).
 HELD_OUT, HELD_OUT_SEED = 0.1, 0
-_CHUNK = 4096
+#: Images summed at once: a chunk of CIFAR's stays in the cache, and 32 bits hold its sums of squares.
+_CHUNK = 256
 #: Sets that need no augmentation are kept normalized up to this size, so that a batch is one gather.
 READY_BYTES = 512 * 1024 * 1024
 #: On a GPU the next few batches are made at once, up to this size: the host launches the same kernels less often.
@@ -34,16 +36,24 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel over all pixels, in units of the full scale 255.
 
     The sums are integers, so the result does not depend on the order of summation.
+
+    Args:
+        images: uint8 [size, height, width, channels].
+
+    Returns:
+        Two float64 arrays [channels].
     """
-    channels = images.shape[-1]
-    total, squares = np.zeros(channels, np.int64), np.zeros(channels, np.int64)
+    channels, width = images.shape[-1], math.prod(images.shape[1:])
+    total, squares = np.zeros(width, np.int64), np.zeros(width, np.int64)
+    # Over the images first: sums along rows of all pixels run at the speed of memory, along a few channels they do not.
     for start in range(0, len(images), _CHUNK):
-        flat = images[start : start + _CHUNK].reshape(-1, channels)
-        total += flat.sum(axis=0, dtype=np.int64)
-        squares += np.square(flat, dtype=np.uint32).sum(axis=0, dtype=np.int64)
+        rows = images[start : start + _CHUNK].reshape(-1, width).astype(np.uint16)
+        total += rows.sum(axis=0, dtype=np.uint32)
+        squares += np.multiply(rows, rows, out=rows).sum(axis=0, dtype=np.uint32)  # 255² fits 16 bits
     count = images.size // channels
-    mean = total / count
-    return mean / 255.0, np.sqrt(np.maximum(squares / count - mean**2, 1e-12)) / 255.0
+    mean = total.reshape(-1, channels).sum(axis=0) / count
+    square = squares.reshape(-1, channels).sum(axis=0) / count
+    return mean / 255.0, np.sqrt(np.maximum(square - mean**2, 1e-12)) / 255.0
 
 
 class ResidentImages:

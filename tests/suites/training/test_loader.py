@@ -89,6 +89,18 @@ def test_statistics_do_not_depend_on_the_chunks(pictures, monkeypatch):
     assert np.array_equal(before, channel_statistics(train[0]))
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (700, 3, 5, 3), (513, 32, 32, 1)])
+@pytest.mark.parametrize("white", [False, True])
+def test_channel_statistics_are_exact(shape, white):
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    images = np.full_like(images, 255) if white else images
+    mean, deviation = channel_statistics(images)
+    flat = images.reshape(-1, shape[-1]).astype(np.int64)
+    assert np.array_equal(mean, flat.sum(0) / len(flat) / 255.0)
+    expected = np.sqrt(np.maximum((flat**2).sum(0) / len(flat) - flat.mean(0) ** 2, 1e-12)) / 255.0
+    assert np.array_equal(deviation, expected)
+
+
 def test_a_constant_channel_is_survived():
     images = np.zeros((4, 4, 4, 1), np.uint8)
     data = ResidentImages((images, np.arange(4)), (images, np.arange(4)))
