@@ -46,7 +46,7 @@ def _hash(tree: Any, hashed: Any) -> None:
         # a copy: torch calls a single element contiguous whatever its stride, and then refuses to view its bytes
         flat = torch.empty(tree.numel(), dtype=tree.dtype).copy_(tree.detach().reshape(-1))
         hashed.update(f"{tree.dtype}{tuple(tree.shape)}".encode())
-        hashed.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+        hashed.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
     elif isinstance(tree, Mapping):
         for key, value in sorted(tree.items(), key=lambda item: repr(item[0])):
             hashed.update(f"{key!r}:".encode())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,8 @@ from harness.measure.training.step import Fetch, Stepper
 UPDATES = 3
 #: Pairs of timed groups for the stall: at least and at most, within about as many seconds.
 STALL_PAIRS, STALL_MOST, STALL_S = 4, 30, 2.0
+#: Under this share in the worst of at least that many pairs nothing more is asked: far below what refuses a time.
+STALL_NONE = 0.01
 #: Bytes of batches that are kept for it.
 STALL_BYTES = 2**30
 #: Updates of one group: on a GPU one synchronisation must not weigh on each update.
@@ -141,8 +145,8 @@ def _stall(stepper: Stepper, data: Any, seed: int) -> float:
     begin = time.perf_counter()
     while len(times["real"]) < STALL_MOST:
         pair = len(times["real"])
-        spent = stepper.ranks.first(time.perf_counter() - begin)
-        if pair >= STALL_PAIRS and spent > STALL_S:
+        spent = time.perf_counter() - begin
+        if pair >= STALL_PAIRS and stepper.ranks.first(math.inf if _none(times) else spent) > STALL_S:
             break
         position = (1 + pair * group) * batch
         order: list[tuple[str, Fetch]] = [("real", real), ("resident", _made(real, position, batch, group))]
@@ -152,6 +156,12 @@ def _stall(stepper: Stepper, data: Any, seed: int) -> float:
     whole = statistics.median(seconds for seconds, _ in times["real"])
     made, kept = (statistics.median(inside for _, inside in times[name]) for name in ("real", "resident"))
     return (made - kept) / whole
+
+
+def _none(times: Mapping[str, list[tuple[float, float]]]) -> bool:
+    """Whether no pair of (seconds of a group, those inside its fetch) waits for data, whichever halves are compared."""
+    most, least = max(inside for _, inside in times["real"]), min(inside for _, inside in times["resident"])
+    return most - least <= STALL_NONE * min(seconds for seconds, _ in times["real"])
 
 
 def _before(data: Any, real: Fetch, position: int, batch: int) -> None:

@@ -54,3 +54,12 @@ def test_periodic_work_of_a_method_is_no_stall_and_a_slow_loader_is_one(kind, ah
     least = wait / (PLAIN + wait + RARE / min(period, warmup.STALL_GROUP[kind]))
     assert least - 1e-9 <= found <= wait / (PLAIN + wait) + 1e-9
     assert (found > 0.05) == (wait > 0)
+
+
+@pytest.mark.parametrize(("wait", "pairs"), [(0.0, warmup.STALL_PAIRS), (0.25, warmup.STALL_MOST)])
+def test_where_nothing_waits_the_fewest_pairs_say_so(wait, pairs, monkeypatch):
+    monkeypatch.setattr(warmup, "STALL_S", 1e9)
+    stepper = Scripted("cpu", 10, wait, 1, monkeypatch)
+    stepper.ranks = SimpleNamespace(first=lambda seconds: seconds)
+    warmup._stall(stepper, stepper, 0)
+    assert stepper.updates == 1 + 2 * pairs
