@@ -16,6 +16,7 @@ from harness.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from harness.measure.training.ahead import Crew
     from harness.measure.training.plan import TrainPlan, TrainRequest
 
 #: Share of the bench's budget that training gets.
@@ -31,6 +32,7 @@ HyperOption = Annotated[
 
 @app.command()
 def train(
+    context: typer.Context,
     workload: Annotated[str | None, typer.Argument(help="Workload; without one, every workload of --tier.")] = None,
     methods: MethodsArgument = None,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Seeds; 6 or more for a verdict.")] = None,
@@ -71,6 +73,11 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train methods to a workload's target: seeds interleaved, clock paused for evaluation, every run written down."""
+    from harness.measure.training.ahead import Crew, kind_of
+
+    crew = context.with_resource(Crew())
+    if side_by_side == 1 and node_rank == 0:  # before anything else is imported; several are started once counted
+        crew.start(kind_of(nproc * nnodes))
     from harness.measure.training.plan import TrainRequest
     from harness.measure.training.world import World
 
@@ -97,7 +104,7 @@ def train(
     if request.world.follows:
         follow(request, as_json)
         return
-    told = measure(request, out, as_json, quiet=as_json)
+    told = measure(request, out, as_json, as_json, crew)
     if as_json:
         _print_json(told)
     path = Path(told["file"])
@@ -138,22 +145,25 @@ def follow(request: TrainRequest, as_json: bool) -> None:
         print(f"machine {request.world.node_rank}: done; the record is on machine 0")
 
 
-def measure(request: TrainRequest, out: Path, as_json: bool, quiet: bool) -> dict[str, Any]:
+def measure(request: TrainRequest, out: Path, as_json: bool, quiet: bool, crew: Crew) -> dict[str, Any]:
     """Plan and train; what was found is printed for people, or returned for the caller to print as JSON.
 
-    ``quiet`` tells no progress on standard error.
+    ``quiet`` tells no progress on standard error. The ``crew`` may have been told to start a worker already.
     """
     from harness.measure.training import executor, listener, probe
     from harness.measure.training.plan import build
     from harness.record import store
 
     plan = build(request)
-    probe.check(plan)
+    executor.hire(plan, crew, plan.runs())
+    import pandas  # noqa: F401 (the table needs it at the end; the workers have more to import)
+
+    probe.check(plan, crew)
     if not as_json:
         _announce(plan)
     command = "speedclaim " + " ".join(sys.argv[1:])
     with listener.for_terminal(quiet=quiet) as shown:
-        result = executor.execute(plan, out, command, shown)
+        result = executor.execute(plan, out, command, shown, crew)
     rows = summary(store.read_runs(result.path), plan)
     if not as_json:
         table(rows)
@@ -279,9 +289,11 @@ def bench(budget_s: float, quick: bool, device: str | None, out: Path, as_json: 
     Returns:
         What :func:`measure` does, None when nothing was to be trained.
     """
+    from harness.measure.training.ahead import Crew
     from harness.measure.training.plan import TrainRequest
 
     if budget_s <= 0:
         return None
     request = TrainRequest(tier="quick", device=device, seeds=1 if quick else None, budget_s=budget_s)
-    return measure(request, out, as_json, quiet=False)
+    with Crew() as crew:
+        return measure(request, out, as_json, quiet=False, crew=crew)

@@ -27,6 +27,7 @@ MEANING: Mapping[str, str] = {
 
 @app.command()
 def tune(
+    context: typer.Context,
     workload: Annotated[str, typer.Argument(help="Workload.")],
     methods: Annotated[list[str], typer.Argument(help="Methods, e.g. adamw; several get equally many trials.")],
     trials: Annotated[int, typer.Option("--trials", help="Trials of each method, earlier ones counted.")] = 30,
@@ -43,8 +44,13 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """Search hyper-parameters on a validation split (never the test set); resumable, every trial written down."""
+    from harness.measure.training.ahead import Crew
+
+    crew = context.with_resource(Crew())
+    if side_by_side == 1:  # before anything else is imported; several are started once counted
+        crew.start("train")
     from harness.catalogue import registry
-    from harness.measure.training import listener
+    from harness.measure.training import executor, listener
     from harness.measure.training import space as spaces
     from harness.measure.training.plan import TrainRequest, build
     from harness.measure.training.tune import GOALS
@@ -70,6 +76,7 @@ def tune(
     )
     plan = build(request)
     plan.phase = "tune"
+    executor.hire(plan, crew, trials * plan.runs())
     ranges = {}
     for arm in plan.parts[0].arms:
         if arm.hyper is None:
@@ -78,7 +85,7 @@ def tune(
         for name, entry in () if as_json else ranges[arm.name].items():
             print(f"{arm.name}: {name}: {json.dumps(entry)}")
     with listener.for_terminal(quiet=as_json) as shown:
-        made = search(plan, ranges, trials, out, "speedclaim " + " ".join(sys.argv[1:]), shown, chosen)
+        made = search(plan, ranges, trials, out, "speedclaim " + " ".join(sys.argv[1:]), shown, chosen, crew)
     if as_json:
         _print_json({"file": str(made.result.path.resolve()), "methods": {
             name: _told(found, ranges[name]) for name, found in made.found.items()}})  # fmt: skip

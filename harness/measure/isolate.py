@@ -31,72 +31,132 @@ class Ended:
     reason: str
 
 
-class Worker:
-    """One worker process. Iterate over its messages; a crash, a hang or garbage ends with :class:`Ended`."""
+class Process:
+    """A worker process without a job yet. With ``ahead`` it imports meanwhile what a job of that kind needs.
 
-    def __init__(self, job: Mapping[str, Any], deadline_s: float, environment: Mapping[str, str] | None = None) -> None:
-        self._environment = environment or {}
-        self._job = {**job, "path": [path for path in sys.path if path]}
-        self._deadline_s = deadline_s
-        self._process: subprocess.Popen[bytes] | None = None
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
-        self._read = -1
+    Args:
+        environment: added to this process' own.
+        ahead: ``train`` or ``ranks`` (see :mod:`harness.measure.training.ahead`); None = it waits for its job.
+    """
+
+    def __init__(self, environment: Mapping[str, str] | None = None, ahead: str | None = None) -> None:
+        self.environment, self.ahead = dict(environment or {}), ahead
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
+        self.read, write = os.pipe()
+        own = {"PYTHONPATH": _python_path(), "PYTHONFAULTHANDLER": "1"}
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "harness.measure.worker", str(write), *([ahead] if ahead else [])],
+                stdin=subprocess.PIPE,
+                stdout=self.output,
+                stderr=self.output,
+                pass_fds=(write,),
+                env={**os.environ, **own, **self.environment},
+                start_new_session=True,
+            )
+        finally:
+            os.close(write)
+
+    def give(self, job: Mapping[str, Any], last: bool = True) -> None:
+        """Hand over a job; after the ``last`` one the process ends. One that has died says so in its messages."""
+        line = json.dumps({**job, "path": [path for path in sys.path if path]}) + "\n"
+        stream = self._process.stdin
+        assert stream is not None
+        with contextlib.suppress(BrokenPipeError):
+            stream.write(line.encode())
+            stream.flush()
+        if last:
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+
+    def stop(self) -> None:
+        """End it, from any thread; the one that reads its messages gets :class:`Ended` and waits for it."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    def wait(self) -> int:
+        """Its exit code, negative for a signal."""
+        return self._process.wait()
+
+    def kill(self) -> None:
+        """End it and wait."""
+        self.stop()
+        self.wait()
+
+    def close(self) -> None:
+        """End it, and give its descriptors back."""
+        self.kill()
+        os.close(self.read)
+        self.output.close()
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+
+
+class Worker:
+    """A worker process with jobs. Iterate over its messages; a crash, a hang or garbage ends with :class:`Ended`.
+
+    Args:
+        job: the first job; None when :meth:`give` hands over all of them.
+        deadline_s: the longest silence.
+        environment: added to this process' own.
+        process: one that was started before; the worker owns it from now on.
+    """
+
+    def __init__(
+        self,
+        job: Mapping[str, Any] | None,
+        deadline_s: float,
+        environment: Mapping[str, str] | None = None,
+        process: Process | None = None,
+    ) -> None:
+        self._environment, self._job, self._deadline_s = environment, job, deadline_s
+        self._process: Process | None = process
+        self._grace_s = START_GRACE_S
 
     def __enter__(self) -> Worker:
-        self._read, write = os.pipe()
-        own = {"PYTHONPATH": _python_path(), "PYTHONFAULTHANDLER": "1"}
-        environment = {**os.environ, **own, **self._environment}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "harness.measure.worker", str(write)],
-            stdin=subprocess.PIPE,
-            stdout=self._output,
-            stderr=self._output,
-            pass_fds=(write,),
-            env=environment,
-            start_new_session=True,
-        )
-        os.close(write)
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(self._job).encode())
-            self._process.stdin.close()
+        self._process = self._process or Process(self._environment)
+        if self._job is not None:
+            self.give(self._job)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._kill()
-        os.close(self._read)
-        self._output.close()
+        self._own.close()
+
+    @property
+    def _own(self) -> Process:
+        assert self._process is not None
+        return self._process
+
+    def give(self, job: Mapping[str, Any], last: bool = True) -> None:
+        """Hand over a job, once the messages of the one before have been read; after the ``last`` there is no more."""
+        self._own.give(job, last)
 
     def stop(self) -> None:
         """End the process from another thread; the one that reads its messages gets :class:`Ended` and waits for it."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-
-    def _kill(self) -> None:
-        if self._process is None:
-            return
-        self.stop()
-        self._process.wait()
+            self._process.stop()
 
     def messages(self) -> Iterator[dict[str, Any] | Ended]:
-        """Messages until ``done``; :class:`Ended` says that the case begun last is lost.
+        """Messages until the job is ``done``; :class:`Ended` says that the case begun last is lost.
 
         It is the last message, unless the process that died was one of several that a check worker forks.
         """
-        selector = selectors.DefaultSelector()
-        selector.register(self._read, selectors.EVENT_READ)
         pending = b""
-        limit = self._deadline_s + START_GRACE_S
-        deadline = time.monotonic() + limit
+        deadline = time.monotonic() + self._deadline_s + self._grace_s
+        self._grace_s = 0.0
         while True:
-            if not selector.select(timeout=max(0.0, deadline - time.monotonic())):
-                self._kill()
+            if not self._readable(max(0.0, deadline - time.monotonic())):
+                self._own.kill()
                 yield Ended(status="timeout", reason=f"no answer within {self._deadline_s:.0f} s")
                 return
-            chunk = os.read(self._read, 1 << 16)
+            chunk = os.read(self._own.read, 1 << 16)
             if not chunk:
                 yield self._ended()
                 return
@@ -105,7 +165,7 @@ class Worker:
             for line in lines:
                 message = _message(line)
                 if message is None:
-                    self._kill()
+                    self._own.kill()
                     yield Ended(status="error", reason="something wrote to the harness's own pipe")
                     return
                 if message["event"] == "done":
@@ -116,9 +176,13 @@ class Worker:
                 yield self._died(message["code"]) if message["event"] == "died" else message
             deadline = time.monotonic() + self._deadline_s
 
+    def _readable(self, timeout_s: float) -> bool:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._own.read, selectors.EVENT_READ)
+            return bool(selector.select(timeout=timeout_s))
+
     def _ended(self) -> Ended:
-        assert self._process is not None
-        return self._died(self._process.wait())
+        return self._died(self._own.wait())
 
     def _died(self, code: int) -> Ended:
         tail = self._tail()
@@ -132,9 +196,10 @@ class Worker:
         return Ended(status="error", reason=f"the process ended with exit code {code}{tail}")
 
     def _tail(self) -> str:
-        size = self._output.seek(0, os.SEEK_END)
-        self._output.seek(max(0, size - 4000))
-        lines = self._output.read().decode(errors="replace").strip().splitlines()
+        output = self._own.output
+        size = output.seek(0, os.SEEK_END)
+        output.seek(max(0, size - 4000))
+        lines = output.read().decode(errors="replace").strip().splitlines()
         text = " | ".join(line.strip() for line in lines[-3:] if line.strip())
         return f": {text[-TAIL:]}" if text else ""
 

@@ -1,8 +1,9 @@
-"""A worker process: ``python -m harness.measure.worker FD`` reads one job (JSON) and answers in JSON lines on FD.
+"""A worker process: ``python -m harness.measure.worker FD`` reads jobs (JSON lines) and answers in JSON lines on FD.
 
 Standard output and standard error belong to the method and never carry results. A *check* job gates methods, each in
 a process of its own; a *block* job walks the problems and runs every arm in shuffled order; a *probe* job measures the
-machine; a *train* job trains arms to a target.
+machine; a *train* job trains arms to a target; a *refusals* job asks factories what they make of hyper-parameters. A
+second argument (``train`` or ``ranks``) names what is imported while the first job is on its way.
 """
 
 from __future__ import annotations
@@ -53,10 +54,38 @@ def main() -> None:
     pipe = Pipe(int(sys.argv[1]))
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as stream:
         stream.write("800")
-    job = json.loads(sys.stdin.read())
-    sys.path[:0] = [path for path in job.get("path", []) if path not in sys.path]
-    _JOBS[job["kind"]](job, pipe)
-    pipe.send(event="done")
+    lines = Lines(0)
+    line = _ahead(sys.argv[2], lines) if len(sys.argv) > 2 else lines.read()
+    while line:
+        job = json.loads(line)
+        sys.path[:0] = [path for path in job.get("path", []) if path not in sys.path]
+        _JOBS[job["kind"]](job, pipe)
+        pipe.send(event="done")
+        line = lines.read()
+
+
+class Lines:
+    """Lines of a descriptor, without the locks of a stream: a thread may wait for one while the process ends."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._rest = descriptor, b""
+
+    def read(self) -> bytes:
+        """The next line; empty at the end."""
+        while b"\n" not in self._rest:
+            chunk = os.read(self._descriptor, 1 << 16)
+            if not chunk:
+                line, self._rest = self._rest, b""
+                return line
+            self._rest += chunk
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+
+def _ahead(kind: str, lines: Lines) -> bytes:
+    from harness.measure.training import ahead
+
+    return ahead.first_job(kind, lines)
 
 
 def die_with_parent() -> None:
@@ -290,7 +319,13 @@ def _train(job: Mapping[str, Any], pipe: Pipe) -> None:
     train(job, pipe)
 
 
-_JOBS = {"check": _checks, "block": _block, "probe": _probe, "train": _train}
+def _refusals(job: Mapping[str, Any], pipe: Pipe) -> None:
+    from harness.measure.training.probe import answer
+
+    answer(job, pipe)
+
+
+_JOBS = {"check": _checks, "block": _block, "probe": _probe, "train": _train, "refusals": _refusals}
 
 if __name__ == "__main__":
     main()

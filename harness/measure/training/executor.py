@@ -9,7 +9,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from harness.measure.isolate import Ended, Worker
 from harness.measure.plan import BUDGET_REASON
 from harness.measure.session import gpu_lock, unfinished
 from harness.measure.training import checkpoint
+from harness.measure.training.ahead import Crew, kind_of
 from harness.measure.training.listener import Listener, Silent
 from harness.measure.training.outcome import hyper_detail
 from harness.measure.training.plan import Arm, Part, TrainPlan
@@ -46,14 +47,16 @@ class TrainResult:
     runs: int
 
 
-def execute(plan: TrainPlan, out: Path, command: str, listener: Listener | None = None) -> TrainResult:
-    """Train a plan and append every run to one file under ``out``.
+def execute(
+    plan: TrainPlan, out: Path, command: str, listener: Listener | None = None, crew: Crew | None = None
+) -> TrainResult:
+    """Train a plan and append every run to one file under ``out``; a ``crew`` has workers that were started before.
 
     Raises:
         UserError: the folder cannot be written, or another measurement holds the GPU.
         KeyboardInterrupt: Ctrl-C; the run under way has its row, and the same command resumes it.
     """
-    return TrainExecutor(plan, out, command, listener or Silent()).run()
+    return TrainExecutor(plan, out, command, listener or Silent(), crew).run()
 
 
 #: Why a run has no end.
@@ -62,7 +65,7 @@ INTERRUPTED = "interrupted by the user or a signal; the same command resumes it"
 
 @dataclass
 class _Walk:
-    """Where a worker is in its runs: the one under way and when it began, and how many messages settled something."""
+    """Where a worker is in its job's runs: the one under way and when it began, and how many have been answered."""
 
     specs: Mapping[tuple[str, int], RunSpec]
     first: RunSpec
@@ -148,11 +151,18 @@ def lane_environment(plan: TrainPlan, lane: int) -> dict[str, str]:
     return found
 
 
+def hire(plan: TrainPlan, crew: Crew, runs: int) -> None:
+    """Start the workers of a plan's ``runs``, each lane's with its own share of threads and its GPU."""
+    for lane in range(min(plan.request.side_by_side, runs)):
+        crew.start(kind_of(plan.request.world.size), lane, lane_environment(plan, lane))
+
+
 class TrainExecutor:
     """Walks a plan; a worker takes all pending runs of a workload, and a new one takes over after a crash."""
 
-    def __init__(self, plan: TrainPlan, out: Path, command: str, listener: Listener) -> None:
+    def __init__(self, plan: TrainPlan, out: Path, command: str, listener: Listener, crew: Crew | None = None) -> None:
         self.plan, self.out, self.command, self.listener = plan, out, command, listener
+        self.crew = crew or Crew()
         self.done: set[Key] = set()
         self.skipped: set[tuple[str, str]] = set()
         self.count = 0
@@ -168,6 +178,10 @@ class TrainExecutor:
 
     def run(self) -> TrainResult:
         """Train whatever has no row yet."""
+        with self.crew:
+            return self._run()
+
+    def _run(self) -> TrainResult:
         self.environment = _labelled(machine.collect(self.plan.device), self.plan)
         self.project = {"version": __version__, **machine.git()}
         self.hash = self.plan.hash(self.project, machine.identity(self.environment))
@@ -217,7 +231,7 @@ class TrainExecutor:
         )
 
     def _total(self) -> int:
-        return sum(len(part.runnable()) * len(part.seeds) for part in self.plan.parts)
+        return self.plan.runs()
 
     def _skip_arms(self) -> None:
         for part in self.plan.parts:
@@ -274,7 +288,7 @@ class TrainExecutor:
                 left = [spec for spec in mine if (part.workload.name, spec.arm, spec.seed) not in self.done]
             if not left:
                 return
-            self._work(part, left, lane_environment(self.plan, lane))
+            self._work(part, left, lane)
 
     def _pending(self, part: Part) -> list[RunSpec]:
         """Runs without a row, seed after seed, the arms of each in a shuffled order of the file's own."""
@@ -300,24 +314,37 @@ class TrainExecutor:
         used = time.monotonic() - self.start
         return used < self._limit_s if not spent else used + max(spent[-3:]) <= self._limit_s
 
-    def _work(self, part: Part, pending: list[RunSpec], environment: Mapping[str, str] | None = None) -> None:
+    def _work(self, part: Part, pending: list[RunSpec], lane: int = 0) -> None:
         """One worker over the pending runs; a crash or a hang costs the run under way."""
-        job = job_of(self.plan, [spec.to_json() for spec in pending], last=self._last_part(part))
-        walk = _Walk({(spec.arm, spec.seed): spec for spec in pending}, pending[0])
-        try:
-            with Worker(job, self._deadline_s(), environment) as worker:
+        with self._hired(lane) as worker:
+            self._walk(part, pending, worker, last=True)
+
+    @contextlib.contextmanager
+    def _hired(self, lane: int) -> Iterator[Worker]:
+        """A worker of its own process for a lane."""
+        process = self.crew.take(kind_of(self.plan.request.world.size), lane, lane_environment(self.plan, lane))
+        with Worker(None, self._deadline_s(), process=process) as worker:
+            with self._turn:
+                self._workers.add(worker)
+            try:
+                yield worker
+            finally:
                 with self._turn:
-                    if self._stopping:
-                        return
-                    self._workers.add(worker)
-                try:
-                    for message in worker.messages():
-                        with self._turn:
-                            if self._heard(part, walk, message):
-                                return
-                finally:
-                    with self._turn:
-                        self._workers.discard(worker)
+                    self._workers.discard(worker)
+
+    def _walk(self, part: Part, pending: list[RunSpec], worker: Worker, last: bool) -> bool:
+        """The worker's way through the pending runs; whether it can be given more, unless this was its ``last`` job."""
+        walk = _Walk({(spec.arm, spec.seed): spec for spec in pending}, pending[0])
+        with self._turn:
+            if self._stopping:
+                return False
+            job = job_of(self.plan, [spec.to_json() for spec in pending], last=self._last_part(part))
+        worker.give(job, last)
+        try:
+            for message in worker.messages():
+                with self._turn:
+                    if self._heard(part, walk, message):
+                        return False
         except KeyboardInterrupt:
             if walk.current is not None:
                 self._cut(part, walk.current, INTERRUPTED)
@@ -325,6 +352,7 @@ class TrainExecutor:
         if not walk.answers:
             with self._turn:
                 self._failed(part, pending[0], "error", "the process ended without an answer")
+        return True
 
     def _deadline_s(self) -> float:
         return self.plan.request.deadline_s * self.plan.request.crowd(self.plan.device)

@@ -97,6 +97,10 @@ class TrainPlan:
     left_out: dict[str, str] = field(default_factory=dict)
     phase: str = "train"
 
+    def runs(self) -> int:
+        """How many runs it has."""
+        return sum(len(part.runnable()) * len(part.seeds) for part in self.parts)
+
     def spec(self, part: Part, arm: Arm, block: int) -> RunSpec:
         """One run of the plan."""
         asked, workload, seed = self.request, part.workload, part.seeds[block]

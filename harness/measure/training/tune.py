@@ -14,14 +14,15 @@ from typing import Any, Literal
 
 from harness.catalogue.workload import TRAINER_HYPER, Target, Workload
 from harness.errors import MissingDependency
-from harness.measure.training.executor import TrainExecutor, TrainResult, lane_environment
+from harness.measure.training.ahead import Crew
+from harness.measure.training.executor import TrainExecutor, TrainResult
 from harness.measure.training.listener import Listener, Silent
 from harness.measure.training.plan import Arm, Part, TrainPlan
 from harness.measure.training.spec import RunSpec
 
 #: Initial weights and data order of every trial; verdicts never use it.
 STREAM = 20_000_003
-#: Trials that one worker is given at a time: an import of torch costs as much as a quick trial.
+#: Trials that are drawn for a worker at a time.
 TOGETHER = 4
 #: Objective of a run that gave no metric: worse than any miss.
 FAILED = 10.0
@@ -82,18 +83,20 @@ def tune(
     command: str,
     listener: Listener | None = None,
     goal: Goal = "target",
+    crew: Crew | None = None,
 ) -> Search:
     """Search each arm's space until its study holds ``trials`` trials or the budget is spent.
 
-    ``spaces`` is by arm. The arms take turns, so that all of them have had equally many trials at any time; with
-    ``side_by_side`` several trials run at once. A space of listed values alone that ``trials`` cover is tried whole.
+    ``spaces`` is by arm, a ``crew`` has workers that were started before. The arms take turns, so that all of them have
+    had equally many trials at any time; with ``side_by_side`` several trials run at once. A space of listed values
+    alone that ``trials`` cover is tried whole.
 
     Raises:
         MissingDependency: optuna is not installed.
     """
     part = plan.parts[0]
     studies = {arm.name: _study(part, arm, spaces[arm.name], trials, out, goal) for arm in part.runnable()}
-    executor = TuneExecutor(plan, out, command, listener or Silent(), studies=studies, goal=goal)
+    executor = TuneExecutor(plan, out, command, listener or Silent(), crew, studies=studies, goal=goal)
     result = executor.run()
     return Search(result=result, found={name: study.outcome() for name, study in studies.items()})
 
@@ -222,11 +225,12 @@ class TuneExecutor(TrainExecutor):
         out: Path,
         command: str,
         listener: Listener,
+        crew: Crew | None = None,
         *,
         studies: Mapping[str, Study],
         goal: Goal = "target",
     ) -> None:
-        super().__init__(plan, out, command, listener)
+        super().__init__(plan, out, command, listener, crew)
         self._studies, self._goal = studies, goal
         self._told = 0
 
@@ -238,17 +242,25 @@ class TuneExecutor(TrainExecutor):
         self._at_once([(self._search, (lane,)) for lane in range(lanes)] if lanes > 1 else [(self._search, (0,))])
 
     def _search(self, lane: int) -> None:
-        """Draw trials and run them until nothing is left."""
+        """Draw trials and run them until nothing is left; a worker goes on until it dies."""
         part = self.plan.parts[0]
+        pending: list[RunSpec] = []
         while not self._stopping:
-            with self._turn:
-                pending = self._draw(part)
+            pending = self._open(pending) or self._next(part)
             if not pending:
                 return
-            while pending and not self._stopping:
-                self._work(part, pending, lane_environment(self.plan, lane))
-                with self._turn:
-                    pending = [spec for spec in pending if spec.seed in self._studies[spec.arm].asked]
+            with self._hired(lane) as worker:
+                while pending and self._walk(part, pending, worker, last=False):
+                    pending = self._open(pending) or self._next(part)
+
+    def _open(self, pending: list[RunSpec]) -> list[RunSpec]:
+        """Those of some trials that have no end."""
+        with self._turn:
+            return [spec for spec in pending if spec.seed in self._studies[spec.arm].asked]
+
+    def _next(self, part: Part) -> list[RunSpec]:
+        with self._turn:
+            return [] if self._stopping else self._draw(part)
 
     def _draw(self, part: Part) -> list[RunSpec]:
         """The next trials of one worker, of the arms that have had fewest."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import time
 from collections.abc import Callable, Mapping
@@ -75,6 +76,12 @@ class _Room:
         self._graph = (key, function, run.model, allowed) if clean else None
 
 
+@functools.cache
+def _room(kind: str) -> _Room:
+    """The room of this process, which later jobs find as earlier ones left it."""
+    return _Room(kind)
+
+
 def rank(job: Mapping[str, Any], pipe: Any, address: tuple[str, int], listening: int | None) -> None:
     """One rank of several over the runs of rank 0's job; what became of each is compared before the next begins."""
     ranks = distributed.join(job["device"], address, listening, job["timeout_s"])
@@ -131,7 +138,7 @@ def train(job: Mapping[str, Any], pipe: Any) -> None:
 
         launch(job, pipe)
         return
-    room = _Room(job["device"])
+    room = _room(job["device"])
     for fields in job["runs"]:
         spec = from_json(fields)
         pipe.send(event="start", arm=spec.arm, seed=spec.seed, workload=spec.workload)
