@@ -1,7 +1,9 @@
 """Workers started before their jobs are known: what they do meanwhile, who gets them, and that one is enough."""
 
+import gc
 import json
 import os
+import sys
 import threading
 
 import pytest
@@ -74,6 +76,17 @@ def test_the_device_is_opened_while_imports_go_on_and_only_for_a_job_that_trains
     assert events == ["job", "open"][: 1 + opened], "never before the job, which is sent under the GPU's lock"
     monkeypatch.setattr(Late, "read", lambda self: b"")
     assert ahead.first_job(kind, Late()) == b"", "nobody wanted it"
+
+
+def test_imports_are_out_of_the_collectors_way():
+    before = gc.get_freeze_count()
+    try:
+        ahead.imports("train")
+        assert gc.get_freeze_count() > before
+        assert gc.isenabled()
+        assert "torch._dynamo" in sys.modules, "the first optimizer of a run has nothing left to import"
+    finally:
+        gc.unfreeze()
 
 
 def test_a_machine_without_a_driver_is_left_to_torch(monkeypatch):
