@@ -160,7 +160,7 @@ def test_bench_prints_json_alone_and_its_progress_on_standard_error(toy, warm_wo
     toy("added")
     request, trained = cli._request, []
 
-    def train(asked, out, as_json, quiet):
+    def train(asked, out, as_json, quiet, crew):
         trained.append((as_json, quiet))
         return {"file": "trained.jsonl", "rows": []}
 
