@@ -16,7 +16,7 @@ _TILE = 256
 #: Programs over the rows: enough for every multiprocessor, few enough that their sums cost nothing.
 _PROGRAMS = 1024
 #: Tile of the tables' gradient, (rows, codebooks, outputs), and programs of it that fill a GPU.
-_ROWS, _BOOKS, _OUTPUTS = 64, 8, 128
+_ROWS, _BOOKS, _OUTPUTS = 32, 16, 128
 _FILL = 264
 #: Bytes of the tables are stored less this, as int8.
 _SHIFT = 128
