@@ -230,7 +230,8 @@ def _measure(request: Any, out: Path, as_json: bool) -> Path:
                      "elapsed_s": round(result.elapsed_s, 1), "rows": rows})  # fmt: skip
     else:
         terminal.summary(rows, header)
-        print(f"{result.runs} runs in {result.elapsed_s:.0f} s: {result.path}")
+        planned = f" (planned {result.planned_s:.0f} s)" if result.planned_s else ""
+        print(f"{result.runs} runs in {result.elapsed_s:.0f} s{planned}: {result.path}")
     return result.path
 
 
