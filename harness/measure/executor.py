@@ -130,9 +130,9 @@ class _Executor:
         left_out = {item["case"]: item["reason"] for item in header["plan"]["left_out"]}
         for part, stored in zip(self.plan.suites, header["plan"]["suites"], strict=True):
             kept = {problem["id"] for problem in stored["problems"]}
-            kept -= {problem for task, problem in self.state.left_out if task == part.suite.task.name}
             part.problems = [p for p in part.problems if p.id in kept]
-            part.skipped |= {k: v for k, v in left_out.items() if k.split(".", 1)[0] == part.suite.task.name}
+            own = {**left_out, **self.state.left_out}
+            part.skipped |= {k: v for k, v in own.items() if k.split(".", 1)[0] == part.suite.task.name}
 
     def _probe(self) -> None:
         """Start-up time, product rates and device facts from one throw-away worker; then fit the plan to the budget."""
@@ -164,24 +164,25 @@ class _Executor:
 
     def _fit(self, blocks_done: int = 0) -> None:
         """Leave out what the budget has no time for, by all that is known now; say so and write it down."""
-        blocks = self.plan.blocks
-        dropped = self.forecast.fit(self._spent(), blocks_done)
-        for part, problem in dropped:
-            for method in part.methods:
-                case, reason = f"{method.name}/{problem.id}", BUDGET_REASON
-                gate = self.state.gates.get(case)
-                if gate is not None:
-                    reason += f" (timed in {blocks_done} of {blocks} blocks)" if blocks_done else " (gated, not timed)"
-                if gate is None or gate["status"] == "passed":
-                    part.skipped.setdefault(case, reason)
+        blocks, whole = self.plan.blocks, {p.suite.name: len(p.problems) for p in self.plan.suites}
+        lost = self.forecast.fit(self._spent(), blocks_done)
+        for part, case in lost:
+            reason, gate = BUDGET_REASON, self.state.gates.get(case)
+            if gate is not None:
+                reason += f" (timed in {blocks_done} of {blocks} blocks)" if blocks_done else " (gated, not timed)"
+            if gate is None or gate["status"] == "passed":
+                part.skipped[case] = reason
         if not self.begun:
             return  # the header will tell
-        lost = [f"{part.suite.name} {problem.id}" for part, problem in dropped]
+        told = [f"{n} problems of {part.suite.name}" if part.problems else f"suite {part.suite.name}"
+                for part in self.plan.suites if (n := whole[part.suite.name] - len(part.problems))]  # fmt: skip
+        kept = {problem.id for part in self.plan.suites for problem in part.problems}
+        told += [case for _, case in lost if case.partition("/")[2] in kept]
         if self.plan.blocks < blocks:
-            lost.append(f"blocks {self.plan.blocks + 1} to {blocks}")
-        if lost:
+            told.append(f"blocks {self.plan.blocks + 1} to {blocks}")
+        if told:
             left = self._spent() + self.forecast.left_s(blocks_done)
-            self.progress.note(f"{BUDGET_REASON}: {', '.join(lost)}; about {left:.0f} s in all")
+            self.progress.note(f"{BUDGET_REASON}: {', '.join(told)}; about {left:.0f} s in all")
             self._record_skipped()
 
     def _header(self, hash_: str) -> None:
@@ -333,7 +334,8 @@ class _Executor:
         passed = [
             method.name
             for method in part.methods
-            if self.state.gates.get(f"{method.name}/{problem.id}", {}).get("status") == "passed"
+            if self.state.gates.get(case := f"{method.name}/{problem.id}", {}).get("status") == "passed"
+            and case not in part.skipped
         ]
         if part.suite.baseline in passed:
             passed.append(part.suite.baseline + AA)
@@ -388,7 +390,7 @@ class _Executor:
 
     def _block(self, block: int, only: Collection[str] | None = None) -> None:
         """One worker over what is pending in all suites; another one while a death has left something."""
-        took: dict[tuple[str, str], float] = {}
+        took: dict[tuple[str, str, str], float] = {}
         rest = 0.0
         while parts := [
             (part, items)
@@ -400,9 +402,12 @@ class _Executor:
             self.forecast.block_took(took, rest)
 
     def _block_worker(
-        self, block: int, parts: Sequence[tuple[SuitePlan, list[dict[str, Any]]]], took: dict[tuple[str, str], float]
+        self,
+        block: int,
+        parts: Sequence[tuple[SuitePlan, list[dict[str, Any]]]],
+        took: dict[tuple[str, str, str], float],
     ) -> float:
-        """Run one worker and add each problem's wall time to ``took``; returns the seconds of none."""
+        """Run one worker and add each arm's wall time to ``took``; returns the seconds of none."""
         items = [self._item(part, block=block, problems=pending, seed=self.writer.path.stem) for part, pending in parts]
         named = {part.suite.name: part for part, _ in parts}
         waiting = {part.suite.name: pending for part, pending in parts}
@@ -410,6 +415,7 @@ class _Executor:
         rest, last = 0.0, now()
         with Worker(self._job("block", items), self._deadline()) as worker:
             for message in worker.messages():
+                before = current
                 if isinstance(message, Ended):
                     suite, problem, arm = current
                     self._block_died(named[suite], block, problem, arm, waiting[suite], message)
@@ -421,7 +427,7 @@ class _Executor:
                 if isinstance(message, Ended) or message["event"] == "finished" or current[2] == PREPARATION:
                     rest += elapsed
                 else:
-                    took[current[:2]] = took.get(current[:2], 0.0) + elapsed
+                    took[before] = took.get(before, 0.0) + elapsed
         return rest + now() - last
 
     def _block_died(

@@ -8,7 +8,8 @@ from typing import Any
 
 from harness.catalogue.method import Method
 from harness.catalogue.suite import Case, Problem
-from harness.measure.plan import Plan, SuitePlan
+from harness.measure.plan import BUDGET_REASON, Plan, SuitePlan
+from harness.measure.worker import AA, PREPARATION
 
 #: Part of the budget that is kept for writing, judging and rendering.
 RESERVE = 0.04
@@ -32,8 +33,13 @@ _CALL_S, _SAMPLE_S = 1e-4, 1e-3
 _COMPILE_S, _CACHED_COMPILE_S = 10.0, 2.5
 #: CPU time of a product relative to float32 while no probe has told it.
 _DTYPE_FACTOR = {"bfloat16": 4.0, "float16": 6.0, "float64": 2.0}
+#: A cell that takes this many times its problem's median arm is dear.
+DEAR = 4.0
 #: A suite's gates so far scale those to come, within these limits.
 _SCALE = (0.5, 5.0)
+
+#: A suite and the id of one of its cases.
+Lost = tuple[SuitePlan, str]
 
 
 def arithmetic(method: Method, problem: Problem) -> str:
@@ -67,7 +73,7 @@ class Forecast:
         self._seen: dict[str, list[Problem]] = {}
         self._problems = {problem.id: problem for part in plan.suites for problem in part.suite.problems}
         self._gate_walls: dict[str, float] = {}
-        self._block_walls: dict[tuple[str, str], list[float]] = {}
+        self._block_walls: dict[tuple[str, str], dict[str, list[float]]] = {}
         self._block_rests: list[float] = []
 
     # -- learning --------------------------------------------------------------------------------------------------
@@ -95,10 +101,10 @@ class Forecast:
         """Wall time of a case's gate."""
         self._gate_walls[case] = self._gate_walls.get(case, 0.0) + seconds
 
-    def block_took(self, problems: Mapping[tuple[str, str], float], rest_s: float) -> None:
-        """Wall time of one block by (suite, problem), and of what belongs to none of them."""
-        for key, seconds in problems.items():
-            self._block_walls.setdefault(key, []).append(seconds)
+    def block_took(self, arms: Mapping[tuple[str, str, str], float], rest_s: float) -> None:
+        """Wall time of one block by (suite, problem, arm), and of what belongs to none of them."""
+        for (suite, problem, arm), seconds in arms.items():
+            self._block_walls.setdefault((suite, problem), {}).setdefault(arm, []).append(seconds)
         self._block_rests.append(rest_s)
 
     # -- forecasting -----------------------------------------------------------------------------------------------
@@ -123,26 +129,27 @@ class Forecast:
 
     def block_s(self, part: SuitePlan, problem: Problem) -> float:
         """Seconds of one problem in one block."""
-        if seen := self._block_walls.get((part.suite.name, problem.id)):
-            return statistics.median(seen)
-        calls = {m.name: self.call_s(part, m, problem) for m in part.methods if self._runs(part, m, problem)}
-        if not calls:
+        walls = self._block_walls.get((part.suite.name, problem.id), {})
+        arms = [self._arm_s(part, method, problem) for method, _ in self._timed(part, problem)]
+        if not arms:
             return 0.0
-        protocol, cuda = part.protocol, problem.device == "cuda"
-        compiled = sum("compile" in m.tags for m in part.methods if m.name in calls)
-        arm_s = _ARM_STARTS * self.start_s + _ARM_PASSES * self._pass_s(part, problem)
+        if walls:
+            return sum(arms) + statistics.median(walls.get(PREPARATION, [0.0]))
+        warm_up = part.protocol.gpu_warmup_s if problem.device == "cuda" else 0.0
+        return sum(arms) + warm_up + _ORACLE_CALLS * self._check_s(part, problem)
 
-        def sampled(call: float) -> float:
-            fits = protocol.max_inner * (call + _SAMPLE_S)
-            return protocol.gpu_arm_s * 3 if cuda else max(call, min(protocol.inner_s, fits))
-
-        arms = [*calls.values(), calls.get(part.suite.baseline, 0.0)]
-        return (
-            compiled * _CACHED_COMPILE_S
-            + (protocol.gpu_warmup_s if cuda else 0.0)
-            + _ORACLE_CALLS * self._check_s(part, problem)
-            + sum(arm_s + _BLOCK_CALLS * call + sampled(call) for call in arms)
-        )
+    def _arm_s(self, part: SuitePlan, method: Method, problem: Problem) -> float:
+        """Seconds of one method in one block, the baseline with its alias."""
+        names = [method.name, *([method.name + AA] if method.name == part.suite.baseline else [])]
+        walls = self._block_walls.get((part.suite.name, problem.id), {})
+        if all(name in walls for name in names):
+            return sum(statistics.median(walls[name]) for name in names)
+        call, protocol = self.call_s(part, method, problem), part.protocol
+        sampled = max(call, min(protocol.inner_s, protocol.max_inner * (call + _SAMPLE_S)))
+        sampled = protocol.gpu_arm_s * 3 if problem.device == "cuda" else sampled
+        own = _ARM_STARTS * self.start_s + _ARM_PASSES * self._pass_s(part, problem)
+        compiled = _CACHED_COMPILE_S if "compile" in method.tags else 0.0
+        return compiled + len(names) * (own + _BLOCK_CALLS * call + sampled)
 
     def call_s(self, part: SuitePlan, method: Method, problem: Problem) -> float:
         """Seconds of one call: as gated; else the model, corrected by what the method took on other problems."""
@@ -205,6 +212,9 @@ class Forecast:
     def _ungated(self, part: SuitePlan, problem: Problem) -> list[Method]:
         return [method for method, case in self._cells(part, problem) if case not in self.gated]
 
+    def _timed(self, part: SuitePlan, problem: Problem) -> list[tuple[Method, str]]:
+        return [(method, case) for method, case in self._cells(part, problem) if self._runs(part, method, problem)]
+
     def _runs(self, part: SuitePlan, method: Method, problem: Problem) -> bool:
         """Whether a method will be timed: as gated here; else unless it has failed wherever it was gated."""
         case = Case(method=method.name, problem=problem).id
@@ -217,15 +227,17 @@ class Forecast:
 
     # -- the budget ------------------------------------------------------------------------------------------------
 
-    def fit(self, spent_s: float, blocks_done: int = 0) -> list[tuple[SuitePlan, Problem]]:
-        """Drop whole problems until the rest fits the budget, then blocks down to the protocols' least.
+    def fit(self, spent_s: float, blocks_done: int = 0) -> list[Lost]:
+        """Leave out what the budget has no time for: whole problems, then blocks down to the protocols' least.
 
-        A problem is dropped from the end of the suite that is furthest over its share. The only problem of a suite
-        goes last of all, and not before its gate has told what it takes; the suite of the largest weight keeps one.
-        Once blocks are under way blocks go first, because a problem without all of them is lost.
+        A problem goes from the end of the suite that is furthest over its share; each suite keeps one until gates have
+        told what it takes. If the rest still does not fit then, the dearest cells go: methods of over ``DEAR`` times
+        the median arm, never a baseline; then whole suites, but that of the largest weight, if that is enough. Once
+        blocks are under way they go first, because a problem without all of them is lost.
 
         Returns:
-            What was dropped, in order; the plan's blocks may have become fewer.
+            Cells that will not be measured, in order; problems without one are gone from the plan, and its blocks may
+            have become fewer.
         """
         budget = self.plan.request.budget_s
         if budget is None:
@@ -234,21 +246,57 @@ class Forecast:
         if blocks_done:
             self._fewer_blocks(budget - spent_s, blocks_done)
             least = most
-        dropped = self._drop(least, blocks_done, keep=1)
+        lost = self._drop(least, blocks_done)
         self._fewer_blocks(least, blocks_done)
-        return [*dropped, *self._drop(most, blocks_done, keep=0)] if self.gated else dropped
+        if self.gated:
+            lost += self._drop_dear(most, blocks_done)
+            lost += self._drop_suites(most, blocks_done)
+        return lost
 
-    def _drop(self, left_s: float, blocks_done: int, keep: int) -> list[tuple[SuitePlan, Problem]]:
-        """Drop problems while what is left does not fit, ``keep`` of every suite staying."""
-        heaviest = max(self.plan.suites, key=lambda part: (bool(part.problems), part.suite.weight))
-        dropped = []
+    def _drop(self, left_s: float, blocks_done: int) -> list[Lost]:
+        """Drop problems while what is left does not fit and a suite has several."""
+        lost: list[Lost] = []
         while self.left_s(blocks_done) > left_s:
-            able = [p for p in self.plan.suites if len(p.problems) > (1 if p is heaviest else keep)]
+            able = [part for part in self.plan.suites if len(part.problems) > 1]
             if not able:
                 break
             part = max(able, key=lambda one: self.part_s(one, blocks_done) / one.suite.weight)
-            dropped.append((part, part.problems.pop()))
-        return dropped
+            lost += [(part, case) for _, case in self._cells(part, part.problems[-1])]
+            part.problems.pop()
+        return lost
+
+    def _drop_dear(self, left_s: float, blocks_done: int) -> list[Lost]:
+        """Skip the dearest cells while what is left does not fit."""
+        found = []
+        for part in self.plan.suites:
+            for problem in part.problems:
+                arms = {case: self._arm_s(part, m, problem) for m, case in self._timed(part, problem)}
+                usual = statistics.median(arms.values()) if arms else 0.0
+                baseline = f"{part.suite.baseline}/{problem.id}"
+                found += [(s, part, case) for case, s in arms.items() if s > DEAR * usual and case != baseline]
+        lost: list[Lost] = []
+        for _, part, case in sorted(found, key=lambda item: -item[0]):
+            if self.left_s(blocks_done) <= left_s:
+                break
+            part.skipped[case] = BUDGET_REASON
+            lost.append((part, case))
+        return lost
+
+    def _drop_suites(self, left_s: float, blocks_done: int) -> list[Lost]:
+        """Empty suites until what is left fits; if it never does, none, for nothing would be gained."""
+        kept = {part.suite.name: list(part.problems) for part in self.plan.suites}
+        heaviest = max(self.plan.suites, key=lambda part: (bool(part.problems), part.suite.weight))
+        lost: list[Lost] = []
+        while self.left_s(blocks_done) > left_s:
+            able = [part for part in self.plan.suites if part.problems and part is not heaviest]
+            if not able:
+                for part in self.plan.suites:
+                    part.problems[:] = kept[part.suite.name]
+                return []
+            part = max(able, key=lambda one: self.part_s(one, blocks_done) / one.suite.weight)
+            lost += [(part, case) for problem in part.problems for _, case in self._cells(part, problem)]
+            part.problems.clear()
+        return lost
 
     def _fewer_blocks(self, left_s: float, blocks_done: int) -> None:
         """Take blocks away while what is left does not fit."""

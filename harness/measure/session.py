@@ -16,13 +16,13 @@ from harness.record import store
 
 @dataclass(kw_only=True)
 class State:
-    """What a file already holds: gates by case, (case, block, arm) that are done, (task, problem) that had no time."""
+    """What a file already holds: gates by case, (case, block, arm) that are done, cases that had no time."""
 
     gates: dict[str, dict[str, Any]] = field(default_factory=dict)
     blocks: set[tuple[str, int, str]] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
     planned: set[str] = field(default_factory=set)
-    left_out: set[tuple[str, str]] = field(default_factory=set)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def note(self, record: Mapping[str, Any]) -> None:
         """Take one stored run into account."""
@@ -35,7 +35,7 @@ class State:
         elif record["phase"] == "plan":
             self.planned.add(record["case"])
             if record["reason"].startswith(BUDGET_REASON):
-                self.left_out.add((record["task"], record["problem"]))
+                self.left_out[record["case"]] = record["reason"]
 
 
 def unfinished(out: Path, hash_: str) -> Path | None:

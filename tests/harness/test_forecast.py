@@ -45,6 +45,14 @@ def gated(made, part, name, problem, call_s=0.01, status="passed"):
     return case
 
 
+def walls(part, problem, whole, share=0.25):
+    """A block of content, baseline, alias and candidate, which has ``share`` of the whole."""
+    rest = whole * (1 - share) / 3
+    arms = {"(preparation)": rest, f"{part.suite.name}.plain": rest, f"{part.suite.name}.plain#aa": rest}
+    arms[f"{part.suite.name}.new"] = whole * share
+    return {(part.suite.name, problem.id, arm): seconds for arm, seconds in arms.items()}
+
+
 def test_a_call_is_priced_by_the_dtype_that_it_computes_in():
     part = suite("one", new={"tags": ("slow-cpu",)})
     made = forecast(part, flops=1e8)
@@ -105,7 +113,7 @@ def test_measured_blocks_replace_the_model():
     for name in ("plain", "new"):
         gated(made, part, name, part.problems[0])
     for wall in (5.0, 7.0, 6.0):
-        made.block_took({("one", part.problems[0].id): wall}, rest_s=4.0)
+        made.block_took(walls(part, part.problems[0], wall), rest_s=4.0)
     assert made.left_s(blocks_done=3) == pytest.approx(7 * (6.0 + 4.0))
 
 
@@ -119,8 +127,8 @@ def test_without_a_budget_nothing_is_dropped():
 def test_the_probe_drops_problems_from_the_end_and_leaves_every_suite_one():
     heavy, light = suite("heavy", problems=4), suite("light", problems=4, weight=0.1)
     made = forecast(heavy, light, budget_s=60.0, flops=1e9)
-    dropped = made.fit(0.0)
-    assert [problem.shape for part, problem in dropped if part is heavy] == [(4,), (3,), (2,)]
+    lost = [case.partition("/")[2] for part, case in made.fit(0.0) if part is heavy]
+    assert lost == [f"k-{size}-float32-cpu" for size in (4, 4, 3, 3, 2, 2)], "two methods on each"
     assert (len(heavy.problems), len(light.problems)) == (1, 1)
     assert made.plan.blocks == 6, "never fewer"
     assert made.left_s() > 60.0, "the least may take longer; nothing is known for certain yet"
@@ -141,14 +149,44 @@ def test_what_fits_is_kept_whole():
     assert (len(part.problems), made.plan.blocks) == (3, 10)
 
 
-def test_after_the_gates_a_whole_suite_may_go_but_never_the_heaviest():
+def lost(made, *given, **more):
+    return [case for _, case in made.fit(*given, **more)]
+
+
+def test_after_the_gates_a_whole_suite_may_go_but_not_the_heaviest():
     heavy, light = suite("heavy", problems=1), suite("light", problems=1, weight=0.1)
-    made = forecast(heavy, light, budget_s=50.0, blocks=6)
+    made = forecast(heavy, light, budget_s=75.0, blocks=6)
     for part in (heavy, light):
         for name in ("plain", "new"):
             gated(made, part, name, part.problems[0], call_s=1.0)
-    assert [(part.suite.name, problem.shape) for part, problem in made.fit(0.0)] == [("light", (1,))]
-    assert made.left_s() > 50.0
+    assert made.left_s() > 75.0 * 1.1
+    assert lost(made, 0.0) == ["light.plain/k-1-float32-cpu", "light.new/k-1-float32-cpu"]
+    assert (len(heavy.problems), len(light.problems)) == (1, 0)
+    assert made.left_s() < 75.0 * 1.1
+
+
+def test_a_suite_is_not_lost_for_nothing():
+    heavy, light = suite("heavy", problems=1), suite("light", problems=1, weight=0.1)
+    made = forecast(heavy, light, budget_s=20.0, blocks=6)
+    for part in (heavy, light):
+        for name in ("plain", "new"):
+            gated(made, part, name, part.problems[0], call_s=1.0)
+    assert lost(made, 0.0) == []
+    assert (len(heavy.problems), len(light.problems)) == (1, 1)
+
+
+def test_the_dearest_cell_goes_before_a_suite_and_never_a_baseline():
+    heavy = suite("heavy", problems=1, methods=("plain", "new", "other", "dear"))
+    light = suite("light", problems=1, weight=0.1, methods=("plain", "new", "other"))
+    made = forecast(heavy, light, budget_s=70.0, blocks=6)
+    slow = {"heavy.dear": 3.0, "light.plain": 0.5}
+    for part in (heavy, light):
+        for one in part.methods:
+            gated(made, part, one.name.split(".")[1], part.problems[0], call_s=slow.get(one.name, 0.1))
+    assert lost(made, 0.0) == ["heavy.dear/k-1-float32-cpu"]
+    assert heavy.skipped == {"heavy.dear/k-1-float32-cpu": BUDGET_REASON}
+    made.plan.request = Request(budget_s=40.0)
+    assert lost(made, 0.0) == [f"light.{name}/k-1-float32-cpu" for name in ("plain", "new", "other")]
     assert len(heavy.problems) == 1
 
 
@@ -158,15 +196,28 @@ def test_blocks_under_way_go_before_problems_and_only_then_are_problems_lost():
     for problem in part.problems:
         for name in ("plain", "new"):
             gated(made, part, name, problem)
-    first, second = (("one", problem.id) for problem in part.problems)
-    made.block_took({first: 5.0, second: 5.0}, rest_s=1.0)
+    first, second = part.problems
+    made.block_took({**walls(part, first, 5.0), **walls(part, second, 5.0)}, rest_s=1.0)
     assert made.fit(20.0, blocks_done=1) == []
     assert made.plan.blocks == 8, "20 s are spent and a block takes 11"
-    made.block_took({first: 5.0, second: 60.0}, rest_s=1.0)
-    made.block_took({first: 5.0, second: 60.0}, rest_s=1.0)
-    assert [problem for _, problem in made.fit(70.0, blocks_done=3)] == [made.plan.suites[0].suite.problems[1]]
+    for _ in range(2):
+        made.block_took({**walls(part, first, 5.0), **walls(part, second, 60.0)}, rest_s=1.0)
+    assert lost(made, 70.0, blocks_done=3) == [f"one.{name}/{second.id}" for name in ("plain", "new")]
     assert made.plan.blocks == 6
     assert made.left_s(blocks_done=3) == pytest.approx(3 * 6.0)
+
+
+def test_a_dear_cell_of_blocks_under_way_takes_its_own_time_along():
+    part = suite("one", problems=1, methods=("plain", "new", "other", "more"))
+    made = forecast(part, budget_s=100.0, blocks=6)
+    for name in ("plain", "new", "other", "more"):
+        gated(made, part, name, part.problems[0])
+    block = walls(part, part.problems[0], 40.0, share=0.9)
+    block |= {("one", part.problems[0].id, f"one.{name}"): 1.0 for name in ("other", "more")}
+    made.block_took(block, rest_s=1.0)
+    assert made.left_s(blocks_done=1) == pytest.approx(5 * 43.0)
+    assert lost(made, 43.0, blocks_done=1) == ["one.new/k-1-float32-cpu"]
+    assert made.left_s(blocks_done=1) == pytest.approx(5 * 7.0)
 
 
 # -- in the executor ---------------------------------------------------------------------------------------------------
@@ -224,7 +275,7 @@ def test_a_run_that_falls_behind_leaves_out_a_problem_says_so_and_writes_it_down
     assert timed["uniform-4000-float64-cpu"] == 1
     said = [line for line in notes.lines if line.startswith(BUDGET_REASON)]
     assert len(said) == 1
-    assert "toy uniform-4000-float64-cpu, blocks 7 to 8" in said[0]
+    assert "1 problems of toy, blocks 7 to 8" in said[0]
     planned = frame[frame["phase"] == "plan"].set_index("case")["reason"]
     assert set(planned.index) == {f"toy.{name}/uniform-4000-float64-cpu" for name in ("plain", "added")}
     assert set(planned) == {f"{BUDGET_REASON} (timed in 1 of 8 blocks)"}
