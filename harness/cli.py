@@ -42,9 +42,9 @@ MethodOption = Annotated[
 ProblemOption = Annotated[list[str] | None, typer.Option("--problem", help="Only this problem id (repeatable).")]
 TierOption = Annotated[str, typer.Option("--tier", help="quick, standard or full.")]
 BlocksOption = Annotated[int | None, typer.Option("--blocks", help="Interleaved blocks, at least 6.")]
-#: Seconds that a bench measures: on two cores the suites overrun theirs by up to two thirds, and the report takes a
-#: minute; with 420 a bench took 12 minutes on 2026-11-23 (521 s of suites that were given 315).
-BENCH_S = 300.0
+#: Seconds that a bench measures and trains: reading, judging and rendering the records of 2026-11-23 takes two minutes
+#: more on two cores, so that a bench is done in about ten.
+BENCH_S = 450.0
 BudgetOption = Annotated[float | None, typer.Option("--budget-s", help="Seconds to spend; whole problems are dropped.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu or cuda; default: cuda when there is one.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder of the record files.")]
@@ -233,7 +233,8 @@ def _measure(request: Any, out: Path, as_json: bool, quiet: bool) -> dict[str, A
     rows = _summary(frame, header)
     if not as_json:
         terminal.summary(rows, header)
-        print(f"{result.runs} runs in {result.elapsed_s:.0f} s: {result.path}")
+        planned = f" (planned {result.planned_s:.0f} s)" if result.planned_s else ""
+        print(f"{result.runs} runs in {result.elapsed_s:.0f} s{planned}: {result.path}")
     return {"file": str(result.path.resolve()), "resumed": result.resumed, "elapsed_s": round(result.elapsed_s, 1),
             "rows": rows}  # fmt: skip
 

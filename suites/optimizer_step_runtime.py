@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+# The first optimizer of a process imports it, 2 s: here a worker does so once, before it forks for each method.
+import torch._dynamo
 from torch import Tensor, nn
 
 from harness.catalogue.suite import Problem

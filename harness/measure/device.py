@@ -10,7 +10,7 @@ import ctypes
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from harness.errors import Unavailable
@@ -448,24 +448,36 @@ def open_device(kind: str, needs_torch: bool, precision: str) -> Device:
     return TorchCUDA(precision) if kind == "cuda" else TorchCPU(precision)
 
 
-def probe(kind: str) -> dict[str, Any]:
-    """Product rate in FLOP/s of one second of squares for the plan's estimate, and facts that only torch knows."""
+#: Side of the squares whose product is timed, and for how long: for the plan's other dtypes a CPU may emulate them.
+_PROBE = {"cuda": (8192, 0.7), "float32": (1024, 0.7), "other": (256, 0.2)}
+
+
+def probe(kind: str, dtypes: Iterable[str] = ()) -> dict[str, Any]:
+    """Product rates in FLOP/s for the plan's estimate, and facts that only torch knows.
+
+    Returns:
+        ``flops_per_s`` of float32 (on a GPU: bfloat16), ``rates`` by dtype for the others that a CPU is asked about.
+    """
     import torch
 
-    size, dtype = (8192, torch.bfloat16) if kind == "cuda" else (1024, torch.float32)
     if kind == "cpu":
         torch.set_num_threads(environment.threads())
-    left = torch.randn(size, size, device=kind).to(dtype)
-    right = torch.randn(size, size, device=kind).to(dtype)
-    samples: list[float] = []
-    synchronize = torch.cuda.synchronize if kind == "cuda" else (lambda: None)
-    clock = HostClock(synchronize)
-    clock.time(lambda: left @ right)
-    end = time.perf_counter() + 0.7
-    while time.perf_counter() < end or len(samples) < 3:
-        samples.append(clock.time(lambda: left @ right))
-    samples.sort()
-    facts: dict[str, Any] = {"flops_per_s": 2.0 * size**3 / samples[len(samples) // 2]}
+
+    def rate(dtype: torch.dtype, size: int, seconds: float) -> float:
+        left, right = (torch.randn(size, size, device=kind).to(dtype) for _ in range(2))
+        clock = HostClock(torch.cuda.synchronize if kind == "cuda" else (lambda: None))
+        clock.time(lambda: left @ right)
+        samples: list[float] = []
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or len(samples) < 3:
+            samples.append(clock.time(lambda: left @ right))
+        return 2.0 * size**3 / sorted(samples)[len(samples) // 2]
+
+    if kind == "cpu":
+        rates = {name: rate(getattr(torch, name), *_PROBE["other"]) for name in dtypes if name != "float32"}
+        facts: dict[str, Any] = {"flops_per_s": rate(torch.float32, *_PROBE["float32"]), "rates": rates}
+    else:
+        facts = {"flops_per_s": rate(torch.bfloat16, *_PROBE["cuda"]), "rates": {}}
     if kind == "cuda":
         properties = torch.cuda.get_device_properties(0)
         facts |= {"sm_count": properties.multi_processor_count, "l2_bytes": getattr(properties, "L2_cache_size", None)}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import random
 import socket
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,50 +17,28 @@ from harness import __version__
 from harness.catalogue import registry
 from harness.catalogue.suite import Case, Problem
 from harness.errors import UserError
-from harness.measure import plan as planning
+from harness.measure.forecast import Forecast, arithmetic
 from harness.measure.isolate import Ended, Worker
 from harness.measure.plan import BUDGET_REASON, Plan, SuitePlan
 from harness.measure.progress import Progress, Silent
-from harness.measure.session import gpu_lock, unfinished
-from harness.measure.worker import AA
+from harness.measure.session import State, gpu_lock, unfinished
+from harness.measure.worker import AA, PREPARATION
 from harness.record import environment as machine
 from harness.record import store
 from harness.record.run import Measurement, Run
 
-#: Part of the budget that is kept for writing, judging and rendering.
-RESERVE = 0.04
 #: Fresh blocks at most that make up for discarded ones.
 MOST_REPLACED = 3
 
 
-@dataclass(kw_only=True)
-class State:
-    """What a file already holds: gate records by case, and (case, block, arm) that are done."""
-
-    gates: dict[str, dict[str, Any]] = field(default_factory=dict)
-    blocks: set[tuple[str, int, str]] = field(default_factory=set)
-    failed: dict[str, str] = field(default_factory=dict)
-    planned: set[str] = field(default_factory=set)
-
-    def note(self, record: Mapping[str, Any]) -> None:
-        """Take one stored run into account."""
-        if record["phase"] == "gate":
-            self.gates[record["case"]] = dict(record)
-        elif record["phase"] == "block":
-            self.blocks.add((record["case"], record["block"], record["arm"]))
-            if record["status"] != "passed":
-                self.failed[f"{record['arm']}/{record['problem']}"] = record["reason"]
-        elif record["phase"] == "plan":
-            self.planned.add(record["case"])
-
-
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Where the runs are, and what was done."""
+    """Where the runs are, and what was done; ``planned_s`` is the estimate that was announced, of a fresh file."""
 
     path: Path
     resumed: bool
     elapsed_s: float
+    planned_s: float | None
     runs: int
 
 
@@ -77,15 +56,19 @@ def utc() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+#: The clock of the budget and of the phases; no measurement is taken with it.
+now = time.monotonic
+
+
 class _Executor:
     def __init__(self, plan: Plan, out: Path, command: str, progress: Progress) -> None:
         self.plan, self.out, self.command, self.progress = plan, out, command, progress
         self.state = State()
         self.count = 0
-        self.start = time.monotonic()
-        self.start_s = 3.0
-        self.flops: dict[str, float] = {}
-        self.rate = 1e10
+        self.start = now()
+        self.forecast = Forecast(plan)
+        self.phases: dict[str, float] = {}
+        self.begun = False
         self.writer: store.Writer
 
     def run(self) -> Result:
@@ -105,12 +88,25 @@ class _Executor:
                 else:
                     self._probe()
                     self._header(hash_)
+                self.begun = True
                 self._record_skipped()
-                self._gates()
-                self._fit_blocks()
-                self._blocks()
-                self.writer.end(utc=utc(), elapsed_s=round(time.monotonic() - self.start, 1))
-        return Result(path=path, resumed=resumed, elapsed_s=time.monotonic() - self.start, runs=self.count)
+                with self._phase("gates"):
+                    self._gates()
+                with self._phase("blocks"):
+                    self._blocks()
+                spent, planned = self._spent(), None if resumed else round(self.plan.estimate_s, 1)
+                self.writer.end(utc=utc(), elapsed_s=round(spent, 1), planned_s=planned, phases_s=self.phases)
+        return Result(path=path, resumed=resumed, elapsed_s=spent, planned_s=planned, runs=self.count)
+
+    def _spent(self) -> float:
+        return now() - self.start
+
+    @contextlib.contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """Write down how long a part of the work took."""
+        begin = now()
+        yield
+        self.phases[name] = round(now() - begin, 1)
 
     # -- beginning -------------------------------------------------------------------------------------------------
 
@@ -126,36 +122,68 @@ class _Executor:
                 header = record
             elif record["record"] == "run":
                 self.state.note(record)
+                if record["phase"] == "gate":
+                    self.forecast.gate(record)
         self.environment = header["environment"]
+        self.forecast.start_s = float(self.environment.get("probe", {}).get("start_s", self.forecast.start_s))
         self.plan.blocks = header["plan"]["blocks"]
         left_out = {item["case"]: item["reason"] for item in header["plan"]["left_out"]}
         for part, stored in zip(self.plan.suites, header["plan"]["suites"], strict=True):
             kept = {problem["id"] for problem in stored["problems"]}
             part.problems = [p for p in part.problems if p.id in kept]
-            part.skipped |= {k: v for k, v in left_out.items() if k.split(".", 1)[0] == part.suite.task.name}
+            own = {**left_out, **self.state.left_out}
+            part.skipped |= {k: v for k, v in own.items() if k.split(".", 1)[0] == part.suite.task.name}
 
     def _probe(self) -> None:
-        """Start-up time, product rate and device facts from one throw-away worker; then fit the plan to the budget."""
-        for part in self.plan.suites:
-            begin = time.monotonic()
-            job = self._job(part, "probe", problems=[p.describe() for p in part.problems])
-            with Worker(job, part.protocol.case_timeout_s) as worker:
-                for message in worker.messages():
-                    if isinstance(message, Ended):
-                        raise UserError(f"the measuring process cannot start: {message.reason}")
-                    facts = message["facts"]
-                    self.flops |= facts.pop("work_flops")
-                    probe_s = facts.pop("probe_s", 0.0)
-                    self.rate = facts.get("flops_per_s") or self.rate
-                    self.start_s = max(0.2, time.monotonic() - begin - probe_s)
-                    self.environment["probe"] = {"flops_per_s": self.rate, "start_s": round(self.start_s, 2)}
-                    if self.environment.get("gpu"):
-                        self.environment["gpu"] |= {k: v for k, v in facts.items() if k in ("sm_count", "l2_bytes")}
-        planning.fit(self.plan, self.flops, self.rate, self.start_s)
+        """Start-up time, product rates and device facts from one throw-away worker; then fit the plan to the budget."""
+        begin = now()
+        items = [self._item(part, methods=[m.name for m in part.methods],
+                            problems=[p.describe() for p in part.problems]) for part in self.plan.suites]  # fmt: skip
+        dtypes = sorted({arithmetic(registry.method(c.method), c.problem) for part in self.plan.suites
+                         for c in part.cases()} | {"float64"})  # fmt: skip
+        with Worker(self._job("probe", items, dtypes=dtypes), self._deadline()) as worker:
+            for message in worker.messages():
+                if isinstance(message, Ended):
+                    raise UserError(f"the measuring process cannot start: {message.reason}")
+                facts = message["facts"]
+                self.forecast.probed(facts, max(0.2, now() - begin - facts["probe_s"]))
+                rates = {"flops_per_s": facts.get("flops_per_s"), **facts.get("rates", {})}
+                self.environment["probe"] = {**rates, "start_s": round(self.forecast.start_s, 2)}
+                if self.environment.get("gpu"):
+                    self.environment["gpu"] |= {k: v for k, v in facts.items() if k in ("sm_count", "l2_bytes")}
+        self.phases["probe"] = round(now() - begin, 1)
+        self._fit()
+        self.plan.estimate_s = self._spent() + self.forecast.left_s()
         self.progress.note(
             f"plan: {sum(len(p.cases()) for p in self.plan.suites)} cases, {self.plan.blocks} blocks, "
             f"about {self.plan.estimate_s:.0f} s"
         )
+        budget = self.plan.request.budget_s
+        if budget is not None and self.plan.estimate_s > budget:
+            self.progress.note(f"the least that can be measured takes longer than the budget of {budget:.0f} s")
+
+    def _fit(self, blocks_done: int = 0) -> None:
+        """Leave out what the budget has no time for, by all that is known now; say so and write it down."""
+        blocks, whole = self.plan.blocks, {p.suite.name: len(p.problems) for p in self.plan.suites}
+        lost = self.forecast.fit(self._spent(), blocks_done)
+        for part, case in lost:
+            reason, gate = BUDGET_REASON, self.state.gates.get(case)
+            if gate is not None:
+                reason += f" (timed in {blocks_done} of {blocks} blocks)" if blocks_done else " (gated, not timed)"
+            if gate is None or gate["status"] == "passed":
+                part.skipped[case] = reason
+        if not self.begun:
+            return  # the header will tell
+        told = [f"{n} problems of {part.suite.name}" if part.problems else f"suite {part.suite.name}"
+                for part in self.plan.suites if (n := whole[part.suite.name] - len(part.problems))]  # fmt: skip
+        kept = {problem.id for part in self.plan.suites for problem in part.problems}
+        told += [case for _, case in lost if case.partition("/")[2] in kept]
+        if self.plan.blocks < blocks:
+            told.append(f"blocks {self.plan.blocks + 1} to {blocks}")
+        if told:
+            left = self._spent() + self.forecast.left_s(blocks_done)
+            self.progress.note(f"{BUDGET_REASON}: {', '.join(told)}; about {left:.0f} s in all")
+            self._record_skipped()
 
     def _header(self, hash_: str) -> None:
         tasks = {part.suite.task.name for part in self.plan.suites}
@@ -190,66 +218,59 @@ class _Executor:
     def _gates(self) -> None:
         total = sum(len(part.cases()) for part in self.plan.suites)
         self.progress.phase("gate", total, len(self.state.gates))
+        if self.plan.request.budget_s is not None and not self.state.gates:
+            # The gates of each suite's first problem tell how slow this machine is today.
+            self._check_all(first=True)
+            self._fit()
+        self._check_all()
+        if not self.state.blocks:
+            self._fit()
+
+    def _check_all(self, first: bool = False) -> None:
+        while pending := self._ungated(first):
+            self._check(pending)
+
+    def _ungated(self, first: bool) -> list[tuple[SuitePlan, str, list[Problem]]]:
+        """Suite, method and problems without a gate; of every suite the first problem alone, if asked for."""
+        found = []
         for part in self.plan.suites:
-            fresh = not self.state.gates and self.plan.request.budget_s is not None
-            begin = time.monotonic()
-            while fresh and (pending := self._ungated(part, part.problems[:1])):
-                self._check(part, pending)
-            if fresh and self.flops:
-                self._rescale(part, time.monotonic() - begin)
-            while pending := self._ungated(part, part.problems):
-                self._check(part, pending)
+            wanted = part.problems[:1] if first else part.problems
+            for method in part.methods:
+                cells = [p for p in part.of_method(method.name) if p in wanted]
+                if left := [p for p in cells if f"{method.name}/{p.id}" not in self.state.gates]:
+                    found.append((part, method.name, left))
+        return found
 
-    def _rescale(self, part: SuitePlan, elapsed_s: float) -> None:
-        """The first problem's gate tells how slow this machine is today; the plan is fitted to the budget again."""
-        expected = planning.gate_seconds(part, part.problems[0], self.flops, self.rate) + self.start_s
-        slower = max(1.0, elapsed_s / expected)
-        kept = list(part.problems)
-        planning.fit(self.plan, self.flops, self.rate / slower, self.start_s * min(slower, 3.0))
-        for problem in kept:
-            if problem not in part.problems:
-                for method in part.methods:
-                    self._skip(part, f"{method.name}/{problem.id}", BUDGET_REASON)
-        dropped = len(kept) - len(part.problems)
-        if dropped:
-            self.progress.note(f"{slower:.1f} times slower than estimated: {dropped} problems {BUDGET_REASON}")
-
-    def _ungated(self, part: SuitePlan, problems: list[Problem]) -> dict[str, list[Problem]]:
-        pending = {
-            method.name: [
-                p
-                for p in part.of_method(method.name)
-                if p in problems and f"{method.name}/{p.id}" not in self.state.gates
-            ]
-            for method in part.methods
-        }
-        return {name: wanted for name, wanted in pending.items() if wanted}
-
-    def _check(self, part: SuitePlan, pending: Mapping[str, list[Problem]]) -> None:
+    def _check(self, pending: Sequence[tuple[SuitePlan, str, list[Problem]]]) -> None:
         """One check worker over all pending methods; a method that dies is taken up again at its next problem."""
-        jobs = [{"method": name, "problems": [p.describe() for p in problems]} for name, problems in pending.items()]
-        first = next(iter(pending))
-        current = (first, pending[first][0].id)
+        items = [self._item(part, method=name, problems=[p.describe() for p in ps]) for part, name, ps in pending]
+        parts = {part.suite.name: part for part, _, _ in pending}
+        asked = {(part.suite.name, name): problems[-1].id for part, name, problems in pending}
+        current = (pending[0][0], pending[0][1], pending[0][2][0].id)
         done = len(self.state.gates)
-        with Worker(self._job(part, "check", methods=jobs), part.protocol.case_timeout_s) as worker:
+        last: float | None = None
+        with Worker(self._job("check", items), self._deadline()) as worker:
             for message in worker.messages():
                 if isinstance(message, Ended):
-                    self._lost(part, current, message.status, message.reason)
+                    self._lost(*current, message.status, message.reason)
                 elif message["event"] == "start":
-                    current = (message["method"], message["problem"])
+                    current = (parts[message["suite"]], message["method"], message["problem"])
                 elif message["event"] == "finished":
-                    asked = pending[message["method"]]
-                    if f"{message['method']}/{asked[-1].id}" not in self.state.gates:
-                        self._lost(part, current, "error", "the process ended without an answer")
+                    wanted = asked[message["suite"], message["method"]]
+                    if f"{message['method']}/{wanted}" not in self.state.gates:
+                        self._lost(*current, "error", "the process ended without an answer")
                 else:
-                    self._gate_result(part, message["method"], message)
+                    self._gate_result(parts[message["suite"]], message["method"], message)
+                if last is not None:  # the first answer waited for the worker's start
+                    self.forecast.gate_took(f"{current[1]}/{current[2]}", now() - last)
+                last = now()
         if len(self.state.gates) == done:
-            self._lost(part, current, "error", "the process ended without an answer")
+            self._lost(*current, "error", "the process ended without an answer")
 
-    def _lost(self, part: SuitePlan, current: tuple[str, str], status: str, reason: str) -> None:
+    def _lost(self, part: SuitePlan, method: str, problem: str, status: str, reason: str) -> None:
         """The case that was under way when its process ended; one that has its record already keeps it."""
-        if f"{current[0]}/{current[1]}" not in self.state.gates:
-            self._gate_record(part, *current, status, reason, {}, {})
+        if f"{method}/{problem}" not in self.state.gates:
+            self._gate_record(part, method, problem, status, reason, {}, {})
 
     def _gate_result(self, part: SuitePlan, method: str, message: Mapping[str, Any]) -> None:
         found = message["gate"]
@@ -304,6 +325,7 @@ class _Executor:
             detail=detail,
         )
         self.state.gates[run.case] = run.model_dump(mode="json")
+        self.forecast.gate(self.state.gates[run.case])
         self.progress.step(f"{run.case}: {status}")
 
     # -- blocks ----------------------------------------------------------------------------------------------------
@@ -312,88 +334,39 @@ class _Executor:
         passed = [
             method.name
             for method in part.methods
-            if self.state.gates.get(f"{method.name}/{problem.id}", {}).get("status") == "passed"
+            if self.state.gates.get(case := f"{method.name}/{problem.id}", {}).get("status") == "passed"
+            and case not in part.skipped
         ]
         if part.suite.baseline in passed:
             passed.append(part.suite.baseline + AA)
         return passed
 
-    def _gate_call_s(self, case_id: str) -> float:
-        return float(self.state.gates[case_id]["detail"].get("planning_s") or 0.0)
-
-    def _fit_blocks(self) -> None:
-        """With the gate's times known, drop whole problems (the last first) until the blocks fit what is left."""
-        budget = self.plan.request.budget_s
-        if budget is None or self.state.blocks:
-            return
-        left = budget * (1 - RESERVE) - (time.monotonic() - self.start)
-        weights = sum(part.suite.weight for part in self.plan.suites)
-        for part in self.plan.suites:
-            share = left * part.suite.weight / weights - self.plan.blocks * self.start_s
-            while len(part.problems) > 1 and self._block_seconds(part) > share:
-                if part.protocol.min_blocks < self.plan.blocks and len(part.problems) == 1:
-                    break
-                problem = part.problems[-1]
-                timed = [arm for arm in self._arms(part, problem) if not arm.endswith(AA)]
-                part.problems.pop()
-                for arm in timed:
-                    self._skip(part, f"{arm}/{problem.id}", f"{BUDGET_REASON} (gated, not timed)")
-        while self.plan.blocks > max(p.protocol.min_blocks for p in self.plan.suites):
-            if sum(self._block_seconds(p) + self.plan.blocks * self.start_s for p in self.plan.suites) <= left:
-                break
-            self.plan.blocks -= 1
-
-    def _block_seconds(self, part: SuitePlan) -> float:
-        total = 0.0
-        for problem in part.problems:
-            arms = self._arms(part, problem)
-            if not arms:
-                continue
-            calls = [self._gate_call_s(f"{arm.removesuffix(AA)}/{problem.id}") for arm in arms]
-            cuda = problem.device == "cuda"
-            sampled = 3 * part.protocol.gpu_arm_s if cuda else part.protocol.inner_s
-            # The oracle is about one slow call; one warm-up and one checked call precede the samples of each arm.
-            total += max(calls) * 2 + (part.protocol.gpu_warmup_s if cuda else 0.0)
-            total += sum(2 * call + max(sampled, call) + 0.01 for call in calls)
-        return total * self.plan.blocks
-
     def _blocks(self) -> None:
-        work = [
-            (part, problem, arm) for part in self.plan.suites for problem in part.problems
-            for arm in self._arms(part, problem)
-        ]  # fmt: skip
-        self.progress.phase("blocks", len(work) * self.plan.blocks, len(self.state.blocks))
-        for block in range(self.plan.blocks):
-            if self._out_of_time(block):
-                break
-            for part in self.plan.suites:
-                while pending := self._pending(part, block):
-                    self._block(part, block, pending)
+        arms = sum(len(self._arms(part, problem)) for part in self.plan.suites for problem in part.problems)
+        self.progress.phase("blocks", arms * self.plan.blocks, len(self.state.blocks))
+        block = 0
+        while block < self.plan.blocks:
+            self._block(block)
+            block += 1
+            if block < self.plan.blocks:
+                self._fit(block)
         self._replace_discarded()
 
     def _replace_discarded(self) -> None:
         """Problems that lost blocks (thermal or power brake, a slow clock) get as many fresh ones, within limits."""
         for block in range(self.plan.blocks, self.plan.blocks + MOST_REPLACED):
-            if self._out_of_time(block):
-                return
             lost = store.discarded_blocks(self.writer.path)
             short = {problem for problem in lost if block - len(lost[problem]) < self.plan.blocks}
-            for part in self.plan.suites:
-                while pending := [item for item in self._pending(part, block) if item["problem"]["id"] in short]:
-                    self.progress.note(f"block {block}: replaces discarded blocks of {len(pending)} problems")
-                    self._block(part, block, pending)
-
-    def _out_of_time(self, block: int) -> bool:
-        budget = self.plan.request.budget_s
-        least = max(part.protocol.min_blocks for part in self.plan.suites)
-        if budget is None or block < least:
-            return False
-        used = time.monotonic() - self.start
-        per_block = used / max(block, 1) if not self.state.gates else (used / (block + 1))
-        if used + per_block <= budget:
-            return False
-        self.progress.note(f"{BUDGET_REASON}: blocks {block + 1} to {self.plan.blocks}")
-        return True
+            again = [(part, p) for part in self.plan.suites for p in part.problems if p.id in short]
+            if not again:
+                return
+            budget = self.plan.request.budget_s
+            needed = sum(self.forecast.block_s(part, problem) for part, problem in again) + self.forecast.start_s
+            if budget is not None and self._spent() + needed > budget:
+                self.progress.note(f"{BUDGET_REASON}: block {block} in place of discarded ones")
+                return
+            self.progress.note(f"block {block}: replaces discarded blocks of {len(again)} problems")
+            self._block(block, short)
 
     def _pending(self, part: SuitePlan, block: int) -> list[dict[str, Any]]:
         items = []
@@ -415,31 +388,54 @@ class _Executor:
                 return float(max(measurement["samples"]))
         return None
 
-    def _block(self, part: SuitePlan, block: int, pending: list[dict[str, Any]]) -> None:
-        job = self._job(part, "block", block=block, problems=pending, seed=self.writer.path.stem)
-        current: tuple[str, str] | None = None
-        with Worker(job, part.protocol.case_timeout_s) as worker:
+    def _block(self, block: int, only: Collection[str] | None = None) -> None:
+        """One worker over what is pending in all suites; another one while a death has left something."""
+        took: dict[tuple[str, str, str], float] = {}
+        rest = 0.0
+        while parts := [
+            (part, items)
+            for part in self.plan.suites
+            if (items := [i for i in self._pending(part, block) if only is None or i["problem"]["id"] in only])
+        ]:
+            rest += self._block_worker(block, parts, took)
+        if took:
+            self.forecast.block_took(took, rest)
+
+    def _block_worker(
+        self,
+        block: int,
+        parts: Sequence[tuple[SuitePlan, list[dict[str, Any]]]],
+        took: dict[tuple[str, str, str], float],
+    ) -> float:
+        """Run one worker and add each arm's wall time to ``took``; returns the seconds of none."""
+        items = [self._item(part, block=block, problems=pending, seed=self.writer.path.stem) for part, pending in parts]
+        named = {part.suite.name: part for part, _ in parts}
+        waiting = {part.suite.name: pending for part, pending in parts}
+        current = (parts[0][0].suite.name, parts[0][1][0]["problem"]["id"], PREPARATION)
+        rest, last = 0.0, now()
+        with Worker(self._job("block", items), self._deadline()) as worker:
             for message in worker.messages():
+                before = current
                 if isinstance(message, Ended):
-                    self._block_died(part, block, current, pending, message)
-                    return
-                if message["event"] == "start":
-                    current = (message["problem"], message["arm"])
+                    suite, problem, arm = current
+                    self._block_died(named[suite], block, problem, arm, waiting[suite], message)
+                elif message["event"] == "start":
+                    current = (message["suite"], message["problem"], message["arm"])
                 elif message["event"] == "result":
-                    self._block_result(part, block, message)
+                    self._block_result(named[message["suite"]], block, message)
+                elapsed, last = now() - last, now()
+                if isinstance(message, Ended) or message["event"] == "finished" or current[2] == PREPARATION:
+                    rest += elapsed
+                else:
+                    took[before] = took.get(before, 0.0) + elapsed
+        return rest + now() - last
 
     def _block_died(
-        self,
-        part: SuitePlan,
-        block: int,
-        current: tuple[str, str] | None,
-        pending: list[dict[str, Any]],
-        ended: Ended,
+        self, part: SuitePlan, block: int, problem: str, arm: str, pending: list[dict[str, Any]], ended: Ended
     ) -> None:
         """A crash or a hang costs that arm on that problem (every arm, when it struck before the first one)."""
-        problem, arm = current or (pending[0]["problem"]["id"], "(preparation)")
         arms = [arm]
-        if arm == "(preparation)":
+        if arm == PREPARATION:
             arms = next(item["arms"] for item in pending if item["problem"]["id"] == problem)
         for name in arms:
             done = (f"{name.removesuffix(AA)}/{problem}", block, name) in self.state.blocks
@@ -491,15 +487,22 @@ class _Executor:
 
     # -- common ----------------------------------------------------------------------------------------------------
 
-    def _job(self, part: SuitePlan, kind: str, **fields: Any) -> dict[str, Any]:
+    def _item(self, part: SuitePlan, **fields: Any) -> dict[str, Any]:
+        """One suite's part of a job."""
+        return {"suite": part.suite.name, "protocol": part.protocol.describe(), **fields}
+
+    def _job(self, kind: str, items: Sequence[Mapping[str, Any]], **fields: Any) -> dict[str, Any]:
         return {
             "kind": kind,
-            "suite": part.suite.name,
             "device": self.plan.device,
-            "protocol": part.protocol.describe(),
             "environment": self.environment,
+            "items": list(items),
             **fields,
         }
+
+    def _deadline(self) -> float:
+        """Seconds that a worker over all suites may be silent."""
+        return max(part.protocol.case_timeout_s for part in self.plan.suites)
 
     def _write(
         self,

@@ -21,13 +21,6 @@ COMPILE_REASON = "left out: every shape is compiled anew, which only chosen prob
 SLOW_REASON = "left out by the quick tier: it emulates its dtype on a CPU"
 VARIANT_REASON = "left out: a variant for the table of options; give --tier full or its name"
 QUICK_REASON = "left out by the quick tier, which measures a chosen few methods of this suite"
-#: Seconds that one compiled shape costs at the gate, and again (from the compiler's cache) in each block's process.
-_COMPILE_S, _CACHED_COMPILE_S = 20.0, 2.5
-#: CPU time of a half-precision or float64 product relative to float32 without native units (only an estimate).
-_DTYPE_FACTOR = {"bfloat16": 4.0, "float16": 6.0, "float64": 2.0}
-#: Calls that the gate makes besides the oracle: one per seed, the float64 reference (twice the work), memory, repeat.
-_GATE_CALLS = 13.0
-_BLOCK_CALLS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +60,6 @@ class SuitePlan:
     def of_method(self, name: str) -> list[Problem]:
         """Problems that one method will be gated on."""
         return [case.problem for case in self.cases() if case.method == name]
-
-    def drop(self, problem: Problem, reason: str = BUDGET_REASON) -> None:
-        """Leave a whole problem out."""
-        self.problems.remove(problem)
-        for method in self.methods:
-            self.skipped.setdefault(Case(method=method.name, problem=problem).id, reason)
 
 
 @dataclass(kw_only=True)
@@ -232,65 +219,3 @@ def _too_long(method: Method, problem: Problem, tier: str, named: bool, flagged:
         if "slow-cpu" in method.tags and problem.device == "cpu":
             return SLOW_REASON
     return None
-
-
-def estimate(plan: Plan, flops: Mapping[str, float], flops_per_s: float, start_s: float) -> float:
-    """Seconds for the whole plan = process starts + work ÷ the probe's rate."""
-    total = 0.0
-    for part in plan.suites:
-        total += part_seconds(part, plan, flops, flops_per_s, start_s)
-    return total
-
-
-def part_seconds(part: SuitePlan, plan: Plan, flops: Mapping[str, float], flops_per_s: float, start_s: float) -> float:
-    """Seconds of one suite."""
-    workers = plan.blocks + 1
-    return workers * start_s + sum(
-        problem_seconds(part, problem, plan, flops, flops_per_s) for problem in part.problems
-    )
-
-
-def problem_seconds(
-    part: SuitePlan, problem: Problem, plan: Plan, flops: Mapping[str, float], flops_per_s: float
-) -> float:
-    """Seconds of gate and blocks of one problem over all its methods."""
-    arms, compiled, call = _work(part, problem, flops, flops_per_s)
-    if arms == 0:
-        return 0.0
-    cuda = problem.device == "cuda"
-    sampled = part.protocol.gpu_arm_s * 3 if cuda else part.protocol.inner_s
-    block = compiled * _CACHED_COMPILE_S + (part.protocol.gpu_warmup_s if cuda else 0.0)
-    block += (arms + 1) * (_BLOCK_CALLS * call + max(sampled, call) + 0.01) + 4 * call
-    return gate_seconds(part, problem, flops, flops_per_s) + plan.blocks * block
-
-
-def gate_seconds(part: SuitePlan, problem: Problem, flops: Mapping[str, float], flops_per_s: float) -> float:
-    """Seconds of one problem's gate over all its methods."""
-    arms, compiled, call = _work(part, problem, flops, flops_per_s)
-    return arms * (_GATE_CALLS * call + 0.1) + compiled * _COMPILE_S
-
-
-def _work(part: SuitePlan, problem: Problem, flops: Mapping[str, float], flops_per_s: float) -> tuple[int, int, float]:
-    """Arms, those that compile themselves, and the seconds of one call."""
-    arms = [m for m in part.methods if Case(method=m.name, problem=problem).id not in part.skipped]
-    factor = _DTYPE_FACTOR.get(problem.dtype, 1.0) if problem.device == "cpu" else 1.0
-    call = flops.get(problem.id, 0.0) * factor / flops_per_s
-    return len(arms), sum("compile" in m.tags for m in arms), call
-
-
-def fit(plan: Plan, flops: Mapping[str, float], flops_per_s: float, start_s: float) -> None:
-    """Drop whole problems, the last first, until the estimate fits the budget; then fewer blocks, never under six."""
-    budget = plan.request.budget_s
-    plan.estimate_s = estimate(plan, flops, flops_per_s, start_s)
-    if budget is None:
-        return
-    weights = sum(part.suite.weight for part in plan.suites)
-    for part in plan.suites:
-        share = budget * part.suite.weight / weights
-        while len(part.problems) > 1 and part_seconds(part, plan, flops, flops_per_s, start_s) > share:
-            part.drop(part.problems[-1])
-    plan.estimate_s = estimate(plan, flops, flops_per_s, start_s)
-    least = max(part.protocol.min_blocks for part in plan.suites)
-    while plan.estimate_s > budget and plan.blocks > least:
-        plan.blocks -= 1
-        plan.estimate_s = estimate(plan, flops, flops_per_s, start_s)

@@ -1,15 +1,41 @@
-"""What one invocation holds while it measures: its unfinished file, the GPU, the cache folder."""
+"""What one invocation holds while it measures: its unfinished file and what it says, the GPU, the cache folder."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.measure.plan import BUDGET_REASON
 from harness.record import store
+
+
+@dataclass(kw_only=True)
+class State:
+    """What a file already holds: gates by case, (case, block, arm) that are done, cases that had no time."""
+
+    gates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    blocks: set[tuple[str, int, str]] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+    planned: set[str] = field(default_factory=set)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def note(self, record: Mapping[str, Any]) -> None:
+        """Take one stored run into account."""
+        if record["phase"] == "gate":
+            self.gates[record["case"]] = dict(record)
+        elif record["phase"] == "block":
+            self.blocks.add((record["case"], record["block"], record["arm"]))
+            if record["status"] != "passed":
+                self.failed[f"{record['arm']}/{record['problem']}"] = record["reason"]
+        elif record["phase"] == "plan":
+            self.planned.add(record["case"])
+            if record["reason"].startswith(BUDGET_REASON):
+                self.left_out[record["case"]] = record["reason"]
 
 
 def unfinished(out: Path, hash_: str) -> Path | None:

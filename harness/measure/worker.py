@@ -1,15 +1,17 @@
 """A worker process: ``python -m harness.measure.worker FD`` reads jobs (JSON lines) and answers in JSON lines on FD.
 
 Standard output and standard error belong to the method and never carry results. A *check* job gates methods, each in
-a process of its own; a *block* job walks the problems and runs every arm in shuffled order; a *probe* job measures the
-machine; a *train* job trains arms to a target; a *refusals* job asks factories what they make of hyper-parameters. A
-second argument (``train`` or ``ranks``) names what is imported while the first job is on its way.
+a process of its own; a *block* job walks the problems and runs every arm in shuffled order, each suite in a process of
+its own; a *probe* job measures the machine; a *train* job trains arms to a target; a *refusals* job asks factories what
+they make of hyper-parameters. A second argument (``train`` or ``ranks``) names what is imported while the first job is
+on its way.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import random
@@ -30,6 +32,8 @@ from harness.measure.device import Device, open_device, probe
 from harness.measure.floor import Floor, floor
 
 AA = "#aa"
+#: What stands for an arm while a block's content and oracle are made.
+PREPARATION = "(preparation)"
 ENERGY_S = 0.4
 #: A block's checked output may be this much worse than the gate's worst before its time is refused.
 BLOCK_ERROR_FACTOR = 2.0
@@ -118,17 +122,34 @@ _ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1,
 
 def _checks(job: Mapping[str, Any], pipe: Pipe) -> None:
     """One process per method, forked after the imports that all of them share; CUDA is opened only in the child."""
-    registry.resolve(registry.suite(job["suite"]).task.runtime)
-    for item in job["methods"]:
-        child = os.fork()
-        if child == 0:
-            _child(job, item, pipe)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        pipe.send(event="died" if code != 0 else "finished", code=code, method=item["method"])
+    _import_runtimes(job["items"])
+    for item in job["items"]:
+        code = _forked(functools.partial(_check, {**job, **item}, pipe))
+        event = "died" if code != 0 else "finished"
+        pipe.send(event=event, code=code, suite=item["suite"], method=item["method"])
 
 
-def _child(job: Mapping[str, Any], item: Mapping[str, Any], pipe: Pipe) -> None:
-    forked_child(lambda: _check({**job, **item}, pipe))
+def _blocks(job: Mapping[str, Any], pipe: Pipe) -> None:
+    """One block of every suite, each in a process forked after the imports: what one sets, no other meets."""
+    _import_runtimes(job["items"])
+    for item in job["items"]:
+        first = item["problems"][0]["problem"]["id"]
+        pipe.send(event="start", suite=item["suite"], problem=first, arm=PREPARATION)
+        code = _forked(functools.partial(_block, {**job, **item}, pipe))
+        pipe.send(event="died" if code != 0 else "finished", code=code, suite=item["suite"])
+
+
+def _import_runtimes(items: Sequence[Mapping[str, Any]]) -> None:
+    for name in dict.fromkeys(item["suite"] for item in items):
+        registry.resolve(registry.suite(name).task.runtime)
+
+
+def _forked(work: Callable[[], None]) -> int:
+    """The exit code of ``work`` in a child; a negative one is the signal that it died of."""
+    child = os.fork()
+    if child == 0:
+        forked_child(work)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def forked_child(work: Callable[[], None]) -> NoReturn:
@@ -152,7 +173,7 @@ def _check(job: Mapping[str, Any], pipe: Pipe) -> None:
     method = registry.method(job["method"])
     for fields in job["problems"]:
         problem = _problem(fields)
-        pipe.send(event="start", method=method.name, problem=problem.id)
+        pipe.send(event="start", suite=job["suite"], method=method.name, problem=problem.id)
         before = device.allocated()
         outcome = gate.check(method=method, runtime=runtime, problem=problem, device=device, seeds=protocol.gate_seeds)
         retained = device.allocated() - before
@@ -168,7 +189,8 @@ def _check(job: Mapping[str, Any], pipe: Pipe) -> None:
             memory = _memory(method, runtime, problem, device)
             if device.kind == "cuda" and memory["status"] == "passed":
                 memory["measurements"]["retained_device_bytes"] = [max(0.0, retained), "bytes"]
-        pipe.send(event="result", method=method.name, problem=problem.id, gate=outcome.to_json(), memory=memory)
+        result = {"gate": outcome.to_json(), "memory": memory}
+        pipe.send(event="result", suite=job["suite"], method=method.name, problem=problem.id, **result)
 
 
 def _memory(method: Method, runtime: TaskRuntime, problem: Problem, device: Device) -> dict[str, Any]:
@@ -200,7 +222,7 @@ def _block(job: Mapping[str, Any], pipe: Pipe) -> None:
     block: int = job["block"]
     for item in job["problems"]:
         problem = _problem(item["problem"])
-        pipe.send(event="start", problem=problem.id, arm="(preparation)")
+        pipe.send(event="start", suite=job["suite"], problem=problem.id, arm=PREPARATION)
         # Gate seeds are 0, 1, 2, …: a block's content is one that no gate has seen.
         content = runtime.content(problem, 1000 + block)
         oracle = runtime.oracle(content, problem)
@@ -208,10 +230,10 @@ def _block(job: Mapping[str, Any], pipe: Pipe) -> None:
         if device.kind == "cuda":
             _warm(arms, runtime, problem, content, device, protocol)
         for position, arm in enumerate(arms):
-            pipe.send(event="start", problem=problem.id, arm=arm)
+            pipe.send(event="start", suite=job["suite"], problem=problem.id, arm=arm)
             limit = item["limits"].get(arm.removesuffix(AA))
             result = _arm(arm, position, task, runtime, problem, content, oracle, device, protocol, limit)
-            pipe.send(event="result", problem=problem.id, arm=arm, order=position, **result)
+            pipe.send(event="result", suite=job["suite"], problem=problem.id, arm=arm, order=position, **result)
 
 
 def ordered(arms: Sequence[str], seed: str, block: int) -> list[str]:
@@ -304,13 +326,35 @@ def _judge_block(
 
 
 def _probe(job: Mapping[str, Any], pipe: Pipe) -> None:
-    task, runtime, _, _ = _open(job)
-    facts: dict[str, Any] = {"work_flops": {p["id"]: runtime.work_flops(_problem(p)) for p in job["problems"]}}
-    if "torch" in task.needs:
-        begin = time.monotonic()
-        facts |= probe(job["device"])
-        facts["probe_s"] = time.monotonic() - begin
+    """Each case's operations, each problem's bytes, and the machine's rates; ``probe_s`` is what that took."""
+    _import_runtimes(job["items"])
+    begin = time.monotonic()
+    facts: dict[str, Any] = {"work": {}, "typical": {}, "bytes": {}}
+    for item in job["items"]:
+        task, runtime, _, _ = _open({**job, **item})
+        for fields in item["problems"]:
+            problem = _problem(fields)
+            facts["typical"][f"{task.name}/{problem.id}"] = runtime.work_flops(problem)
+            facts["bytes"][f"{task.name}/{problem.id}"] = runtime.work_bytes(problem)
+        facts["work"] |= _work(item)
+        if "torch" in task.needs and "flops_per_s" not in facts:
+            facts |= probe(job["device"], job["dtypes"])
+    facts["probe_s"] = time.monotonic() - begin
     pipe.send(event="result", facts=facts)
+
+
+def _work(item: Mapping[str, Any]) -> dict[str, float]:
+    """Operations of the cases whose method declares them; a cost that cannot be told leaves the task's own guess."""
+    found = {}
+    for name in item["methods"]:
+        method = registry.method(name)
+        if method.cost is None:
+            continue
+        for problem in map(_problem, item["problems"]):
+            with contextlib.suppress(Exception):
+                cost = registry.resolve(method.cost)(problem.shape, _ITEMSIZE.get(problem.dtype, 4))
+                found[f"{name}/{problem.id}"] = float(cost.flops)
+    return found
 
 
 def _train(job: Mapping[str, Any], pipe: Pipe) -> None:
@@ -325,7 +369,7 @@ def _refusals(job: Mapping[str, Any], pipe: Pipe) -> None:
     answer(job, pipe)
 
 
-_JOBS = {"check": _checks, "block": _block, "probe": _probe, "train": _train, "refusals": _refusals}
+_JOBS = {"check": _checks, "block": _blocks, "probe": _probe, "train": _train, "refusals": _refusals}
 
 if __name__ == "__main__":
     main()
