@@ -170,6 +170,7 @@ def _censored(log: Log, status: str, updates: int | None, batch: int, max_s: flo
         seconds = updates * statistics.fmean(log.step_s) if log.step_s else None
         if seconds is not None and seconds > max_s:  # the budget in seconds would have ended it sooner
             steps, seconds = steps * max_s / seconds, max_s
+        seconds = None if seconds is None else max(seconds, log.train_s)  # it was watched for that long
     return {"steps_to_target": steps, "samples_to_target": steps * batch, "time_to_target_s": seconds}
 
 
