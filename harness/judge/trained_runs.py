@@ -125,6 +125,13 @@ class Trained:
         return (self.detail.get("hyper_sources") or {}).get("epochs") == "command line"
 
     @property
+    def prefix(self) -> bool:
+        """Whether its updates are the first ones of a training of any other length: no rate depends on the length."""
+        own = self.hyper
+        absolute = own.get("schedule") == "constant" or (own.get("schedule") == "steps" and bool(own.get("pieces")))
+        return absolute and not own.get("warmup")
+
+    @property
     def synthetic(self) -> bool:
         """Whether the data were made up, to time steps only."""
         return bool(self.detail.get("synthetic"))
@@ -283,17 +290,30 @@ def counting(
     Settings are never mixed: the newest run's hyper-parameters decide, and of one seed the newest run. Where no setting
     is ``wanted`` a run by the recipe comes before one with values from the command line: trying a value changes no
     verdict on the recipe. A run of another length than the workload's counts where the length is wanted, or for a
-    ``metric`` that it changes nothing of (:data:`OF_ANY_LENGTH`); without a metric nothing is judged.
+    ``metric`` that it changes nothing of (:data:`OF_ANY_LENGTH`); without a metric nothing is judged. For a time to
+    target the first part of a training (:attr:`Trained.prefix`) counts where no whole one does and one run of that
+    setting got there: the whole training would have got there at the same update.
     """
     lasting = metric is None or "epochs" in (wanted or {}) or metric in OF_ANY_LENGTH
     usable = (run for run in runs if run.arm == arm and not run.tuning and not run.synthetic)
-    usable = (run for run in usable if lasting or not run.shortened)
-    own = [run for run in usable if run.status not in SILENT and not run.disturbed and run.fits(wanted or {})]
+    able = [run for run in usable if run.status not in SILENT and not run.disturbed and run.fits(wanted or {})]
+    own = [run for run in able if lasting or not run.shortened]
+    if not own and metric is not None and "_to_target" in metric:
+        parts = [run for run in able if run.prefix]
+        reached = [run.hyper for run in parts if _got_there(run, metric)]
+        own = [run for run in parts if run.hyper in reached]
     if not own:
         return {}
     newest = max(own, key=lambda run: (bool(wanted) or not run.by_hand, _age(run))).hyper
     kept = sorted((run for run in own if run.hyper == newest), key=_age)
     return dict(sorted({run.seed: run for run in kept}.items()))
+
+
+def _got_there(run: Trained, metric: str) -> bool:
+    try:
+        return run.hit(metric).value is not None
+    except ValueError:
+        return False
 
 
 def _age(run: Trained) -> tuple[str, str]:

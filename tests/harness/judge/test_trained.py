@@ -151,6 +151,47 @@ def test_a_run_of_another_length_counts_where_length_changes_nothing_or_is_wante
     assert one(asked, data).verdict != "not testable here"
 
 
+@pytest.mark.parametrize(
+    ("values", "counts"),
+    [
+        ({"schedule": "constant", "warmup": 0.0}, True),
+        ({"schedule": "steps", "pieces": [[0, 1], [9, 0.1]]}, True),
+        ({"schedule": "steps", "pieces": None}, False),
+        ({"schedule": "constant", "warmup": 0.1}, False),
+        ({"schedule": "cosine"}, False),
+    ],
+)
+def test_the_first_part_of_a_training_tells_a_time_to_target(
+    training: Any, book: Any, values: dict[str, Any], counts: bool
+) -> None:
+    detail = {"hyper_sources": {"epochs": "command line"}, "hyper": {"values": {"epochs": 20.0, **values}}}
+    found = one(training(), book().usual(2.0, **detail))
+    assert found.verdict == ("reproduced" if counts else "not testable here")
+    ends = one(training(metric="final_test_accuracy"), book().usual(2.0, metric="final_test_accuracy", **detail))
+    assert ends.verdict == "not testable here"
+
+
+def test_a_first_part_in_which_no_run_gets_there_tells_nothing(training: Any, book: Any) -> None:
+    values = {"schedule": "constant", "epochs": 0.5}
+    detail = {"hyper_sources": {"epochs": "command line"}, "hyper": {"values": values}}
+    missed = {"metric": "censored_at_s", "status": "budget_exhausted", **detail}
+    data = book().usual(2.0, **detail)
+    data.store.rows[:] = [row for row in data.store.rows if row["arm"] != "toy.old"]
+    found = one(training(), data.arm("toy.old", 80.0, **missed))
+    assert (found.verdict, "another length" in found.reason) == ("not testable here", True)
+    data.run("toy.old", 10, {"time_to_target_s": 70.0}, **detail).run(
+        "toy.new", 10, {"time_to_target_s": 35.0}, **detail
+    )
+    assert one(training(), data).n == 11
+
+
+def test_a_whole_training_comes_before_a_part_of_one(training: Any, book: Any) -> None:
+    values = {"schedule": "constant", "epochs": 20.0}
+    part = {"hyper_sources": {"epochs": "command line"}, "hyper": {"values": values}}
+    data = book().usual(2.0, hyper={"values": {"schedule": "constant", "epochs": 50.0}})
+    assert one(training(), data.usual(3.0, **part)).ratio == pytest.approx(2.0)
+
+
 def test_a_stall_is_at_most_the_share_of_the_data_s_own_span(training: Any, book: Any) -> None:
     spans = {"bucket_data_s": 0.1, "bucket_forward_s": 3.0, "bucket_backward_s": 3.0, "bucket_optimizer_s": 3.9}
     found = one(training(), book().usual(2.0, extra={"stall": 0.2, **spans}))
