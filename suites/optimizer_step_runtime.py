@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from harness.catalogue.suite import Problem
 from harness.catalogue.task import Judgement
-from harness.errors import UserError
+from harness.errors import Unsupported, UserError
 from suites.optimizer_step import NETWORKS, iteration_flops
 from suites.optimizer_step_operation import Operation, Stepped
 
@@ -238,10 +238,19 @@ WARM_SEED = 500_000
 def _prepared(
     impl: Any, problem: Problem, dtype: torch.dtype, hyper: Mapping[str, Any]
 ) -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
-    """A new optimizer after ``WARM_STEPS`` steps, its parameters put back to the starting weights."""
+    """A new optimizer after ``WARM_STEPS`` steps, its parameters put back to the starting weights.
+
+    Raises:
+        Unsupported: an optimizer that listens to the model's layers, as second-order methods do.
+    """
     model, parameters = network(problem, dtype)
     start = [parameter.detach().clone() for parameter in parameters]
     optimizer: torch.optim.Optimizer = impl(model, **hyper)
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+        raise Unsupported(
+            "its step needs the activations of a forward pass, and here are gradients alone; suite preconditioning "
+            "times its layers, a workload its whole updates."
+        )
     for step in range(WARM_STEPS):
         for parameter, gradient in zip(parameters, gradients(problem, WARM_SEED + step, dtype), strict=True):
             parameter.grad = gradient

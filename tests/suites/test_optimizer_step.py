@@ -9,6 +9,7 @@ from harness.catalogue import registry
 from harness.catalogue.protocol import Protocol
 from harness.catalogue.suite import Problem
 from harness.catalogue.task import Stateful
+from harness.errors import Unsupported
 from harness.measure import gate, micro
 from harness.measure.device import open_device
 from suites import optimizer_step, optimizer_step_runtime
@@ -208,6 +209,16 @@ def test_hidden_state_is_refused():
 
     op = RUNTIME.bind(lambda model: Hidden(model.parameters(), lr=0.1), problem(), {})
     with pytest.raises(Exception, match="cannot be put back"):
+        RUNTIME.rewind(op)
+
+
+@pytest.mark.filterwarnings("ignore:.* leaves to ")
+@pytest.mark.parametrize(
+    "name", ["training.kfac-cholesky", "training.singd-dense", "training.fop", "training.fop-singd"]
+)
+def test_a_method_that_needs_the_layers_says_so(name):
+    op = RUNTIME.bind(registry.resolve(registry.method(name).impl), problem(), {})
+    with pytest.raises(Unsupported, match="needs the activations of a forward pass"):
         RUNTIME.rewind(op)
 
 
