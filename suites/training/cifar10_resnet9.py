@@ -44,7 +44,7 @@ MADDNESS = Workload(
         "augment": _AUGMENT,
         "pretrain": {"epochs": 24, "batch": 512, "lr": 0.4, "weight_decay": 5e-4, "warmup": 5 / 24},
         "calibration": 2000,
-        "replace": {"patch": 9, "rows": 32_000, "temperature": 1.0, "hyper": {"tables": "direct"}},
+        "replace": {"patch": 9, "rows": 32_000, "temperature": 2.0, "hyper": {"tables": "direct"}},
     },
     batch=256,
     epochs=25,
