@@ -155,3 +155,17 @@ def test_committed_records_are_readable_and_name_their_device():
     assert set(frame[metric.str.endswith("_s") & ~training]["status"]) <= {"passed"}
     # A run that missed its target has seconds, but no time to it.
     assert set(frame[metric.str.contains("time_to_") & training]["status"]) <= {"target_reached"}
+
+
+def test_every_record_that_a_document_names_is_committed():
+    """Names as 20261122T130748456868Z-vm-669.jsonl, with or without the ending; of scripts the beginning will do."""
+    kept = [path.name for path in (ROOT / "reports" / "records").rglob("*") if path.is_file()]
+    places = ("*.md", "reports/*.md", "methods/*/README.md", "suites/claims/*.toml", "suites/training/recipes/*.toml")
+    told = {
+        (path.name, name)
+        for place in places
+        for path in ROOT.glob(place)
+        for name in re.findall(r"\b\d{8}T\d{4,12}Z(?:-[\w-]+)?", path.read_text())
+    }
+    assert told
+    assert not [one for one in sorted(told) if not any(name.startswith(one[1]) for name in kept)]
