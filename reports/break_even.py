@@ -1,8 +1,8 @@
-"""Where look-ups break even with dense products on a GPU: the device's own measured rates and NVIDIA's figures.
+"""Where look-ups break even with dense products on a GPU: measured points beside the ratios of the chip's peaks.
 
-A dense product does D / C multiply-adds where one look-up stands, so the ratio of both rates is the D / C at which they
-take equally long while neither waits for memory. Dense rates are the best that the stored exact, bf16, int8 and fp8
-products reached on the device; look-ups are bounded from above by what the hardware can do in a clock.
+A dense product does D / C multiply-adds where one look-up stands, so the ratio of both peaks is the D / C below which a
+way of looking up cannot win while neither side waits for memory and both are equally near their peaks. Peaks are
+NVIDIA's figures for a clock of a multiprocessor, so no clock rate enters; timed int8 and fp8 products also quantise A.
 """
 
 from __future__ import annotations
@@ -19,8 +19,15 @@ Row = dict[str, Any]
 #: Entries of a codebook's table (arXiv 2106.10860, section 4): multiply-adds of a look-up as a one-hot product.
 LEAVES = 16
 #: Of one multiprocessor in a clock: 32 banks of shared memory of 4 bytes, and 64 32-bit integer operations (NVIDIA,
-#: CUDA C++ Programming Guide, compute capability 9.0: shared memory, and throughput of arithmetic instructions).
+#: CUDA C++ Programming Guide, compute capabilities 8.0 to 9.0: shared memory, throughput of arithmetic instructions).
 SHARED_BYTES, INTEGER_OPS = 128.0, 64.0
+#: Compute capability -> multiply-adds of dense tensor-core products in a clock of one multiprocessor (NVIDIA's white
+#: papers of the A100, Ada and H100 architectures: peak rates over multiprocessors and boost clock).
+PEAKS: Mapping[tuple[int, int], Mapping[str, float]] = {
+    (8, 0): {"bf16": 1024.0, "int8": 2048.0},
+    (8, 9): {"bf16": 512.0, "int8": 1024.0, "fp8": 1024.0},
+    (9, 0): {"bf16": 2048.0, "int8": 4096.0, "fp8": 4096.0},
+}
 #: Sparse tensor cores, whose pattern every one-hot row satisfies, do twice the dense work (NVIDIA H100 white paper).
 SPARSITY = 2.0
 #: Dense arm -> the methods that are one.
@@ -39,41 +46,37 @@ def dense_arm(case: Case, dtype: str) -> str | None:
     return next((arm for arm, names in DENSE.items() if name in names), None)
 
 
-def rates(cases: list[Case], problems: Mapping[str, Row]) -> dict[str, float]:
-    """Dense arm -> best multiply-adds a second over all problems of the device."""
-    found: dict[str, float] = {}
-    for case in cases:
-        row = describe_problem(case.problem, problems)
-        arm = dense_arm(case, row["dtype"])
-        if arm is not None and case.time_s and len(row["shape"]) == 3:
-            found[arm] = max(found.get(arm, 0.0), row["shape"][0] * row["shape"][1] * row["shape"][2] / case.time_s)
-    return found
+def peaks(gpu: Mapping[str, Any]) -> Mapping[str, float]:
+    """Dense arm -> multiply-adds a clock of one multiprocessor; empty for a chip whose figures are not known here."""
+    found = gpu.get("capability")
+    return PEAKS.get((int(found[0]), int(found[1])), {}) if isinstance(found, list | tuple) and len(found) == 2 else {}
 
 
-def lookups(dense: Mapping[str, float], gpu: Mapping[str, Any]) -> dict[str, float]:
-    """Way of looking up -> look-ups of one byte a second that it cannot exceed; a way without figures is left out."""
-    found: dict[str, float] = {}
-    cores, mhz = plain.number(gpu.get("sm_count")), plain.number(gpu.get("max_sm_mhz"))
-    if cores and mhz:
-        found["shared memory"] = cores * mhz * 1e6 * SHARED_BYTES
-        found["integer units"] = cores * mhz * 1e6 * INTEGER_OPS
-    if dense:
-        found["one-hot products"] = max(dense.values()) / LEAVES
-        found["sparse one-hot products"] = SPARSITY * found["one-hot products"]
-    return found
+def lookups(dense: Mapping[str, float]) -> dict[str, float]:
+    """Way of looking up -> look-ups of one byte a clock of one multiprocessor that it cannot exceed."""
+    if not dense:
+        return {}
+    one_hot = dense["int8"] / LEAVES
+    return {
+        "shared memory": SHARED_BYTES,
+        "integer units": INTEGER_OPS,
+        "one-hot products": one_hot,
+        "sparse one-hot products": SPARSITY * one_hot,
+    }
 
 
 def charts(
     cases: list[Case], problems: Mapping[str, Row], gpu: Mapping[str, Any], styles: Mapping[str, Row], device: str
 ) -> list[Chart]:
     """One figure for each dense product that was measured beside a look-up method."""
-    dense = rates(cases, problems)
-    ways = lookups(dense, gpu)
+    dense = peaks(gpu)
+    ways = lookups(dense)
     drawn = []
-    for arm in dense:
+    for arm in DENSE:
         rows = _points(cases, problems, arm)
         if rows:
-            lines = [{"way": way, "ratio": dense[arm] / rate} for way, rate in ways.items()]
+            known = ways.items() if arm in dense else ()
+            lines = [{"way": way, "ratio": dense[arm] / rate} for way, rate in known]
             drawn.append(_chart(rows, lines, arm, styles, device))
     return drawn
 
@@ -116,8 +119,8 @@ def _chart(rows: list[Row], lines: list[Row], arm: str, styles: Mapping[str, Row
         else f"Look-ups lose to {arm} at every measured point; nearest is {plain.times(best['speedup'])} by {where}."
     )
     bound = (
-        f" Against {arm} at its best measured rate, and while neither waits for memory, look-ups can win only from "
-        f"D / C = {told}."
+        f" With both sides equally near the chip's peaks, and while neither waits for memory, look-ups win against "
+        f"{arm} only from D / C = {told}."
         if told
         else ""
     )

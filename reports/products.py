@@ -21,7 +21,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "exact": ("exact",),
     "look-ups by trees": ("maddness",),
     "look-ups by centroids": ("bolt", "pq", "opq"),
-    "fewer bits": ("int8", "int8-static", "bf16", "fp8"),
+    "fewer bits": ("int8", "int8-torch", "int8-static", "bf16", "fp8"),
     "low rank": ("pca", "sparse-pca", "svd", "fd-amm", "cooccur"),
     "random sketches": ("fast-jl", "hash-jl", "osnap", "rademacher", "gauss", "sampling"),
 }

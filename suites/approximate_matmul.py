@@ -184,6 +184,6 @@ SUITE = Suite(
     protocol=Protocol(max_inner=25),
     weight=0.3,
     quick=tuple(
-        f"approximate_matmul.{name}" for name in ("maddness", "maddness-direct", "bolt", "int8", "pca", "hash-jl")
+        f"approximate_matmul.{name}" for name in ("maddness", "maddness-direct", "bolt", "int8-torch", "pca", "hash-jl")
     ),
 )

@@ -44,6 +44,18 @@ INT8 = Method(
     origin="published design",
 )
 
+INT8_TORCH = Method(
+    name="approximate_matmul.int8-torch",
+    impl=f"{_HERE}.int8_torch:make",
+    summary="PyTorch's dynamically quantised linear layer: one scale and zero for all of A, one scale a column of B",
+    source="torch.ops.quantized.linear_dynamic as installed; library and bits of A chosen at fit by measuring",
+    formula="Y = ((q - z) round(B / t)) s t, q = clip(round(A / s) + z), t = max|column| / 127",
+    needs=("torch",),
+    cost=f"{_HERE}.cost:one_byte",
+    devices=("cpu",),
+    origin="library",
+)
+
 INT8_STATIC = Method(
     name="approximate_matmul.int8-static",
     impl=f"{_HERE}.int8_static:make",

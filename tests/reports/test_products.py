@@ -239,19 +239,22 @@ def test_families_follow_names() -> None:
     assert looks[f"{TASK}.maddness"]["color"] != looks[f"{TASK}.pca"]["color"]
 
 
-def test_break_even_is_the_ratio_of_the_measured_rates(store: Store) -> None:
-    """798 TFLOP/s in bf16 on 132 multiprocessors at 1.755 GHz: 13.4 by shared memory, 26.9 by integer units."""
-    ways = break_even.lookups({"bf16": 399e12, "int8": 798e12}, {"sm_count": 132, "max_sm_mhz": 1755})
-    told = {way: 399e12 / rate for way, rate in ways.items()}
-    assert told["shared memory"] == pytest.approx(13.46, abs=0.01)
-    assert told["integer units"] == pytest.approx(26.9, abs=0.1)
-    assert told["one-hot products"] == pytest.approx(8)
-    assert told["sparse one-hot products"] == pytest.approx(4)
-    assert break_even.lookups({}, {}) == {}
+def test_break_even_is_the_ratio_of_the_peaks() -> None:
+    """H100 SXM: 132 multiprocessors at 1.83 GHz are 989 TFLOP/s in bf16 and 1979 in int8 and fp8."""
+    dense = break_even.peaks({"capability": [9, 0]})
+    assert 132 * 1.83e9 * 2 * dense["bf16"] == pytest.approx(989e12, rel=0.001)
+    ways = break_even.lookups(dense)
+    told = {arm: {way: peak / rate for way, rate in ways.items()} for arm, peak in dense.items()}
+    assert told["bf16"] == {
+        "shared memory": 16.0, "integer units": 32.0, "one-hot products": 8.0, "sparse one-hot products": 4.0,
+    }  # fmt: skip
+    assert told["int8"]["one-hot products"] == told["fp8"]["one-hot products"] == 16.0
+    for unknown in ({}, {"capability": None}, {"capability": [12, 7]}):
+        assert break_even.lookups(break_even.peaks(unknown)) == {}
 
 
 def test_a_gpu_record_draws_the_break_even_and_says_who_loses(store: Store, tmp_path: Path) -> None:
-    gpu = {"name": GPU, "sm_count": 132, "max_sm_mhz": 1980}
+    gpu = {"name": GPU, "capability": [9, 0]}
     path = store.write("g", "cuda", dtype="bfloat16", gpu=gpu, problems=(("lowrank", (65_536, 1024, 1024), 64),))
     found, problems = read(path)
     text, charts = drawn(found, problems, gpu)["Break-even on a GPU"]
@@ -271,7 +274,7 @@ def test_a_gpu_record_draws_the_break_even_and_says_who_loses(store: Store, tmp_
 
 
 def test_look_ups_that_lose_are_a_result(store: Store) -> None:
-    gpu = {"sm_count": 132, "max_sm_mhz": 1980}
+    gpu = {"capability": [9, 0]}
     path = store.write("g", "cuda", [BASE, f"{TASK}.int8", f"{TASK}.bolt"], dtype="bfloat16",
                        problems=(("lowrank", (4096, 512, 256), 64),))  # fmt: skip
     found, problems = read(path)
@@ -280,7 +283,9 @@ def test_look_ups_that_lose_are_a_result(store: Store) -> None:
             object.__setattr__(case, "time_s", 10 * (case.time_s or 0))
     _, charts = drawn(found, problems, gpu)["Break-even on a GPU"]
     assert charts[0].sentence.startswith("Look-ups lose to bf16 at every measured point; nearest is 0.33")
-    assert "can win only from D / C = " in charts[0].sentence
+    assert "win against bf16 only from D / C = 16 by shared memory" in charts[0].sentence
+    _, charts = drawn(found, problems, {"name": "a chip without figures"})["Break-even on a GPU"]
+    assert "only from" not in charts[0].sentence
 
 
 def test_the_page_is_escaped_offline_and_complete(store: Store, tmp_path: Path) -> None:

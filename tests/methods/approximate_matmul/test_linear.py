@@ -262,12 +262,13 @@ def test_loading_something_else_is_an_error(tmp_path) -> None:
 
 def test_descriptors_are_complete_and_torch_free() -> None:
     found = [value for value in vars(catalogue_linear).values() if hasattr(value, "impl")]
-    assert {item.name for item in found} == {TASK + name for name in (*CPU, "fp8")}
+    assert {item.name for item in found} == {TASK + name for name in (*CPU, "fp8", "int8-torch")}
     for item in found:
         assert method(item.name) == item
-        factory, reference = resolve(item.impl), resolve(item.reference)
-        assert factory.__kwdefaults__ == (dict(item.hyper) or None)
-        assert reference.__kwdefaults__ == (dict(item.hyper) or None)
+        for made in (item.impl, item.reference):
+            # The library's own layer chooses its bits by the CPU, so no twin can follow it.
+            assert made is not None or item.name == TASK + "int8-torch"
+            assert made is None or resolve(made).__kwdefaults__ == (dict(item.hyper) or None)
         cost = resolve(item.cost)((100, 64, 10), 4)
         assert cost.flops > 0
         assert cost.bytes > 0
