@@ -378,7 +378,10 @@ def _read_headers(sources: list[Path]) -> list[dict[str, Any]]:
 
 def _here(verdicts: list[dict[str, Any]], environment: dict[str, Any]) -> list[dict[str, Any]]:
     """This machine's verdicts; a claim with none is counted once among those that cannot be tested here."""
-    own = [v for v in verdicts if v["device"] in (environment["device_name"], environment["cpu"], "any", "")]
+    from harness.record.environment import cpu_label
+
+    here = (environment["device_name"], cpu_label(environment["cpu"], environment.get("simd", ())), "any", "")
+    own = [v for v in verdicts if v["device"] in here]
     known = {v["id"] for v in own}
     others = {v["id"]: {**v, "verdict": "not testable here"} for v in verdicts if v["id"] not in known}
     return [*own, *others.values()]

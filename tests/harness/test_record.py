@@ -251,3 +251,18 @@ def test_a_hundred_thousand_records_load(tmp_path):
     start = time.process_time()
     assert len(store.read_runs(path)) == 100_000
     assert time.process_time() - start < 60
+
+
+@pytest.mark.parametrize(
+    ("name", "simd", "label"),
+    [
+        ("AMD EPYC", ["sse4_2", "avx2"], "AMD EPYC"),
+        ("AMD EPYC", ["avx2", "avx512f", "avx512bw", "avx512_vnni"], "AMD EPYC with AVX-512 VNNI"),
+        ("Intel(R) Xeon(R) Processor", ["avx512f", "avx512_vnni", "amx_int8"], "Intel(R) Xeon(R) Processor with AMX"),
+        ("AMD EPYC 9654 96-Core Processor", ["avx512f", "avx512_vnni"], "AMD EPYC 9654 96-Core Processor"),
+    ],
+)
+def test_a_cpu_without_a_model_number_is_called_by_its_width(name, simd, label):
+    from harness.record.environment import cpu_label
+
+    assert cpu_label(name, simd) == label
