@@ -230,7 +230,7 @@ class ProductRuntime:
             counted, why = count_events(op, content)
             numbers |= counted
             detail |= {"counters": why} if why else {}
-        if {"codebooks", "ridge"} <= set(op.hyper):
+        if theorem.covers(op.hyper):
             detail["theorem"], gaps = guarantee(op, content, problem)
             limit = detail["theorem"]["bound"]
             numbers |= {"loss_bound": ([limit], "1"), "gap_over_bound": ([max(g, TINY) / limit for g in gaps], "1")}
@@ -322,7 +322,7 @@ def guarantee(operation: Operation, content: Rows, problem: Problem) -> tuple[di
         rows=len(train),
         sigma=sigma,
         norm_b=float(b.double()[:, column].norm()),
-        ridge=float(operation.hyper.get("ridge") or 1.0),
+        ridge=float(operation.hyper["ridge"]),
     )
     told = {
         "train_loss": float(trained[column]),

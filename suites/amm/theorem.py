@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 #: 8-bit tables: the largest rounding error of one entry in units of the table's range.
 TABLE_ERROR = 1.0 / 256.0
+
+
+#: What the theorem speaks of: 8-bit tables, summed exactly, of dense prototypes by ridge regression.
+_SPOKEN_OF: Mapping[str, Any] = {"lut_bits": 8, "aggregation": "exact", "tables": "prototype", "nonzeros": None}
+
+
+def covers(hyper: Mapping[str, Any]) -> bool:
+    """Whether a look-up method with these options is one that the theorem speaks of."""
+    ridge = hyper.get("ridge")
+    regressed = isinstance(ridge, int | float) and ridge > 0 and "codebooks" in hyper
+    return regressed and all(hyper.get(name, value) == value for name, value in _SPOKEN_OF.items())
 
 
 def description_bits(codebooks: int, columns: int, delta: float) -> float:

@@ -286,6 +286,15 @@ def test_buffers_keep_strides_and_bits_decide_equality():
     assert not RUNTIME.same(buffer, rows)
 
 
+@pytest.mark.parametrize(
+    ("name", "covered"),
+    [("maddness", True), ("maddness-ridge100", True), ("maddness-avg", False), ("maddness-direct", False),
+     ("maddness-pq", False), ("maddness-sparse", False), ("maddness-float-tables", False), ("bolt", False)],
+)  # fmt: skip
+def test_the_theorem_is_shown_for_what_it_speaks_of(name, covered):
+    assert theorem.covers(registry.method(f"approximate_matmul.{name}").hyper) == covered
+
+
 def test_the_theorems_bound():
     """nu = 16 (4 * 9 + 256) log 2 + log 20; the rest of the formula by hand."""
     nu = 16 * 292 * math.log(2) + math.log(20)
@@ -296,6 +305,10 @@ def test_the_theorems_bound():
     assert theorem.bound(codebooks=16, columns=512, rows=10**9, sigma=100.0, norm_b=2.0) < got
     with pytest.raises(ValueError, match="positive"):
         theorem.bound(codebooks=0, columns=512, rows=10, sigma=1.0, norm_b=1.0)
+    case = {"codebooks": 2, "columns": 8, "rows": 200, "sigma": 3.0, "norm_b": 5.0, "ridge": 4.0, "delta": 0.1}
+    assert theorem.bound(**{**case, "sigma": 6.0}) == pytest.approx(2 * theorem.bound(**case))
+    assert theorem.bound(**{**case, "ridge": 16.0}) == pytest.approx(theorem.bound(**case) / 2)
+    assert theorem.bound(**{**case, "rows": 10**12}) == pytest.approx(7.5 / 256, rel=1e-2)
 
 
 class Divisible:
