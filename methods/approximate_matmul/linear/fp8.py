@@ -20,6 +20,8 @@ TOP = 448.0
 _SIDE = 16
 #: First compute capability with float8 tensor cores.
 _CAPABILITY = (8, 9)
+#: Relative error at which two ways of scaling agree: bfloat16 results, and short accumulators.
+_AGREES = 0.01
 FLOAT8 = torch.float8_e4m3fn
 #: A row whose largest magnitude is below this counts as this.
 FLOOR = SMALLEST * TOP
@@ -28,8 +30,9 @@ FLOOR = SMALLEST * TOP
 class Fp8(Op):
     """Y = (e4m3(A / s) e4m3(B / t)) s t, s = max|row of A| / 448 at run time, t = max|column of B| / 448.
 
-    Fit: B is scaled and cast. Run time: row maxima, scaling and cast, torch._scaled_mm with float32 result and unit
-    scales, two scalings. ``fast_accumulation`` lets the tensor cores keep their short accumulators (H100: about 14
+    Fit: B is scaled and cast. Run time: row maxima, scaling and cast, then for bfloat16 rows one torch._scaled_mm that
+    scales as it writes (where the device has one that agrees), else one with float32 result and unit scales and two
+    scalings. ``fast_accumulation`` lets the tensor cores keep their short accumulators (H100: about 14
     bits); off, partial sums are promoted to float32. Sides are padded with zeros to multiples of 16.
     """
 
@@ -64,12 +67,19 @@ class Fp8(Op):
         self._weight = wide.to(FLOAT8).t().contiguous().t()
         self._one = torch.ones((), device=wide.device)
         self._quantise = fused.refusal(wide.device, inner, FLOAT8, TOP, FLOOR) or "triton"
+        columns = functional.pad(self.state["scale"].float(), (0, -outer % _SIDE), value=1.0)
+        self._columns = columns.reshape(1, -1).contiguous()
+        fast = bool(self.hyper["fast_accumulation"])
+        self._by_rows = rowwise_refusal(self._weight, self._columns, fast)
 
     def product(self, a: Tensor) -> Tensor:
         """Scale, cast, multiply, scale back; on a GPU with Triton in one kernel before and one after the product."""
         width = len(self._weight)
         if self._quantise == "triton":
             q, steps = fused.quantise(a, width, len(a), FLOAT8, TOP, FLOOR)
+            if a.dtype == torch.bfloat16 and not self._by_rows:
+                fast = bool(self.hyper["fast_accumulation"])
+                return rowwise(q, steps, self._weight, self._columns, fast)[:, : self.outer].contiguous()
             return fused.scaled(self._sums(q), steps, self.state["scale"], a.new_empty((len(a), self.outer)))
         top = a.abs().amax(dim=1, keepdim=True).clamp_(min=FLOOR)
         scaled = (a * (top.reciprocal() * TOP)).clamp_(-TOP, TOP)
@@ -95,7 +105,28 @@ class Fp8(Op):
             "backend": "torch._scaled_mm",
             "dtype": "float8_e4m3fn",
             "quantise": self._quantise,
+            "scales": self._by_rows or "inside the product, for bfloat16 rows",
         }
+
+
+def rowwise(q: Tensor, rows: Tensor, weight: Tensor, columns: Tensor, fast: bool) -> Tensor:
+    """(q weight) scaled by ``rows`` [n] and ``columns`` [1, M] as it is written: bfloat16 [n, M]."""
+    scaled: Tensor = torch._scaled_mm(
+        q, weight, rows.reshape(-1, 1), columns, out_dtype=torch.bfloat16, use_fast_accum=fast
+    )
+    return scaled
+
+
+def rowwise_refusal(weight: Tensor, columns: Tensor, fast: bool) -> str:
+    """Why scales stay outside the product: it takes none by row here, or does not agree on probe rows; "" if it may."""
+    q = torch.randn((_SIDE + 1, len(weight)), generator=torch.Generator().manual_seed(0)).to(weight.device).to(FLOAT8)
+    rows = torch.linspace(0.5, 2.0, len(q), device=weight.device)
+    try:
+        got = rowwise(q, rows, weight, columns, fast).double()
+    except Exception as error:  # whatever a library may say, the scalings outside remain
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    wanted = (q.double() @ weight.double()) * rows.double()[:, None] * columns.double()
+    return "" if bool((got - wanted).norm() <= _AGREES * wanted.norm()) else "scales by row give another product"
 
 
 KIND = Fp8

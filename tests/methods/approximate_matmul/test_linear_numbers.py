@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from harness.catalogue.registry import load
-from methods.approximate_matmul.linear import draws, integers, sparse_pca
+from methods.approximate_matmul.linear import draws, fp8, integers, sparse_pca
 from methods.approximate_matmul.linear.fast_jl import transform
 from methods.approximate_matmul.linear.int8 import block_rows
 
@@ -379,3 +379,18 @@ def test_sparse_loadings_do_not_depend_on_the_unit() -> None:
     one, two = (sparse_pca.loadings(rows * unit, 4, 0.1) for unit in (1.0, 4096.0))
     assert np.allclose(one, two, atol=1e-9)
     assert 0 < (one == 0).mean() < 1
+
+
+def test_fp8_scales_inside_the_product_only_where_that_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(48, 64, generator=torch.Generator().manual_seed(1)).to(fp8.FLOAT8).t()
+    columns = torch.linspace(0.1, 3.0, 48).reshape(1, -1)
+    refused = fp8.rowwise_refusal(weight, columns, False)
+    if refused:  # a torch whose CPU has no product by rows says so in words
+        assert "Error" in refused
+        return
+    q = torch.randn(20, 64).to(fp8.FLOAT8)
+    rows = torch.rand(20) + 0.5
+    wanted = (q.double() @ weight.double()) * rows[:, None] * columns
+    assert float((fp8.rowwise(q, rows, weight, columns, False) - wanted).norm() / wanted.norm()) < 5e-3
+    monkeypatch.setattr(fp8, "rowwise", lambda q, rows, weight, columns, fast: q.float() @ weight.float())
+    assert fp8.rowwise_refusal(weight, columns, False) == "scales by row give another product"
