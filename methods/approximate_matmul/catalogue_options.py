@@ -24,7 +24,7 @@ def _variant(suffix: str, summary: str, source: str, **changes: Any) -> Method:
 
 INT8_SPLITS = _variant(
     "int8-splits",
-    "MADDNESS with 8-bit thresholds on a power-of-two grid a level, as integer inputs would use",
+    "MADDNESS that learns thresholds on an 8-bit power-of-two grid a level; rows are compared in float32 all the same",
     f"{_PAPER}; the grid: its programs (dblalock/bolt), its exponent rounded down instead of towards zero",
     thresholds="int8",
 )

@@ -78,8 +78,10 @@ def build(
         lut_bits: bits of a table entry (8: the paper), or None for float32 tables.
         aggregation: ``exact`` or ``average``.
         upcast: codebooks averaged together (16: the published programs); lowered to a power of two that divides C.
+            An odd C leaves groups of one, whose sums are exact: ``describe()`` then says so.
         tables: ``prototype`` or ``direct``.
-        thresholds: ``float``, or ``int8`` on a power-of-two grid per level.
+        thresholds: ``float``, or ``int8``: rounded to a power-of-two grid per level. The grid changes what is learned
+            alone: thresholds are kept, and rows compared, in float32, so encoding takes as long and reads as much.
         compare: ``>=`` or ``>``.
         nonzeros: columns of a prototype in units of D / C; None is dense, 1 is MADDNESS-PQ.
         scale: ``output``, ``shared`` or ``power-of-two`` table scales.

@@ -189,7 +189,8 @@ class LookupProduct:
 
     def describe(self) -> dict[str, Any]:
         """What really runs."""
-        levels = {"numpy": "numpy", "torch": "embedding_bag" if self.upcast is None else "embedding and averages"}
+        level = {None: "embedding_bag", 1: "embedding and sums"}.get(self.upcast, "embedding and averages")
+        levels = {"numpy": "numpy", "torch": level}
         threads = {"numpy": 1, "torch": torch.get_num_threads() if self.device.type == "cpu" else None}
         name = self._backend.name
         return {
@@ -201,12 +202,29 @@ class LookupProduct:
             "device": str(self.device),
             "threads": self._backend.threads if isinstance(self._backend, NativeBackend) else threads[name],
             "dtype": str(self.tables.values.dtype),
-            "aggregation": "exact" if self.upcast is None else "average",
+            **self._told(),
+        }
+
+    def _told(self) -> dict[str, Any]:
+        """What :meth:`describe` says of the algorithm, whatever runs it."""
+        told: dict[str, Any] = {
+            "aggregation": "exact" if self.upcast in (None, 1) else "average",
             "upcast": self.upcast,
             "codebooks": self.encoder.codebooks,
             "entries": self.encoder.entries,
             "hyper": self.hyper,
         }
+        if self.upcast == 1:
+            told["not_averaged_because"] = (
+                "upcast is 1"
+                if self.hyper.get("upcast") == 1
+                else f"{self.encoder.codebooks} codebooks do not split into groups of a power of two"
+            )
+        if isinstance(self.encoder, TreeEncoder):
+            told["compares"] = "float32"
+            grid = self.hyper.get("thresholds") == "int8"
+            told["thresholds"] = "float32, rounded to an 8-bit grid when learned" if grid else "float32"
+        return told
 
     def bytes_read(self, n: int) -> float:
         """Bytes of A that encoding touches, codes written and read, and tables: a model, each byte once."""

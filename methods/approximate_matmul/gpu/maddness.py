@@ -118,11 +118,7 @@ class TritonProduct(LookupProduct):
             "device": str(self.device),
             "threads": None,
             "dtype": str(self.tables.values.dtype),
-            "aggregation": "exact",
-            "upcast": None,
-            "codebooks": self.encoder.codebooks,
-            "entries": self.encoder.entries,
-            "hyper": self.hyper,
+            **self._told(),
         }
 
 

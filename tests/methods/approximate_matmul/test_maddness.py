@@ -212,3 +212,29 @@ def test_digits_reach_the_published_programs_accuracy(codebooks: int, digits: tu
     found = op(a)
     assert float(((found + intercept).argmax(1) == y).float().mean()) >= accuracy - 0.02
     assert nmse(found, exact) <= error + 0.02
+
+
+@pytest.mark.parametrize(
+    ("codebooks", "upcast", "aggregation", "why"),
+    [(5, 16, "exact", "5 codebooks do not split"), (6, 16, "average", None), (6, 1, "exact", "upcast is 1")],
+)
+def test_sums_that_no_average_enters_are_called_exact(
+    codebooks: int, upcast: int, aggregation: str, why: str | None
+) -> None:
+    train, b, a = problem(30, 24, 5)
+    op = maddness.make_average(codebooks=codebooks, upcast=upcast, backend="torch").fit(train, b)
+    told = op.describe()
+    assert told["aggregation"] == aggregation
+    assert (why is None) == ("not_averaged_because" not in told)
+    assert why is None or why in told["not_averaged_because"]
+    assert ("averages" in told["level"]) == (aggregation == "average")
+    exact = maddness.make(codebooks=codebooks, backend="torch").fit(train, b)(a)
+    assert torch.allclose(op(a), exact, atol=1e-3) == (aggregation == "exact")
+
+
+def test_eight_bit_thresholds_say_that_rows_are_compared_in_float32() -> None:
+    train, b, _ = problem(30, 24, 5)
+    told = maddness.make(codebooks=4, thresholds="int8").fit(train, b).describe()
+    assert told["compares"] == "float32"
+    assert told["thresholds"] == "float32, rounded to an 8-bit grid when learned"
+    assert maddness.make(codebooks=4).fit(train, b).describe()["thresholds"] == "float32"
