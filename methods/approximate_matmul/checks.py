@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -64,6 +66,16 @@ def whole(name: str, option: str, value: object, low: int, high: int | None = No
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         limits = f"at least {low}" if high is None else f"from {low} to {high}"
         raise UserError(f"{name}: {option} must be a whole number {limits}, got {value!r}.")
+
+
+def positive(name: str, option: str, value: object, why: str) -> None:
+    """Check that an option is a finite number above zero.
+
+    Raises:
+        UserError: saying why it must be.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UserError(f"{name}: {option} must be a finite positive number ({why}), got {value!r}.")
 
 
 def one_of(name: str, option: str, value: object, known: tuple[str, ...]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,7 +59,8 @@ class Estimator:
         order of float64 additions); the operator runs on b's device.
 
         Raises:
-            UserError: the matrices do not fit each other, are empty, not floating or not finite, or D < C.
+            UserError: the matrices do not fit each other, are empty, not floating or not finite, or D < C; or their
+                product does not fit float32.
         """
         training(a_train, b, int(self.hyper["codebooks"]), self.name)
         rows = a_train.detach().to(torch.float32).contiguous()
@@ -69,7 +71,14 @@ class Estimator:
         else:
             trained = self._train(rows.cpu().numpy())
         between = time.perf_counter()
-        tables = trained.build(weights)
+        # Numbers beyond float32 become infinite here and are refused below, in words.
+        with np.errstate(over="ignore", invalid="ignore"):
+            tables = trained.build(weights)
+        if not tables.finite():
+            raise UserError(
+                f"{self.name}: outputs of about {_largest(rows):.0e} times {float(np.abs(weights).max()):.0e} do not fit "
+                f"float32 (at most 3e38), in which tables and outputs are kept; scale a_train, a and b down."
+            )
         times = {"train_s": between - start, "table_s": time.perf_counter() - between}
         return LookupProduct(self.name, self.hyper, trained.encoder, tables, self._upcast, b.device, times)
 
@@ -78,6 +87,10 @@ class Estimator:
         raise UserError(f"{self.name} is not fitted: call fit(a_train, b) and use the operator that it returns.")
 
     encode = __call__
+
+
+def _largest(rows: Tensor) -> float:
+    return float(rows.abs().max())
 
 
 def check_common(name: str, codebooks: int, lut_bits: int | None, aggregation: str, upcast: int, backend: str) -> None:

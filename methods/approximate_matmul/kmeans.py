@@ -10,6 +10,7 @@ import itertools
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.errors import UserError
 from methods.approximate_matmul.tree import F32, F64, U8
 
 #: Lloyd steps (the default of faiss::Clustering).
@@ -33,8 +34,17 @@ def codebooks(
 
     Returns:
         (C, K, d) float32 and (N', C) uint8.
+
+    Raises:
+        UserError: distances would not fit float32.
     """
     widest = int(np.diff(starts).max())
+    # A distance between two rows sums the squares of at most twice the largest entry.
+    if widest * (2.0 * float(np.abs(x).max())) ** 2 > float(np.finfo(np.float32).max):
+        raise UserError(
+            f"k-means: squared distances of rows with entries up to {float(np.abs(x).max()):.0e} do not fit float32 "
+            f"(at most 3e38); scale a_train and a down, below 1e18 or so."
+        )
     centroids = np.zeros((len(starts) - 1, entries, widest), dtype=np.float32)
     codes = np.empty((len(x), len(starts) - 1), dtype=np.uint8)
     for c, (first, last) in enumerate(itertools.pairwise(starts)):

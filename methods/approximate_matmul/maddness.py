@@ -18,7 +18,7 @@ from torch import Tensor
 from harness.errors import UserError
 from methods.approximate_matmul import tables as lut
 from methods.approximate_matmul import tree, tree_device
-from methods.approximate_matmul.checks import one_of, whole
+from methods.approximate_matmul.checks import one_of, positive, whole
 from methods.approximate_matmul.encoders import TreeEncoder
 from methods.approximate_matmul.estimator import Estimator, Trained, check_common, upcast_of
 from methods.approximate_matmul.tables import Scale
@@ -103,8 +103,7 @@ def build(
     one_of(name, "scale", scale, ("output", "shared", "power-of-two"))
     if nonzeros is not None:
         whole(name, "nonzeros", nonzeros, 1)
-    if not ridge > 0:
-        raise UserError(f"{name}: ridge must be positive (one-hot blocks are linearly dependent), got {ridge!r}.")
+    positive(name, "ridge", ridge, "one-hot blocks are linearly dependent")
     if tables == "direct" and nonzeros is not None:
         raise UserError(f"{name}: nonzeros limits prototypes, which tables='direct' has none of; leave it None.")
     # Thresholds on a grid and few non-zeros have their own statistics, made on the CPU alone.

@@ -65,6 +65,14 @@ class Tables:
         """Whether sums are integers."""
         return self.values.dtype == np.uint8
 
+    def finite(self) -> bool:
+        """Whether no sum that codes can choose leaves float32, before or after scale and offset."""
+        if not all(np.isfinite(part).all() for part in (self.values, self.scale, self.offset)):
+            return False
+        ends = np.stack([self.values.min(axis=1), self.values.max(axis=1)]).astype(np.float64).sum(axis=1)
+        scaled = ends * self.scale
+        return bool(max(np.abs(scaled).max(), np.abs(scaled + self.offset).max()) <= float(np.finfo(np.float32).max))
+
     def dequantised(self) -> F32:
         """(C, K, M) float32 tables whose plain sum is the output; the offset is spread over the codebooks."""
         spread = (self.offset / len(self.values)).astype(np.float32)

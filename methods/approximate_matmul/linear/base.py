@@ -152,6 +152,25 @@ class Op(ABC):
             )
 
 
+@contextlib.contextmanager
+def factorising(a: Tensor, method: str) -> Iterator[None]:
+    """Turn a library's failed factorisation of something made of ``a`` into words; nothing is read while it works.
+
+    Raises:
+        UserError: the factorisation did not come to an end.
+    """
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:
+        bad = int((~torch.isfinite(a)).any(dim=1).sum())
+        if bad:
+            told = f"{bad} of its {len(a)} rows have NaN or infinite entries; leave them out or mend them"
+        else:
+            largest = float(a.abs().max())
+            told = f"it has entries up to {largest:.0e}, whose squares may not fit {a.dtype}; scale a down or use float64"
+        raise UserError(f"{method} factorises a at run time, which failed: {told}.") from error
+
+
 class Estimator:
     """An unfitted method: ``fit`` gives the operator."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import Unsupported
-from methods.approximate_matmul.linear.base import Estimator, Fit, Op, State, choice, limited_rank
+from methods.approximate_matmul.linear.base import Estimator, Fit, Op, State, choice, factorising, limited_rank
 
 BUFFERS = ("double", "single")
 
@@ -44,6 +44,15 @@ class Cooccur(Op):
         self._b = self.state["b"].to(self.work)
 
     def product(self, a: Tensor) -> Tensor:
+        """What :meth:`_sketched` gives, or a clear error.
+
+        Raises:
+            UserError: a is not finite, so that no directions can be found.
+        """
+        with factorising(a, self.method):
+            return self._sketched(a)
+
+    def _sketched(self, a: Tensor) -> Tensor:
         """Sketch, multiply."""
         rank = self.hyper["rank"]
         double = self.hyper["buffer"] == "double"

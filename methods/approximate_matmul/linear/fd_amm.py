@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import Unsupported
-from methods.approximate_matmul.linear.base import Estimator, Fit, Op, State, choice, limited_rank
+from methods.approximate_matmul.linear.base import Estimator, Fit, Op, State, choice, factorising, limited_rank
 
 SHRINKS = ("theory", "published")
 BUFFERS = ("double", "single")
@@ -44,6 +44,15 @@ class FdAmm(Op):
         self._b = self.state["b"].to(self.work)
 
     def product(self, a: Tensor) -> Tensor:
+        """What :meth:`_sketched` gives, or a clear error.
+
+        Raises:
+            UserError: a is not finite, so that no directions can be found.
+        """
+        with factorising(a, self.method):
+            return self._sketched(a)
+
+    def _sketched(self, a: Tensor) -> Tensor:
         """Sketch the rows of [Aᵀ, B], multiply the two parts."""
         rank, published = self.hyper["rank"], self.hyper["shrink"] == "published"
         room = rank * (2 if self.hyper["buffer"] == "double" else 1)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.approximate_matmul.linear.base import Estimator, Fit, State, choice, limited_rank
+from methods.approximate_matmul.linear.base import Estimator, Fit, State, choice, factorising, limited_rank
 from methods.approximate_matmul.linear.draws import Array
 from methods.approximate_matmul.linear.sketch import Factored, checked_seed
 
@@ -66,7 +66,8 @@ class Svd(Factored):
         """A_d B_d from the inside out, or the two products known at fit."""
         if self.hyper["side"] != "both":
             return super().product(a)
-        left, small, right = truncated(a, self._probe, self.hyper["rank"])
+        with factorising(a, self.method):
+            left, small, right = truncated(a, self._probe, self.hyper["rank"])
         return left @ ((small @ (right @ self._sketch)) @ self._table)
 
     def multiplies(self, n: int) -> float:

@@ -64,6 +64,9 @@ def test_use_refuses(make: Callable[..., object]) -> None:
         ({"candidates": 0}, "at least 1"),
         ({"ridge": 0.0}, "positive"),
         ({"ridge": float("nan")}, "positive"),
+        ({"ridge": float("inf")}, "finite positive number"),
+        ({"ridge": "1"}, "finite positive number .* got '1'"),
+        ({"ridge": True}, "finite positive number"),
         ({"lut_bits": 9}, "1 to 8"),
         ({"lut_bits": None, "aggregation": "average"}, "bytes"),
         ({"upcast": 12}, "power of two"),
@@ -117,3 +120,21 @@ def test_loading_refuses_other_files(tmp_path: Path) -> None:
     for path in (text, other, tmp_path / "missing.npz"):
         with pytest.raises(UserError, match="not a saved look-up product"):
             save.load(path)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("options", [{}, {"lut_bits": None}, {"tables": "direct"}, {"aggregation": "average"}])
+def test_products_beyond_float32_are_refused_and_large_ones_work(options: dict[str, object]) -> None:
+    make = maddness.make(codebooks=2, backend="numpy", **options)
+    for a, b in ((A * 1e30, B * 1e30), (A * 1e37, B * 1e2)):
+        with pytest.raises(UserError, match="do not fit float32.*scale a_train, a and b down"):
+            make.fit(a, b)
+    plain, large = make.fit(A, B)(A), make.fit(A * 2.0**100, B)(A * 2.0**100)
+    torch.testing.assert_close(large * 2.0**-100, plain, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("make", MAKERS[1:])
+def test_distances_beyond_float32_are_refused(make: Callable[..., object]) -> None:
+    with pytest.raises(UserError, match="squared distances.*scale a_train"):
+        make(codebooks=2).fit(A * 1e30, B)
