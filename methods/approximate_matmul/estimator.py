@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ class Estimator:
         if not tables.finite():
             raise UserError(
                 f"{self.name}: outputs of about {_largest(rows):.0e} times {float(np.abs(weights).max()):.0e} do not fit "
-                f"float32 (at most 3e38), in which tables and outputs are kept; scale a_train, a and b down."
+                "float32 (at most 3e38), in which tables and outputs are kept; scale a_train, a and b down."
             )
         times = {"train_s": between - start, "table_s": time.perf_counter() - between}
         return LookupProduct(self.name, self.hyper, trained.encoder, tables, self._upcast, b.device, times)
@@ -87,6 +88,13 @@ class Estimator:
         raise UserError(f"{self.name} is not fitted: call fit(a_train, b) and use the operator that it returns.")
 
     encode = __call__
+
+    def save(self, path: str | Path) -> None:
+        """Refuse: there is nothing to write yet."""
+        raise UserError(
+            f"{self.name} is not fitted, so {path} was not written: call fit(a_train, b) and save the operator that it "
+            "returns."
+        )
 
 
 def _largest(rows: Tensor) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -241,7 +241,23 @@ class LookupProduct:
         return {**self.encoder.arrays(), **tables}
 
     def save(self, path: str | Path) -> None:
-        """Write an .npz of plain arrays; read it back with :func:`methods.approximate_matmul.save.load`."""
+        """Write an .npz of plain arrays; read it back with :meth:`load` or ``methods.approximate_matmul.load``."""
         from methods.approximate_matmul.save import write
 
         write(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | None = None, backend: str | None = None) -> Self:
+        """What :meth:`save` wrote; :func:`methods.approximate_matmul.load` reads any method's file.
+
+        Args:
+            path: the file.
+            device: where it shall run; by default the CPU, a GPU for what Triton kernels run.
+            backend: in the place of the stored one.
+
+        Raises:
+            UserError: the file is damaged, or holds another kind of operator.
+        """
+        from methods.approximate_matmul.files import load_as
+
+        return load_as(cls, path, device, backend)

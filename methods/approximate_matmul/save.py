@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from harness.errors import UserError
+from methods.approximate_matmul import consistent
+from methods.approximate_matmul.checks import one_of
 from methods.approximate_matmul.encoders import KINDS
-from methods.approximate_matmul.operator import LookupProduct
+from methods.approximate_matmul.files import DAMAGE, damaged, place, read
+from methods.approximate_matmul.operator import BACKENDS, LookupProduct
 from methods.approximate_matmul.tables import Tables
 
 _VERSION = 1
@@ -40,12 +42,12 @@ def load(path: str | Path, device: str = "cpu", backend: str | None = None) -> L
         backend: replaces the stored option when given.
 
     Raises:
-        UserError: the file is no such operator, one of another version, or one whose method has a reader of its own
-            and no ``backend`` was named: it would run another engine under that method's name.
+        UserError: the file is no such operator, damaged, of another version, one whose arrays do not fit each other, or
+            one whose method has a reader of its own and no ``backend`` was named: it would run another engine under
+            that method's name.
     """
+    files = read(path, "look-up product")
     try:
-        with np.load(Path(path), allow_pickle=False) as stored:
-            files = {key: stored[key] for key in stored.files}
         about, hyper = json.loads(str(files["about"])), json.loads(str(files["hyper"]))
         if about["version"] != _VERSION:
             raise UserError(f"{path}: format version {about['version']}, this code reads {_VERSION}; save it again.")
@@ -57,12 +59,12 @@ def load(path: str | Path, device: str = "cpu", backend: str | None = None) -> L
             )
         encoder = KINDS[about["kind"]].from_arrays(files)
         tables = Tables(values=files["values"], scale=files["scale"], offset=files["offset"])
-        name, upcast, times = str(files["method"]), about["upcast"], about["times"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise UserError(
-            f"{path}: not a saved look-up product ({type(error).__name__}: {error}); write one with op.save."
-        ) from error
+        name, upcast, times = str(files["method"]), about["upcast"], dict(about["times"])
+        hyper = dict(hyper)
+        consistent.lookup(encoder, tables, upcast)
+    except DAMAGE as error:
+        raise damaged(path, "look-up product", error) from error
     if backend is not None:
         hyper["backend"] = backend
-    place = torch.empty(0, device=device).device
-    return LookupProduct(name, hyper, encoder, tables, upcast, place, times)
+    one_of(f"{path}: {name}", "backend", hyper.get("backend", "auto"), BACKENDS)
+    return LookupProduct(name, hyper, encoder, tables, upcast, place(device), times)

@@ -204,7 +204,9 @@ class ProductRuntime:
             parts = Parts(inner)
             found = {"encode_s": parts.encode, "scan_s": parts.scan}
             return {**found, "scan_fix_up_s": parts.finish} if parts.divided else found
-        return {"encode_s": lambda rows: inner.encode(rows.a)} if hasattr(inner, "encode") else {}
+        # The narrow forms that linear methods call codes are half of their product, with no scan to tell them from.
+        looks_up = hasattr(inner, "encode") and "codebooks" in getattr(op, "hyper", {})
+        return {"encode_s": lambda rows: inner.encode(rows.a)} if looks_up else {}
 
     def facts(self, op: Any, content: Rows, problem: Problem) -> tuple[Mapping[str, Fact], dict[str, Any]]:
         """Times of training and tables; work and bytes of one call; what really ran; the theorem's bound."""

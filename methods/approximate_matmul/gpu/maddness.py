@@ -20,6 +20,7 @@ from methods.approximate_matmul import save
 from methods.approximate_matmul.checks import matrix, one_of
 from methods.approximate_matmul.encoders import TreeEncoder
 from methods.approximate_matmul.estimator import Estimator
+from methods.approximate_matmul.files import place
 from methods.approximate_matmul.gpu import _launch as launch
 from methods.approximate_matmul.gpu._configs import KINDS, Kind
 from methods.approximate_matmul.operator import LookupProduct
@@ -99,8 +100,8 @@ class TritonProduct(LookupProduct):
 
     def to(self, device: str | torch.device) -> TritonProduct:
         """The same operator on another GPU."""
-        place = torch.empty(0, device=device).device
-        return TritonProduct(self.name, self.hyper, self.encoder, self.tables, self.upcast, place, self.times)
+        where = torch.empty(0, device=device).device
+        return TritonProduct(self.name, self.hyper, self.encoder, self.tables, self.upcast, where, self.times)
 
     def bytes_read(self, n: int) -> float:
         """As the parent's, with a byte for each code of the designs that store codes, none for ``fused``."""
@@ -148,6 +149,13 @@ class TritonEstimator:
 
     encode = __call__
 
+    def save(self, path: str | Path) -> None:
+        """Refuse: there is nothing to write yet."""
+        raise UserError(
+            f"{self.name} is not fitted, so {path} was not written: call fit(a_train, b) and save the operator that it "
+            "returns."
+        )
+
 
 def load(path: str | Path, device: str = "cuda") -> TritonProduct:
     """Read an operator that ``op.save`` wrote; ``methods.approximate_matmul.save.load`` would run it by torch.
@@ -159,8 +167,9 @@ def load(path: str | Path, device: str = "cuda") -> TritonProduct:
     op = save.load(path, device="cpu", backend="numpy")
     if not op.name.startswith(_PREFIX):
         raise UserError(f"{path}: holds {op.name!r}; read it with methods.approximate_matmul.save.load.")
-    place = torch.empty(0, device=device).device
-    return TritonProduct(op.name, {**op.hyper, "backend": "triton"}, op.encoder, op.tables, op.upcast, place, op.times)
+    return TritonProduct(
+        op.name, {**op.hyper, "backend": "triton"}, op.encoder, op.tables, op.upcast, place(device), op.times
+    )
 
 
 def make_lut(**hyper: Any) -> TritonEstimator:

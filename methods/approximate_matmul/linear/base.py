@@ -15,13 +15,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from harness.errors import Unsupported, UserError
+from methods.approximate_matmul import consistent
+from methods.approximate_matmul.files import DAMAGE, damaged, load_as, place, read
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 State = dict[str, Tensor]
@@ -61,6 +63,8 @@ class Op(ABC):
     method: ClassVar[str]
     #: "module:function" that reads what :meth:`save` wrote, called with path and device
     loader: ClassVar[str | None] = "methods.approximate_matmul.linear.base:load"
+    #: why :meth:`encode` refuses, where it does
+    codeless: ClassVar[str] = "it multiplies the rows of A as they are"
     #: half inputs are computed in float32 unless a method says otherwise
     native_half: ClassVar[bool] = False
 
@@ -103,6 +107,28 @@ class Op(ABC):
         Raises:
             UserError: a is no floating matrix of the fitted width on the fitted device.
         """
+        rows = self._rows(a)
+        return self.product(rows).to(a.dtype) if len(a) else a.new_empty((0, self.outer))
+
+    @torch.no_grad()
+    def encode(self, a: Tensor) -> Tensor:
+        """The narrow form of A that the product multiplies, one row for each of ``a``'s; see :meth:`narrow`.
+
+        Raises:
+            UserError: as :meth:`__call__`, or the method has no such form: then it says why.
+        """
+        rows = self._rows(a)
+        return self.narrow(rows) if len(a) else self.narrow(rows.new_zeros((1, self.inner)))[:0]
+
+    def narrow(self, a: Tensor) -> Tensor:
+        """What :meth:`encode` gives for checked rows in the working dtype.
+
+        Raises:
+            UserError: there is no such form.
+        """
+        raise UserError(f"{self.method} has no codes: {self.codeless}; op(a) gives the product.")
+
+    def _rows(self, a: Tensor) -> Tensor:
         matrix(a, "a", self.method)
         if a.shape[1] != self.inner:
             raise UserError(
@@ -110,9 +136,7 @@ class Op(ABC):
             )
         if a.device != self.device:
             raise UserError(f"{self.method}: fitted on {self.device}, but a is on {a.device}; move a or fit there.")
-        if not a.shape[0]:
-            return a.new_empty((0, self.outer))
-        return self.product(a.to(self.work)).to(a.dtype)
+        return a.to(self.work)
 
     def describe(self) -> dict[str, Any]:
         """What really runs: back-end, level, threads and dtype of the arithmetic."""
@@ -136,7 +160,7 @@ class Op(ABC):
         return float(n) * self.inner * item + float(sum(t.numel() * t.element_size() for t in self.state.values()))
 
     def save(self, path: str | Path) -> None:
-        """Write ``state`` as an .npz of plain arrays, with the method's name and options as JSON."""
+        """Write ``state`` as an .npz of plain arrays, with the method's name and options as JSON; see :meth:`load`."""
         arrays = {f"state_{key}": plain(value) for key, value in self.state.items()}
         dtype = str(self.dtype).removeprefix("torch.")
         about = {"dtype": dtype, "shape": [self.inner, self.outer], "choices": self.choices}
@@ -151,6 +175,20 @@ class Op(ABC):
                 **arrays,  # type: ignore[arg-type]
             )
 
+    @classmethod
+    def load(cls, path: str | Path, device: str | None = None) -> Self:
+        """What :meth:`save` wrote; :func:`methods.approximate_matmul.load` reads any method's file.
+
+        Raises:
+            UserError: the file is damaged, or holds another kind of operator.
+        """
+        return load_as(cls, path, device)
+
+    @classmethod
+    def arrays(cls, hyper: Mapping[str, Any]) -> dict[str, str]:
+        """Sides of every array of ``state``, floating unless a dtype follows: D columns of A, M of B, others free."""
+        return {"b": "D M"}
+
 
 @contextlib.contextmanager
 def factorising(a: Tensor, method: str) -> Iterator[None]:
@@ -161,13 +199,15 @@ def factorising(a: Tensor, method: str) -> Iterator[None]:
     """
     try:
         yield
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         bad = int((~torch.isfinite(a)).any(dim=1).sum())
         if bad:
             told = f"{bad} of its {len(a)} rows have NaN or infinite entries; leave them out or mend them"
         else:
             largest = float(a.abs().max())
-            told = f"it has entries up to {largest:.0e}, whose squares may not fit {a.dtype}; scale a down or use float64"
+            told = (
+                f"it has entries up to {largest:.0e}, whose squares may not fit {a.dtype}; scale a down or use float64"
+            )
         raise UserError(f"{method} factorises a at run time, which failed: {told}.") from error
 
 
@@ -193,6 +233,15 @@ class Estimator:
     def __call__(self, a: Tensor) -> Tensor:
         """Refuse: there is no B yet."""
         raise UserError(f"{self.kind.method} is not fitted: call fit(a_train, b) and use the operator that it returns.")
+
+    encode = __call__
+
+    def save(self, path: str | Path) -> None:
+        """Refuse: there is nothing to write yet."""
+        raise UserError(
+            f"{self.kind.method} is not fitted, so {path} was not written: call fit(a_train, b) and save the operator "
+            "that it returns."
+        )
 
 
 def working(dtype: torch.dtype, native_half: bool = False) -> torch.dtype:
@@ -266,24 +315,36 @@ def load(path: str | Path, device: str = "cpu") -> Op:
     """Read an operator that :meth:`Op.save` wrote.
 
     Raises:
-        UserError: the file is not such an operator.
+        UserError: the file is not such an operator, is damaged, or its arrays and options do not fit each other.
     """
+    files = read(path, "product")
+    where = place(device)
     try:
-        with np.load(Path(path), allow_pickle=False) as stored:
-            files = {key: stored[key] for key in stored.files}
         module, hyper, about = str(files["module"]), json.loads(str(files["hyper"])), json.loads(str(files["about"]))
-        times = json.loads(str(files["times"]))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path}: not a saved product ({type(error).__name__}: {error}); write one with op.save."
-        ) from error
-    if not module.startswith(f"{__package__}."):
-        raise UserError(f"{path}: saved by {module!r}; load it with that module.")
-    kind: type[Op] = importlib.import_module(module).KIND
-    state = {
-        key.removeprefix("state_"): torch.from_numpy(value).to(device)
-        for key, value in files.items()
-        if key.startswith("state_")
-    }
-    shape = (int(about["shape"][0]), int(about["shape"][1]))
-    return kind(hyper, state, getattr(torch, about["dtype"]), shape, Fit(times, about["choices"]))
+        times = dict(json.loads(str(files["times"])))
+        if not module.startswith(f"{__package__}."):
+            raise UserError(f"{path}: saved by {module!r}; load it with that module.")
+        home = importlib.import_module(module)
+        kind: type[Op] = home.KIND
+        # The factory checks options, and knows those that the file is too old to name.
+        hyper = home.make(**hyper).hyper
+        inner, outer = (int(side) for side in about["shape"])
+        dtype = {str(known).removeprefix("torch."): known for known in DTYPES}[about["dtype"]]
+        state = _state(files, kind.arrays(hyper), inner, outer)
+        return kind(
+            hyper,
+            {key: value.to(where) for key, value in state.items()},
+            dtype,
+            (inner, outer),
+            Fit(times, dict(about["choices"])),
+        )
+    except (*DAMAGE, ImportError) as error:
+        raise damaged(path, "product", error) from error
+
+
+def _state(files: Mapping[str, np.ndarray[Any, Any]], patterns: Mapping[str, str], inner: int, outer: int) -> State:
+    found = {key.removeprefix("state_"): value for key, value in files.items() if key.startswith("state_")}
+    if found.keys() != patterns.keys():
+        raise ValueError(f"expected the arrays {', '.join(patterns)}, got {', '.join(found) or 'none'}")
+    consistent.sides({key: (found[key], patterns[key]) for key in patterns}, {"D": inner, "M": outer})
+    return {key: torch.from_numpy(value) for key, value in found.items()}

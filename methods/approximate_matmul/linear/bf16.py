@@ -40,6 +40,10 @@ class Bf16(Op):
         """Cast, multiply."""
         return self._call(a.to(torch.bfloat16))
 
+    def narrow(self, a: Tensor) -> Tensor:
+        """A in bfloat16."""
+        return a.to(torch.bfloat16)
+
     def describe(self) -> dict[str, Any]:
         """Adds the call chosen at fit; the arithmetic is bfloat16."""
         about = {"backend": calls.title(self.choices["call"]), "choices": self.choices, "dtype": "bfloat16"}

@@ -30,6 +30,8 @@ def call(name: str, b: Tensor) -> Call:
     if name == "mm":
         kept = b.contiguous()
         return lambda a: torch.mm(a, kept)
+    if name != "numpy":
+        raise ValueError(f"call must be one of {', '.join(BACKENDS[1:])}; got {name!r}")
     plain = b.contiguous().numpy()
     return lambda a: torch.from_numpy(np.matmul(a.detach().numpy(), plain))
 

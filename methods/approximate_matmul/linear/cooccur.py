@@ -25,6 +25,7 @@ class Cooccur(Op):
     """
 
     method = "approximate_matmul.cooccur"
+    codeless = "its directions depend on all rows of A at once"
 
     @classmethod
     def learn(cls, a_train: Tensor, b: Tensor, hyper: Mapping[str, Any], fit: Fit) -> State:

@@ -51,6 +51,17 @@ class FastJl(Sketch):
         padding = int(state["projection"].shape[0]) - len(signs)
         return lambda a: project(transform(functional.pad(a * signs, (0, padding))))
 
+    @classmethod
+    def arrays(cls, hyper: Mapping[str, Any]) -> dict[str, str]:
+        """Adds signs and P, whose rows are D' = 2^ceil(log2 D)."""
+        return super().arrays(hyper) | {"signs": "D", "projection": "P d"}
+
+    def prepare(self) -> None:
+        """Adds a check of D' to the calls' layouts."""
+        if (rows := len(self.state["projection"])) != 1 << (self.inner - 1).bit_length():
+            raise ValueError(f"projection has {rows} rows, expected the next power of two from {self.inner} on")
+        super().prepare()
+
     def _sketch_work(self) -> float:
         if self.choices["first"] != "transform":
             return float(self.inner * self.rank)

@@ -26,6 +26,7 @@ class FdAmm(Op):
     """
 
     method = "approximate_matmul.fd-amm"
+    codeless = "its directions depend on all rows of A at once"
 
     @classmethod
     def learn(cls, a_train: Tensor, b: Tensor, hyper: Mapping[str, Any], fit: Fit) -> State:

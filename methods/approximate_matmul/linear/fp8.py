@@ -88,6 +88,17 @@ class Fp8(Op):
         sums = self._sums(scaled.to(FLOAT8).contiguous())
         return (sums[:, : self.outer] * top.div_(TOP)).mul_(self.state["scale"])
 
+    def narrow(self, a: Tensor) -> Tensor:
+        """The (N, D) float8 entries; the scales of the rows are not part of them."""
+        if self._quantise == "triton":
+            return fused.quantise(a, self.inner, len(a), FLOAT8, TOP, FLOOR)[0]
+        return fused.eager(a, FLOAT8, TOP, FLOOR)[0]
+
+    @classmethod
+    def arrays(cls, hyper: Mapping[str, Any]) -> dict[str, str]:
+        """B and its scales."""
+        return {"b": "D M", "scale": "M"}
+
     def _sums(self, q: Tensor) -> Tensor:
         sums: Tensor = torch._scaled_mm(
             q,

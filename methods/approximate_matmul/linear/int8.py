@@ -90,6 +90,24 @@ class Int8(Op):
             self._block(block, space[: block.shape[0]], out[start : start + rows])
         return out
 
+    def narrow(self, a: Tensor) -> Tensor:
+        """The (N, D) int8 entries; the scales of the rows are not part of them."""
+        if self._weight is not None:
+            rows = integers.least_rows(len(a), a.device)
+            wide = len(self._weight)
+            return fused.quantise(a, wide, rows, torch.int8, integers.TOP, SMALLEST, self._inverse)[0][
+                : len(a), : self.inner
+            ]
+        return self._rounded(a).to(torch.int8)
+
+    def _rounded(self, a: Tensor) -> Tensor:
+        return torch.round(a * up(a.abs().amax(dim=1, keepdim=True).clamp_(min=SMALLEST)))
+
+    @classmethod
+    def arrays(cls, hyper: Mapping[str, Any]) -> dict[str, str]:
+        """B and its scales."""
+        return {"b": "D M int8", "scale": "M"}
+
     def _fused(self, a: Tensor, weight: Tensor) -> Tensor:
         rows = integers.least_rows(len(a), a.device)
         q, steps = fused.quantise(a, len(weight), rows, torch.int8, integers.TOP, SMALLEST, self._inverse)

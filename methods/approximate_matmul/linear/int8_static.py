@@ -44,6 +44,14 @@ class Int8Static(Int8):
         super().prepare()
         self._inverse = self.state["inverse"].float()
 
+    def _rounded(self, a: Tensor) -> Tensor:
+        return torch.round(a * self.state["inverse"]).clamp_(-integers.TOP, integers.TOP)
+
+    @classmethod
+    def arrays(cls, hyper: Mapping[str, Any]) -> dict[str, str]:
+        """Adds the scales of A."""
+        return super().arrays(hyper) | {"inverse": "D" if hyper["granularity"] == "column" else "1"}
+
     def _block(self, a: Tensor, space: Tensor, out: Tensor) -> None:
         torch.mul(a, self.state["inverse"], out=space).round_().clamp_(-integers.TOP, integers.TOP)
         torch.mul(self._engine(space), self._scale, out=out)

@@ -26,6 +26,8 @@ ENGINES = ("int_mm", "float32")
 
 def engine(name: str, b: Tensor) -> Engine:
     """``q -> q @ b`` for integer-valued float32 q [n, D] and int8 b [D, M]: exact integers, int32 or float32."""
+    if name not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {name!r}")
     return _int_mm(b) if name == "int_mm" else _float32(b)
 
 

@@ -54,6 +54,11 @@ class Pca(Factored):
         super().prepare()
         self._offset = self.state["offset"].to(self.work) if "offset" in self.state else None
 
+    @classmethod
+    def arrays(cls, hyper: Mapping[str, Any]) -> dict[str, str]:
+        """Adds the mean term."""
+        return super().arrays(hyper) | ({"offset": "M"} if hyper["centre"] else {})
+
     def product(self, a: Tensor) -> Tensor:
         """(A V) T, and the mean term if there is one."""
         out = super().product(a)

@@ -26,6 +26,7 @@ class Sampling(Op):
     """
 
     method = "approximate_matmul.sampling"
+    codeless = "with norms='run' the columns that it draws depend on all rows of A at once (norms='train' has codes)"
 
     @classmethod
     def learn(cls, a_train: Tensor, b: Tensor, hyper: Mapping[str, Any], fit: Fit) -> State:
@@ -43,20 +44,30 @@ class Sampling(Op):
     def prepare(self) -> None:
         """Cast B."""
         self._b = self.state["b"].to(self.work)
-        self._rows = self.state["rows"].to(self.work) if "rows" in self.state else None
+        self._rows_of_b = self.state["rows"].to(self.work) if "rows" in self.state else None
 
     def product(self, a: Tensor) -> Tensor:
         """Draw, gather, multiply."""
-        if self._rows is not None:
-            return a.index_select(1, self.state["picked"]) @ self._rows
+        if self._rows_of_b is not None:
+            return a.index_select(1, self.state["picked"]) @ self._rows_of_b
         sizes = column_norms(a) * self.state["norms"]
         picked, weights = drawn(sizes, self.state["uniforms"])
         rows = self._b.index_select(0, picked) * weights.to(self.work).unsqueeze(1)
         return a.index_select(1, picked) @ rows
 
+    def narrow(self, a: Tensor) -> Tensor:
+        """The columns that were drawn, (N, d), where fit drew them."""
+        return super().narrow(a) if self._rows_of_b is None else a.index_select(1, self.state["picked"])
+
+    @classmethod
+    def arrays(cls, hyper: Mapping[str, Any]) -> dict[str, str]:
+        """B, its norms, the uniform numbers, and what norms="train" drew."""
+        drawn_at_fit = {"picked": "d int64<D", "rows": "d M"} if hyper["norms"] == "train" else {}
+        return {"b": "D M", "norms": "D", "uniforms": "d", **drawn_at_fit}
+
     def multiplies(self, n: int) -> float:
         """N D for the norms where they are found at run time, N d M for the product."""
-        norms = float(n) * self.inner if self._rows is None else 0.0
+        norms = float(n) * self.inner if self._rows_of_b is None else 0.0
         return norms + float(n) * int(self.hyper["rank"]) * self.outer
 
 

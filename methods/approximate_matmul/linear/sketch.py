@@ -59,6 +59,15 @@ class Factored(Op):
         """(A S) T."""
         return self._second(self._first(a))
 
+    def narrow(self, a: Tensor) -> Tensor:
+        """A S, (N, d)."""
+        return self._first(a)
+
+    @classmethod
+    def arrays(cls, hyper: Mapping[str, Any]) -> dict[str, str]:
+        """S and T."""
+        return {"sketch": "D d", "table": "d M"}
+
     @property
     def rank(self) -> int:
         """Columns of the sketch."""

@@ -70,6 +70,19 @@ class Svd(Factored):
             left, small, right = truncated(a, self._probe, self.hyper["rank"])
         return left @ ((small @ (right @ self._sketch)) @ self._table)
 
+    def narrow(self, a: Tensor) -> Tensor:
+        """A V where it is known at fit; with side="both" all rows choose their directions together."""
+        if self.hyper["side"] != "both":
+            return super().narrow(a)
+        return super(Factored, self).narrow(a)
+
+    codeless = "with side='both' its directions depend on all rows of A at once (sides 'b' and 'train' have codes)"
+
+    @classmethod
+    def arrays(cls, hyper: Mapping[str, Any]) -> dict[str, str]:
+        """Adds the test matrix."""
+        return super().arrays(hyper) | ({"probe": "D w"} if hyper["side"] == "both" else {})
+
     def multiplies(self, n: int) -> float:
         """The range finder's products and the thin ones; orthonormalisations count 2 n l²."""
         if self.hyper["side"] != "both":

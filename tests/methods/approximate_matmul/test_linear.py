@@ -240,7 +240,9 @@ def test_a_nonfinite_entry_never_gives_a_finite_row(name: str, bad: float) -> No
     assert not bool(torch.isfinite(op(a)[3]).any())
 
 
-@pytest.mark.parametrize(("name", "more"), [("svd", {}), ("fd-amm", {}), ("cooccur", {}), ("fd-amm", {"buffer": "single"})])
+@pytest.mark.parametrize(
+    ("name", "more"), [("svd", {}), ("fd-amm", {}), ("cooccur", {}), ("fd-amm", {"buffer": "single"})]
+)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_nonfinite_row_of_a_run_time_factorisation_is_one_clear_error(name: str, more: dict, bad: float) -> None:
     a, b, a_train = data(20, 12, 6)
@@ -248,14 +250,14 @@ def test_a_nonfinite_row_of_a_run_time_factorisation_is_one_clear_error(name: st
     kept = op(a)
     broken = a.clone()
     broken[3, 2] = bad
-    with pytest.raises(UserError, match=f"approximate_matmul.{name} factorises a .* 1 of its 20 rows have NaN"):
+    with pytest.raises(UserError, match=rf"approximate_matmul.{name} factorises a .* 1 of its 20 rows have NaN"):
         op(broken)
     assert torch.equal(op(a), kept)
 
 
 def test_rows_whose_squares_overflow_are_told_so() -> None:
     a, b, a_train = data(20, 12, 6)
-    with pytest.raises(UserError, match="squares may not fit torch.float32; scale a down"):
+    with pytest.raises(UserError, match=r"squares may not fit torch\.float32; scale a down"):
         fitted("fd-amm", a_train, b)(a * 1e30)
 
 

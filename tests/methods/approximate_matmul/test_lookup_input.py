@@ -127,7 +127,7 @@ def test_loading_refuses_other_files(tmp_path: Path) -> None:
 def test_products_beyond_float32_are_refused_and_large_ones_work(options: dict[str, object]) -> None:
     make = maddness.make(codebooks=2, backend="numpy", **options)
     for a, b in ((A * 1e30, B * 1e30), (A * 1e37, B * 1e2)):
-        with pytest.raises(UserError, match="do not fit float32.*scale a_train, a and b down"):
+        with pytest.raises(UserError, match=r"do not fit float32.*scale a_train, a and b down"):
             make.fit(a, b)
     plain, large = make.fit(A, B)(A), make.fit(A * 2.0**100, B)(A * 2.0**100)
     torch.testing.assert_close(large * 2.0**-100, plain, rtol=1e-3, atol=1e-3)
@@ -136,5 +136,5 @@ def test_products_beyond_float32_are_refused_and_large_ones_work(options: dict[s
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("make", MAKERS[1:])
 def test_distances_beyond_float32_are_refused(make: Callable[..., object]) -> None:
-    with pytest.raises(UserError, match="squared distances.*scale a_train"):
+    with pytest.raises(UserError, match=r"squared distances.*scale a_train"):
         make(codebooks=2).fit(A * 1e30, B)
