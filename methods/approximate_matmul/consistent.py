@@ -25,7 +25,7 @@ def lookup(encoder: Encoder, tables: Tables, upcast: object) -> None:
     codebooks = trees(encoder) if isinstance(encoder, TreeEncoder) else centroids(encoder)
     values = tables.values
     if values.dtype not in (np.uint8, np.float32) or values.ndim != 3 or values.shape[:2] != codebooks:
-        raise ValueError(f"values must be uint8 or float32 {codebooks + ('M',)}, {_is(values)}")
+        raise ValueError(f"values must be uint8 or float32 {(*codebooks, 'M')}, {_is(values)}")
     outputs = values.shape[2]
     for name, array in (("scale", tables.scale), ("offset", tables.offset)):
         _expect(name, array, (outputs,), np.float32)

@@ -77,8 +77,8 @@ class Estimator:
             tables = trained.build(weights)
         if not tables.finite():
             raise UserError(
-                f"{self.name}: outputs of about {_largest(rows):.0e} times {float(np.abs(weights).max()):.0e} do not fit "
-                "float32 (at most 3e38), in which tables and outputs are kept; scale a_train, a and b down."
+                f"{self.name}: outputs of about {_largest(rows):.0e} times {float(np.abs(weights).max()):.0e} do not "
+                "fit float32 (at most 3e38), in which tables and outputs are kept; scale a_train, a and b down."
             )
         times = {"train_s": between - start, "table_s": time.perf_counter() - between}
         return LookupProduct(self.name, self.hyper, trained.encoder, tables, self._upcast, b.device, times)
