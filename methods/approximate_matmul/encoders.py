@@ -35,9 +35,14 @@ class TreeEncoder:
         return int(self.trees.starts[-1])
 
     @property
+    def columns_touched(self) -> NDArray[np.int32]:
+        """Different columns of A that encoding touches, in order."""
+        return np.unique(self.trees.columns)
+
+    @property
     def columns_read(self) -> int:
-        """Different columns of A that encoding touches."""
-        return len(np.unique(self.trees.columns))
+        """How many they are."""
+        return len(self.columns_touched)
 
     @property
     def multiplies(self) -> int:
@@ -89,8 +94,13 @@ class CentroidEncoder:
         return int(self.starts[-1])
 
     @property
+    def columns_touched(self) -> NDArray[np.int32]:
+        """All of A's."""
+        return np.arange(self.width, dtype=np.int32)
+
+    @property
     def columns_read(self) -> int:
-        """All of A."""
+        """How many they are."""
         return self.width
 
     @property

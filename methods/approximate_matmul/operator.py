@@ -16,6 +16,7 @@ from methods.approximate_matmul import scan
 from methods.approximate_matmul._native_backend import NativeBackend, missing
 from methods.approximate_matmul._torch_backend import TorchBackend
 from methods.approximate_matmul.checks import matrix
+from methods.approximate_matmul.cost import LINE, SECTOR, Layout, bytes_of_a
 from methods.approximate_matmul.encoders import Encoder, TreeEncoder
 from methods.approximate_matmul.tables import Tables
 
@@ -226,10 +227,32 @@ class LookupProduct:
             told["thresholds"] = "float32, rounded to an 8-bit grid when learned" if grid else "float32"
         return told
 
-    def bytes_read(self, n: int) -> float:
-        """Bytes of A that encoding touches, codes written and read, and tables: a model, each byte once."""
-        code_bytes = self.encoder.codebooks * math.log2(self.encoder.entries) / 8
-        return n * (4.0 * self.encoder.columns_read + 2 * code_bytes) + float(self.tables.values.nbytes)
+    def bytes_read(self, n: int, layout: Layout = "rows", item_bytes: int = 4) -> float:
+        """Bytes of A that encoding brings from memory, codes written and read, and tables: a model, each byte once.
+
+        Of an A stored row by row whole lines are counted (64 bytes on a CPU, sectors of 32 on a GPU), each different
+        one that holds an entry of a touched column; of one stored column by column the touched columns alone. A in
+        another dtype than float32 is read whole to be cast, and its float32 copy counted as above.
+
+        Args:
+            n: rows of A.
+            layout: how A lies in memory, ``rows`` or ``columns``.
+            item_bytes: bytes of an entry of A.
+        """
+        return self._bytes_of_a(n, layout, item_bytes) + n * self._code_bytes() + float(self.tables.values.nbytes)
+
+    @property
+    def line_bytes(self) -> int:
+        """Bytes that :meth:`bytes_read` takes to come together from a row."""
+        return SECTOR if self.device.type == "cuda" else LINE
+
+    def _bytes_of_a(self, n: int, layout: Layout, item_bytes: int) -> float:
+        cast = 0.0 if item_bytes == 4 else float(n) * self.inner * item_bytes
+        return cast + bytes_of_a(self.encoder.columns_touched, n, self.inner, layout, 4, self.line_bytes)
+
+    def _code_bytes(self) -> float:
+        """Bytes of a row's codes, written and read."""
+        return 2 * self.encoder.codebooks * math.log2(self.encoder.entries) / 8
 
     def multiplies(self, n: int) -> float:
         """Multiply-adds: those of the encoder, and one per output to undo quantised tables."""

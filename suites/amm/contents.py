@@ -79,7 +79,12 @@ def _pairs(problem: Problem, found: Source, random: np.random.Generator) -> Rows
 
 def stored(a: torch.Tensor, problem: Problem) -> torch.Tensor:
     """A in the problem's order of memory: row by row, or column by column where ``layout`` is ``columns``."""
-    return a.T.contiguous().T if problem.params.get("layout") == "columns" else a
+    return a.T.contiguous().T if layout(problem) == "columns" else a
+
+
+def layout(problem: Problem) -> str:
+    """The problem's order of memory, ``rows`` or ``columns``."""
+    return "columns" if problem.params.get("layout") == "columns" else "rows"
 
 
 def vary(rows: Rows, step: int) -> Rows:

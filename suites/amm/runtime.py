@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -216,14 +217,18 @@ class ProductRuntime:
         numbers: dict[str, Fact] = {
             name: ([float(value)], "s") for name, value in getattr(inner, "times", {}).items() if value > 0
         }
-        for name, unit in (("bytes_read", "bytes"), ("multiplies", "1")):
-            if hasattr(inner, name):
-                numbers[name] = ([float(getattr(inner, name)(n))], unit)
+        how = _memory(inner, problem)
+        if hasattr(inner, "bytes_read"):
+            numbers["bytes_read"] = ([float(inner.bytes_read(n, **how))], "bytes")
+        if hasattr(inner, "multiplies"):
+            numbers["multiplies"] = ([float(inner.multiplies(n))], "1")
         if "codebooks" in op.hyper:
             numbers["codes"] = ([float(n) * int(op.hyper["codebooks"])], "1")
             numbers["lookups"] = ([float(n) * int(op.hyper["codebooks"]) * problem.shape[2]], "1")
         found = sources.source(problem)
         detail: dict[str, Any] = {"hyper": op.hyper, "data": found.digest, "train_rows": len(found.train)}
+        if how:
+            detail["bytes_read"] = {**how, "line_bytes": getattr(inner, "line_bytes", None)}
         if hasattr(inner, "describe"):
             detail["runs"] = _plain(inner.describe())
         if op.from_disk:
@@ -334,6 +339,16 @@ def guarantee(operation: Operation, content: Rows, problem: Problem) -> tuple[di
         "sigma": sigma,
     }
     return told, [float(part.mean() - trained[column]) for part in tested[:, column].tensor_split(PARTS) if len(part)]
+
+
+def _memory(inner: Any, problem: Problem) -> dict[str, Any]:
+    """How A lies in memory, for a count of bytes that asks."""
+    if not hasattr(inner, "bytes_read"):
+        return {}
+    item = torch.empty((), dtype=contents.DTYPES[problem.dtype]).element_size()
+    known = {"layout": contents.layout(problem), "item_bytes": item}
+    asked = inspect.signature(inner.bytes_read).parameters
+    return {name: value for name, value in known.items() if name in asked}
 
 
 def _plain(value: Any) -> Any:

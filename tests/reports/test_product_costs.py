@@ -74,6 +74,13 @@ def test_shares_are_of_the_exact_product_of_the_same_problem() -> None:
     assert "instructions" not in read.columns
 
 
+def test_bytes_of_records_that_counted_no_lines_are_told_apart() -> None:
+    old = replace(MADDNESS, detail={"hyper": {"codebooks": 4}})
+    new = replace(old, detail={**old.detail, "bytes_read": {"layout": "rows"}})
+    assert "Bytes of 1 rows, from earlier records" in product_costs.tables([EXACT, old, new], PROBLEMS)[1].note
+    assert "earlier records" not in product_costs.tables([EXACT, new], PROBLEMS)[1].note
+
+
 def test_what_could_not_be_read_is_no_column_and_says_why() -> None:
     dumb = replace(
         MADDNESS, amounts={"bytes_read": 2000.0}, energy_j=None, energy_reason="no readable energy counter",

@@ -193,6 +193,15 @@ def test_facts_reach_the_outcome_once_the_gate_is_passed(check):
     assert check(negated).facts == {}
 
 
+def test_bytes_read_are_told_how_a_lies_in_memory():
+    for layout in ("rows", "columns"):
+        problem = dataclasses.replace(PROBLEM, kind=f"lowrank_{layout}_c4", params={**PROBLEM.params, "layout": layout})
+        operation = RUNTIME.bind(registry.load("approximate_matmul.maddness"), problem, {"codebooks": 2})
+        numbers, detail = RUNTIME.facts(operation, RUNTIME.content(problem, 0), problem)
+        assert detail["bytes_read"] == {"layout": layout, "item_bytes": 4, "line_bytes": 64}
+        assert numbers["bytes_read"] == ([operation.op.bytes_read(70, layout=layout)], "bytes")
+
+
 def test_options_of_the_problem_win_where_the_factory_knows_them():
     def factory(*, codebooks=2, ridge=1.0):
         return None

@@ -18,6 +18,7 @@ from harness.errors import Unsupported, UserError
 from methods.approximate_matmul import maddness as learned
 from methods.approximate_matmul import save
 from methods.approximate_matmul.checks import matrix, one_of
+from methods.approximate_matmul.cost import Layout, bytes_of_a
 from methods.approximate_matmul.encoders import TreeEncoder
 from methods.approximate_matmul.estimator import Estimator
 from methods.approximate_matmul.files import place
@@ -103,10 +104,15 @@ class TritonProduct(LookupProduct):
         where = torch.empty(0, device=device).device
         return TritonProduct(self.name, self.hyper, self.encoder, self.tables, self.upcast, where, self.times)
 
-    def bytes_read(self, n: int) -> float:
-        """As the parent's, with a byte for each code of the designs that store codes, none for ``fused``."""
-        stored = 0 if self._backend.design == "fused" else 2 * self.encoder.codebooks
-        return n * (4.0 * self.encoder.columns_read + stored) + float(self.tables.values.nbytes)
+    def _code_bytes(self) -> float:
+        """A byte for each code of the designs that store codes, none for ``fused``."""
+        return 0.0 if self._backend.design == "fused" else 2.0 * self.encoder.codebooks
+
+    def _bytes_of_a(self, n: int, layout: Layout, item_bytes: int) -> float:
+        """Float64 alone is cast; the kernels read halves as they are."""
+        if item_bytes == 8:
+            return super()._bytes_of_a(n, layout, item_bytes)
+        return bytes_of_a(self.encoder.columns_touched, n, self.inner, layout, item_bytes, self.line_bytes)
 
     def describe(self) -> dict[str, Any]:
         """What really runs."""

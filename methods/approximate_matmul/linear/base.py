@@ -155,7 +155,7 @@ class Op(ABC):
         return float(n) * self.inner * self.outer
 
     def bytes_read(self, n: int) -> float:
-        """Bytes of A and of the learned arrays, each read once."""
+        """Bytes of A and of the learned arrays, each read once; all of A, so that its layout makes no difference."""
         item = torch.empty((), dtype=self.dtype).element_size()
         return float(n) * self.inner * item + float(sum(t.numel() * t.element_size() for t in self.state.values()))
 

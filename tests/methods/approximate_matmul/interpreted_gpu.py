@@ -314,6 +314,8 @@ def test_bytes_of_fused_leave_out_codes():
     a, b = data()
     apart, together = (maker(codebooks=6).fit(a, b) for maker in (maddness.make_onehot, maddness.make_fused))
     assert apart.bytes_read(100) - together.bytes_read(100) == 100 * 2 * 6
+    by_column = [together.bytes_read(100, "columns", size) for size in (2, 4)]
+    assert by_column[1] - by_column[0] == 100 * 2 * together.encoder.columns_read, "halves are read as they are"
 
 
 @pytest.mark.parametrize(

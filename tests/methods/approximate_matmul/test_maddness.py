@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from harness.catalogue import registry
-from methods.approximate_matmul import maddness, reference, save
+from harness.errors import UserError
+from methods.approximate_matmul import cost, maddness, reference, save
 from methods.approximate_matmul.native import binding
 
 VARIANTS = {
@@ -169,7 +170,10 @@ def test_saved_operators_come_back(name: str, tmp_path: Path) -> None:
 def test_figures_of_the_model() -> None:
     train, b, _ = problem(8, 64, 10)
     op = maddness.make(codebooks=2).fit(train, b)
-    assert op.bytes_read(1000) == 1000 * (4 * len(np.unique(op.encoder.trees.columns)) + 2) + 2 * 16 * 10
+    touched = op.encoder.columns_touched
+    assert op.bytes_read(1000, layout="columns") == 1000 * (4 * len(touched) + 2) + 2 * 16 * 10
+    assert op.bytes_read(1000) == 1000 * (64 * len(np.unique(touched // 16)) + 2) + 2 * 16 * 10
+    assert op.bytes_read(1000, item_bytes=2) == op.bytes_read(1000) + 1000 * 64 * 2, "halves are cast first"
     assert op.multiplies(1000) == 1000 * 10
     assert maddness.make(codebooks=2, lut_bits=None).fit(train, b).multiplies(1000) == 0
     assert op.times["train_s"] > 0
@@ -238,3 +242,15 @@ def test_eight_bit_thresholds_say_that_rows_are_compared_in_float32() -> None:
     assert told["compares"] == "float32"
     assert told["thresholds"] == "float32, rounded to an 8-bit grid when learned"
     assert maddness.make(codebooks=4).fit(train, b).describe()["thresholds"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("n", "width", "item", "line"), [(7, 27, 4, 64), (50, 13, 2, 32), (3, 512, 4, 64), (9, 16, 4, 64)]
+)
+def test_lines_of_rows_are_those_of_their_addresses(n: int, width: int, item: int, line: int) -> None:
+    columns = np.random.default_rng(width).choice(width, 3, replace=False)
+    addresses = {(row * width + int(column)) * item // line for row in range(n) for column in columns}
+    assert cost.bytes_of_a(columns, n, width, "rows", item, line) == line * len(addresses)
+    assert cost.bytes_of_a(columns, n, width, "columns", item, line) == n * 3 * item
+    with pytest.raises(UserError, match="layout must be rows or columns"):
+        cost.bytes_of_a(columns, n, width, "diagonal", item, line)  # type: ignore[arg-type]
