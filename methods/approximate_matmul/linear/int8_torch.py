@@ -30,6 +30,7 @@ class Int8Torch(Op):
     """
 
     method = "approximate_matmul.int8-torch"
+    codeless = "the library quantises A inside its call and does not give it out (approximate_matmul.int8 has codes)"
 
     @classmethod
     def learn(cls, a_train: Tensor, b: Tensor, hyper: Mapping[str, Any], fit: Fit) -> State:
@@ -74,6 +75,11 @@ class Int8Torch(Op):
                 f"{self.method}: a has NaN or infinite entries, so it has no scale; remove those rows, or use "
                 "approximate_matmul.int8, whose scales are a row's own."
             ) from error
+
+    @classmethod
+    def arrays(cls, hyper: Mapping[str, Any]) -> dict[str, str]:
+        """B and its scales."""
+        return {"b": "D M int8", "scale": "M"}
 
     def describe(self) -> dict[str, Any]:
         """Adds the library and the bits of A."""

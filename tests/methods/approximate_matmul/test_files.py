@@ -211,6 +211,7 @@ def test_linear_codes_are_what_the_product_multiplies(name, more, columns, kind,
 @pytest.mark.parametrize(
     ("name", "more", "why"),
     [
+        ("int8-torch", {}, "quantises A inside its call"),
         ("exact", {}, "multiplies the rows of A as they are"),
         ("svd", {"rank": 4}, "sides 'b' and 'train' have codes"),
         ("sampling", {"rank": 4}, "norms='train' has codes"),
