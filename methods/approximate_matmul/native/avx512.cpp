@@ -7,16 +7,25 @@ namespace {
 
 TARGET_PLAIN void encode(Columns a, const int32_t* columns, const float* own, int codebooks, int rows, uint8_t* codes) {
     const int64_t step = code_bytes(codebooks);
+    const __m256i none = _mm256_setzero_si256();
     for (int c = 0; c < padded(codebooks); ++c) {
-        const float* x[4];
-        if (c < codebooks) columns_of(a, columns, c, x);
-        for (int r = 0; r < rows; r += 16) {
-            uint8_t* to = codes + r / kBlock * step + c * kBlock + r % kBlock;
-            if (c < codebooks && a.ahead)
-                for (int t = 0; t < 4; ++t) __builtin_prefetch(x[t] + r + a.ahead);
-            const __m512i zero = _mm512_setzero_si512();
-            const __m512i i = c < codebooks ? walk16(x, r, own + 32 * c, zero) : zero;
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(i));
+        uint8_t* to = codes + c * kBlock;
+        if (c >= codebooks) {
+            for (int r = 0; r < rows; r += kBlock, to += step) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), none);
+            continue;
+        }
+        const float *x[4], *v[2] = {own + 32 * c, own + 32 * c};
+        columns_of(a, columns, c, x);
+        for (int r = 0; r < rows; r += kBlock, to += step) {
+            const float* at[2][4];
+            for (int t = 0; t < 4; ++t) {
+                at[0][t] = x[t] + r, at[1][t] = x[t] + r + 16;
+                if (a.ahead) __builtin_prefetch(at[0][t] + a.ahead), __builtin_prefetch(at[1][t] + a.ahead);
+            }
+            __m512i i[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+            walk16<2>(at, v, i);
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(i[0]));
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 16), _mm512_cvtepi32_epi8(i[1]));
         }
     }
 }

@@ -23,23 +23,24 @@ template <int COUNT>
 TARGET_VBMI void encode_quad(Columns a, const int32_t* columns, const float* own, int64_t step, int rows, uint8_t* codes) {
     const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     const __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
-    const float* x[4][4];
-    for (int k = 0; k < COUNT; ++k) columns_of(a, columns, k, x[k]);
+    const float *x[COUNT][4], *v[COUNT];
+    for (int k = 0; k < COUNT; ++k) columns_of(a, columns, k, x[k]), v[k] = own + 32 * k;
     for (int r = 0; r < rows; r += kBlock, codes += step) {
         __m512i quad[2];
 #pragma GCC unroll 2
         for (int h = 0; h < 2; ++h) {
-            const int64_t at = r + 16 * h;
-            if (a.ahead)
-                for (int k = 0; k < COUNT; ++k)
-                    for (int t = 0; t < 4; ++t) __builtin_prefetch(x[k][t] + at + a.ahead);
-            const __m512i i0 = walk16(x[0], at, own, _mm512_setzero_si512());
-            __m512i i1 = _mm512_set1_epi32(16), i2 = _mm512_set1_epi32(32), i3 = _mm512_set1_epi32(48);
-            if constexpr (COUNT > 1) i1 = walk16(x[1], at, own + 32, i1);
-            if constexpr (COUNT > 2) i2 = walk16(x[2], at, own + 64, i2);
-            if constexpr (COUNT > 3) i3 = walk16(x[3], at, own + 96, i3);
-            const __m512i low = _mm512_or_si512(i0, _mm512_slli_epi32(i1, 8));
-            const __m512i high = _mm512_or_si512(i2, _mm512_slli_epi32(i3, 8));
+            const float* at[COUNT][4];
+            __m512i i[4] = {_mm512_setzero_si512(), _mm512_set1_epi32(16), _mm512_set1_epi32(32), _mm512_set1_epi32(48)};
+#pragma GCC unroll 4
+            for (int k = 0; k < COUNT; ++k)
+#pragma GCC unroll 4
+                for (int t = 0; t < 4; ++t) {
+                    at[k][t] = x[k][t] + r + 16 * h;
+                    if (a.ahead) __builtin_prefetch(at[k][t] + a.ahead);
+                }
+            walk16<COUNT>(at, v, i);
+            const __m512i low = _mm512_or_si512(i[0], _mm512_slli_epi32(i[1], 8));
+            const __m512i high = _mm512_or_si512(i[2], _mm512_slli_epi32(i[3], 8));
             quad[h] = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
         }
         _mm512_storeu_si512(codes, _mm512_permutex2var_epi32(quad[0], even, quad[1]));

@@ -32,19 +32,34 @@ inline void thresholds512(const float* heap, int codebooks, float* own) {
     }
 }
 
-// Codes of 16 rows as 32-bit numbers; bits of `start` outside the lowest four stay.
-TARGET_PLAIN INLINE __m512i walk16(const float* const x[4], int64_t r, const float* v, __m512i start) {
-    const __mmask16 b0 = _mm512_cmp_ps_mask(_mm512_loadu_ps(x[0] + r), _mm512_set1_ps(v[1]), _CMP_GE_OQ);
-    const __m512 v1 = _mm512_mask_blend_ps(b0, _mm512_set1_ps(v[2]), _mm512_set1_ps(v[3]));
-    const __mmask16 b1 = _mm512_cmp_ps_mask(_mm512_loadu_ps(x[1] + r), v1, _CMP_GE_OQ);
-    __m512i i = _mm512_mask_or_epi32(start, b0, start, _mm512_set1_epi32(8));
-    i = _mm512_mask_or_epi32(i, b1, i, _mm512_set1_epi32(4));
-    const __m512 v2 = _mm512_permutexvar_ps(i, _mm512_loadu_ps(v));
-    const __mmask16 b2 = _mm512_cmp_ps_mask(_mm512_loadu_ps(x[2] + r), v2, _CMP_GE_OQ);
-    i = _mm512_mask_or_epi32(i, b2, i, _mm512_set1_epi32(2));
-    const __m512 v3 = _mm512_permutexvar_ps(i, _mm512_loadu_ps(v + 16));
-    const __mmask16 b3 = _mm512_cmp_ps_mask(_mm512_loadu_ps(x[3] + r), v3, _CMP_GE_OQ);
-    return _mm512_mask_or_epi32(i, b3, i, _mm512_set1_epi32(1));
+// Codes of 16 rows as 32-bit numbers, COUNT trees or groups of rows side by side, level by level: one after the other
+// they are longer than what a scheduler sees at a time. Bits of `i` outside the lowest four stay.
+template <int COUNT>
+TARGET_PLAIN INLINE void walk16(const float* const x[COUNT][4], const float* const v[COUNT], __m512i i[COUNT]) {
+    __mmask16 b[COUNT];
+#pragma GCC unroll 8
+    for (int k = 0; k < COUNT; ++k)
+        b[k] = _mm512_cmp_ps_mask(_mm512_loadu_ps(x[k][0]), _mm512_set1_ps(v[k][1]), _CMP_GE_OQ);
+#pragma GCC unroll 8
+    for (int k = 0; k < COUNT; ++k) {
+        const __m512 v1 = _mm512_mask_blend_ps(b[k], _mm512_set1_ps(v[k][2]), _mm512_set1_ps(v[k][3]));
+        i[k] = _mm512_mask_or_epi32(i[k], b[k], i[k], _mm512_set1_epi32(8));
+        b[k] = _mm512_cmp_ps_mask(_mm512_loadu_ps(x[k][1]), v1, _CMP_GE_OQ);
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < COUNT; ++k) {
+        i[k] = _mm512_mask_or_epi32(i[k], b[k], i[k], _mm512_set1_epi32(4));
+        const __m512 v2 = _mm512_permutexvar_ps(i[k], _mm512_loadu_ps(v[k]));
+        b[k] = _mm512_cmp_ps_mask(_mm512_loadu_ps(x[k][2]), v2, _CMP_GE_OQ);
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < COUNT; ++k) {
+        i[k] = _mm512_mask_or_epi32(i[k], b[k], i[k], _mm512_set1_epi32(2));
+        const __m512 v3 = _mm512_permutexvar_ps(i[k], _mm512_loadu_ps(v[k] + 16));
+        b[k] = _mm512_cmp_ps_mask(_mm512_loadu_ps(x[k][3]), v3, _CMP_GE_OQ);
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < COUNT; ++k) i[k] = _mm512_mask_or_epi32(i[k], b[k], i[k], _mm512_set1_epi32(1));
 }
 
 INLINE void columns_of(Columns a, const int32_t* columns, int c, const float* x[4]) {
