@@ -316,8 +316,14 @@ def lead(place: Place) -> str:
         f"{plain.count(len(place.rows), 'method')} trained on up to {plain.count(seeds, 'seed')} until "
         f"{plain.spoken(place.metric)} reaches {level}. "
     )
-    lengths = sorted({f"{row['hyper'].get('epochs'):g}" for row in place.rows if row.get("shortened")})
-    if lengths:
+    short = [row for row in place.rows if row.get("shortened")]
+    lengths = sorted({f"{row['hyper'].get('epochs'):g}" for row in short})
+    if lengths and len(short) < len(place.rows):
+        text += (
+            f"Of {', '.join(str(row['arm']) for row in short)} only the first part of a training is there "
+            f"({', '.join(lengths)} epochs), so that they may have missed what a whole one reaches. "
+        )
+    elif lengths:
         return (
             f"{text}Their length was set by hand ({', '.join(lengths)} epochs), so that they tell the cost of an "
             f"update and not whether a method reaches the target."

@@ -45,11 +45,11 @@ def speaking(runs: Iterable[Trained]) -> dict[str, dict[int, Trained]]:
 
     One with enough seeds for a verdict comes before one with fewer, then one by the recipe before one with values from
     the command line, then the newest. The alias of a baseline comes from the baseline's own file. Runs of another
-    length than the workload's speak where no others are.
+    length than the workload's speak where no others are; beside others the longest first parts of a training speak for
+    an arm that has no whole one.
     """
     by_file: dict[str, list[Trained]] = {}
-    every = list(runs)
-    for run in [run for run in every if not run.shortened] or every:
+    for run in _lasting(list(runs)):
         by_file.setdefault(run.file, []).append(run)
     best: dict[str, tuple[tuple[int, bool, str], dict[int, Trained]]] = {}
     for own in by_file.values():
@@ -62,6 +62,19 @@ def speaking(runs: Iterable[Trained]) -> dict[str, dict[int, Trained]]:
             if arm not in best or rank > best[arm][0]:
                 best[arm] = (rank, kept)
     return {arm: kept for arm, (_, kept) in best.items()}
+
+
+def _lasting(every: list[Trained]) -> list[Trained]:
+    """The runs of the workload's own length, and for an arm without any its longest first parts; else all."""
+    whole = [run for run in every if not run.shortened]
+    known = {run.arm for run in whole}
+    parts = [run for run in every if run.shortened and run.prefix and run.arm not in known]
+    longest = {arm: max(_epochs(run) for run in own) for arm, own in trained_runs.arms(parts).items()}
+    return [*whole, *(run for run in parts if _epochs(run) == longest[run.arm])] if whole else every
+
+
+def _epochs(run: Trained) -> float:
+    return float(run.hyper.get("epochs") or 0.0)
 
 
 def target(runs: Iterable[Trained]) -> Mapping[str, Any]:

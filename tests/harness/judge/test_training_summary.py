@@ -200,3 +200,22 @@ def test_a_tried_value_does_not_displace_the_recipe() -> None:
     assert one([*recipe, *elsewhere])["median_s"] == 1.0
     more = arm("training.a", [3.0] * 6, detail=tried[0].detail, utc="2026-01-03", file="h.jsonl")
     assert one([*recipe, *more])["median_s"] == 3.0
+
+
+def cut(name: str, seeds: int, epochs: float, schedule: str = "constant", file: str = "g.jsonl") -> list[Trained]:
+    detail = {
+        "target": TARGET,
+        "hyper_sources": {"epochs": "command line"},
+        "hyper": {"values": {"epochs": epochs, "schedule": schedule}},
+    }
+    return [run(seed, None, name, detail=detail, file=file) for seed in range(seeds)]
+
+
+def test_the_longest_first_part_speaks_for_an_arm_without_a_whole_training() -> None:
+    runs = arm("training.a", [1.0, 2.0]) + cut("training.a", 6, 90.0) + cut("training.b", 6, 0.5)
+    runs += cut("training.b", 1, 27.0, file="h.jsonl") + cut("training.c", 6, 27.0, schedule="cosine")
+    found = training_summary.speaking(runs)
+    assert {name: len(kept) for name, kept in found.items()} == {"training.a": 2, "training.b": 1}
+    assert found["training.b"][0].hyper["epochs"] == 27.0
+    alone = training_summary.speaking(cut("training.c", 3, 27.0, schedule="cosine"))
+    assert {name: len(kept) for name, kept in alone.items()} == {"training.c": 3}
