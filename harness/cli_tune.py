@@ -15,7 +15,7 @@ from harness.cli import DeviceOption, Json, OutOption, _print_json, app
 from harness.errors import UserError
 
 if TYPE_CHECKING:
-    from harness.measure.training.tune import Goal, Space, Tuned
+    from harness.measure.training.tune import Goal, Search, Space, Tuned
 
 SHOWN_K = (1, 3, 10, 30)
 #: What the numbers of a search are.
@@ -50,7 +50,7 @@ def tune(
     if side_by_side == 1:  # before anything else is imported; several are started once counted
         crew.start("train")
     from harness.catalogue import registry
-    from harness.measure.training import executor, listener
+    from harness.measure.training import executor, listener, probe
     from harness.measure.training import space as spaces
     from harness.measure.training.plan import TrainRequest, build
     from harness.measure.training.tune import GOALS
@@ -84,14 +84,24 @@ def tune(
         ranges[arm.name] = spaces.space(registry.method(arm.method), arm.hyper, space)
         for name, entry in () if as_json else ranges[arm.name].items():
             print(f"{arm.name}: {name}: {json.dumps(entry)}")
+    probe.check(spaces.with_unlisted(plan, ranges), crew)
     with listener.for_terminal(quiet=as_json) as shown:
         made = search(plan, ranges, trials, out, "speedclaim " + " ".join(sys.argv[1:]), shown, chosen, crew)
     if as_json:
         _print_json({"file": str(made.result.path.resolve()), "methods": {
             name: _told(found, ranges[name]) for name, found in made.found.items()}})  # fmt: skip
-        return
+    else:
+        _show(made, ranges, workload, chosen)
+    if any(found.trials for found in made.found.values()) and all(found.best is None for found in made.found.values()):
+        print(f"speedclaim: {_all_failed(made.result.path)}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _show(made: Search, ranges: Mapping[str, Space], workload: str, chosen: Goal) -> None:
+    from harness.measure.training import space as spaces
+
     for name, found in made.found.items():
-        for k, value in best_of(found.objectives).items():
+        for k, value in best_of(found.objectives).items() if found.best is not None else ():
             print(f"{name}: best of {k} trials: {value:.3g} expected ({MEANING[chosen]})")
         for option, side in spaces.edges(ranges[name], found.best or {}).items():
             print(f"{name}: the best {option} is at the {side} edge of what was tried: --space may be too narrow")
@@ -100,10 +110,20 @@ def tune(
     print(f"logs: {next(iter(made.found.values())).log.parent}")
 
 
+def _all_failed(path: Path) -> str:
+    """That no trial gave a value, why the first did not, and where the rows are."""
+    from harness.record import store
+
+    frame = store.read_runs(path)
+    reasons = frame[frame["phase"] == "training"]["reason"].dropna()
+    first = f"; the first says: {reasons.iloc[0]}" if len(reasons) else ""
+    return f"no trial gave a value{first}. The rows are in {path}."
+
+
 def _told(found: Tuned, space: Space) -> dict[str, Any]:
     from harness.measure.training.space import edges
 
-    curve = best_of(found.objectives)
+    curve = best_of(found.objectives) if found.best is not None else {}
     return {
         "log": str(found.log.resolve()),
         "best": found.best,

@@ -131,7 +131,7 @@ def resolve(workload: Workload, method: Method, given: Mapping[str, Any]) -> Hyp
                 continue  # asked for what it is anyway: still the recipe's run
             values[name], sources[name] = value, source
     factory = {name: value for name, value in values.items() if name not in TRAINER_HYPER}
-    _check_factory(method, factory, sources)
+    check_factory(method, factory, sources)
     trainer = {name: values[name] for name in TRAINER_HYPER}
     for schedule, owned in (("step", ("milestones", "gamma")), ("steps", ("pieces",))):
         for name in owned if trainer["schedule"] != schedule else ():
@@ -147,7 +147,12 @@ def resolve(workload: Workload, method: Method, given: Mapping[str, Any]) -> Hyp
     )
 
 
-def _check_factory(method: Method, factory: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+def check_factory(method: Method, factory: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+    """Refuse names that the factory does not know, and values where it wants true or false.
+
+    Raises:
+        UserError: with the name, where it came from, and the names that are known.
+    """
     for name, value in factory.items():
         if isinstance(method.hyper.get(name), bool) and not isinstance(value, bool):
             raise UserError(

@@ -7,12 +7,16 @@ import importlib.resources
 import math
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harness.catalogue import registry
 from harness.catalogue.method import Method
+from harness.catalogue.workload import TRAINER_HYPER
 from harness.errors import UserError
-from harness.measure.training.recipe import Hyper
+from harness.measure.training.plan import Arm, TrainPlan
+from harness.measure.training.recipe import Hyper, check_factory
 
 #: Three decades of learning rate around the base value; the schedule's length is tuned in every arm.
 DEFAULT: Mapping[str, Mapping[str, Any]] = {
@@ -29,18 +33,43 @@ def space(method: Method, hyper: Hyper, file: Path | None = None) -> dict[str, d
     :data:`DEFAULT`. ``decades`` is a log range centred on the base value, ``factors`` multiply it.
 
     Raises:
-        UserError: a file that cannot be read, or an entry of no known form.
+        UserError: a file that cannot be read or is empty, a name that the method does not know, or an entry of no
+            known form.
     """
     table = _read(file) if file is not None else _shipped(method) or DEFAULT
+    unfixed = {name: method.hyper.get(name) for name in table if name not in TRAINER_HYPER}
+    check_factory(method, unfixed, dict.fromkeys(unfixed, f"--space {file}" if file is not None else "space"))
     base = {**hyper.trainer, **hyper.factory}
     return {name: _entry(name, dict(entry), base.get(name)) for name, entry in table.items()}
 
 
+def with_unlisted(plan: TrainPlan, ranges: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> TrainPlan:
+    """The plan with a value for each searched name that a method does not list, as the command line's.
+
+    A factory that takes any name, and refuses the wrong ones itself, is so asked before the first trial.
+    """
+    parts = [replace(part, arms=[_unlisted(arm, ranges.get(arm.name, {})) for arm in part.arms]) for part in plan.parts]
+    return replace(plan, parts=parts)
+
+
+def _unlisted(arm: Arm, table: Mapping[str, Mapping[str, Any]]) -> Arm:
+    known = {*TRAINER_HYPER, *registry.method(arm.method).hyper}
+    new = {name: entry["values"][0] if "values" in entry else entry["low"] for name, entry in table.items()}
+    new = {name: value for name, value in new.items() if name not in known}
+    if arm.hyper is None or not new:
+        return arm
+    sources = {**arm.hyper.sources, **dict.fromkeys(new, "command line")}
+    return replace(arm, hyper=replace(arm.hyper, factory={**arm.hyper.factory, **new}, sources=sources))
+
+
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"--space {path}: expected a TOML table per hyper-parameter ({error}).") from error
+    if not table:
+        raise UserError(f"--space {path}: expected a TOML table per hyper-parameter, got an empty file: {_FORMS}.")
+    return table
 
 
 def _shipped(method: Method) -> Mapping[str, Any] | None:

@@ -34,7 +34,7 @@ Space = Mapping[str, Mapping[str, Any]]
 
 @dataclass(kw_only=True)
 class Tuned:
-    """What a search found for one arm."""
+    """What a search found for one arm; ``best`` is None when no trial gave a value."""
 
     log: Path
     best: dict[str, Any] | None
@@ -134,6 +134,8 @@ class Study:
         """The best so far."""
         done = self.finished()
         best = self.study.best_trial if done else None
+        if best is not None and best.value >= FAILED:
+            best = None
         return Tuned(
             log=self.log,
             best=dict(best.params) if best is not None else None,

@@ -74,6 +74,23 @@ def test_a_training_in_which_nothing_trained_ends_with_one_line_and_code_1(cli):
     assert [row["other"] for row in json.loads(done.stdout)["rows"]] == [{"error": 1}, {"unsupported": 1}]
 
 
+def test_a_search_in_which_every_trial_failed_prints_no_best_and_ends_with_code_1(cli, tmp_path):
+    pytest.importorskip("optuna")
+    (tmp_path / "s.toml").write_text("[lr]\nvalues = [0.1, 0.2]\n")
+    done = cli("tune", "blobs", "toy-raises", "--trials", 2, "--space", "s.toml", "--out", "out", code=1)
+    assert "best of" not in done.stdout
+    assert "evidence" not in done.stdout
+    assert done.stderr.strip().splitlines()[-1].startswith("speedclaim: no trial gave a value; the first says: ")
+
+
+def test_a_searched_name_that_the_method_itself_refuses_ends_the_search_before_its_first_trial(cli, tmp_path):
+    pytest.importorskip("optuna")
+    (tmp_path / "s.toml").write_text("[dampling]\nlow = 0.1\nhigh = 1\n")
+    done = cli("tune", "digits-cnn", "kfac-eigh", "--space", "s.toml", "--out", "out", code=2)
+    assert "unknown hyper-parameter 'dampling'" in done.stderr
+    assert not list((tmp_path / "out").rglob("*.jsonl"))
+
+
 @pytest.mark.parametrize(
     ("statuses", "text"),
     [

@@ -81,6 +81,26 @@ def test_spaces(toys, tmp_path):
         spaces.space(method, arm.hyper, file)
 
 
+def test_a_space_of_an_unknown_name_or_of_nothing_is_refused(toys, tmp_path):
+    made = plan()
+    arm = made.parts[0].arms[0]
+    method = registry.method("training.toy-sgd")
+    file = tmp_path / "space.toml"
+    file.write_text("[nope]\nlow = 0.1\nhigh = 1\n")
+    with pytest.raises(UserError, match=r"has no hyper-parameter 'nope' \(from the --space .*space.toml\)"):
+        spaces.space(method, arm.hyper, file)
+    file.write_text("# nothing yet\n")
+    with pytest.raises(UserError, match="got an empty file"):
+        spaces.space(method, arm.hyper, file)
+
+
+def test_a_search_without_any_value_has_no_best(toys, tmp_path):
+    pytest.importorskip("optuna")
+    arm = "training.toy-raises"
+    found = tune(plan("toy-raises", hyper=()), {arm: {"lr": {"values": [0.1, 0.2]}}}, 2, tmp_path, "test").found[arm]
+    assert (found.trials, found.best, found.objective) == (2, None, None)
+
+
 def test_every_first_order_method_has_equal_ranges():
     from harness.measure.training import recipe
 
