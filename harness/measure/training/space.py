@@ -40,7 +40,7 @@ def space(method: Method, hyper: Hyper, file: Path | None = None) -> dict[str, d
     unfixed = {name: method.hyper.get(name) for name in table if name not in TRAINER_HYPER}
     check_factory(method, unfixed, dict.fromkeys(unfixed, f"--space {file}" if file is not None else "space"))
     base = {**hyper.trainer, **hyper.factory}
-    return {name: _entry(name, dict(entry), base.get(name)) for name, entry in table.items()}
+    return {name: _entry(name, entry, base.get(name)) for name, entry in table.items()}
 
 
 def with_unlisted(plan: TrainPlan, ranges: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> TrainPlan:
@@ -65,7 +65,7 @@ def _unlisted(arm: Arm, table: Mapping[str, Mapping[str, Any]]) -> Arm:
 def _read(path: Path) -> Mapping[str, Any]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # no TOML, or no UTF-8
         raise UserError(f"--space {path}: expected a TOML table per hyper-parameter ({error}).") from error
     if not table:
         raise UserError(f"--space {path}: expected a TOML table per hyper-parameter, got an empty file: {_FORMS}.")
@@ -80,18 +80,32 @@ def _shipped(method: Method) -> Mapping[str, Any] | None:
     return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _entry(name: str, entry: dict[str, Any], base: Any) -> dict[str, Any]:
-    number = isinstance(base, int | float) and not isinstance(base, bool)
-    if entry.get("values"):
+def _entry(name: str, entry: Any, base: Any) -> dict[str, Any]:
+    if isinstance(entry, Mapping) and (found := _range(entry, base)):
+        return found
+    raise UserError(f"space of {name!r}: expected {_FORMS} around a base value, got {entry} around {base!r}.")
+
+
+def _range(entry: Mapping[str, Any], base: Any) -> dict[str, Any] | None:
+    """The entry as a range or a list; None when it is neither."""
+    if isinstance(entry.get("values"), list) and entry["values"]:
         return {"values": list(entry["values"])}
-    if {"low", "high"} <= entry.keys() and entry["low"] < entry["high"]:
-        return {"low": float(entry["low"]), "high": float(entry["high"]), "log": bool(entry.get("log", False))}
-    if "decades" in entry and number and base > 0:
+    low: Any = entry.get("low")
+    high: Any = entry.get("high")
+    log = entry.get("log", False)
+    if _number(low) and _number(high) and low < high and isinstance(log, bool) and (low > 0 or not log):
+        return {"low": float(low), "high": float(high), "log": log}
+    if _number(entry.get("decades")) and _number(base) and base > 0 and entry["decades"] > 0:
         half = 10 ** (float(entry["decades"]) / 2)
         return {"low": base / half, "high": base * half, "log": True}
-    if "factors" in entry and number:
-        return {"values": [base * factor for factor in entry["factors"]]}
-    raise UserError(f"space of {name!r}: expected {_FORMS} around a base value, got {entry} around {base!r}.")
+    factors = entry.get("factors")
+    if isinstance(factors, list) and factors and all(map(_number, factors)) and _number(base):
+        return {"values": [base * factor for factor in factors]}
+    return None
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def decades(entry: Mapping[str, Any]) -> float | None:

@@ -94,6 +94,28 @@ def test_a_space_of_an_unknown_name_or_of_nothing_is_refused(toys, tmp_path):
         spaces.space(method, arm.hyper, file)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"lr = 5", "space of 'lr': expected low and high .*, got 5"),
+        (b"lr = [0.1, 1]", r"space of 'lr': expected low and high .*, got \[0.1, 1\]"),
+        (b'[lr]\nlow = "a"\nhigh = 1', "space of 'lr': expected low and high .*, got {'low': 'a'"),
+        (b"[lr]\nlow = 0\nhigh = 1\nlog = true", "space of 'lr': expected low and high"),
+        (b"[lr]\nlow = 0.1\nhigh = inf", "space of 'lr': expected low and high"),
+        (b'[lr]\nvalues = "abc"', "space of 'lr': expected low and high"),
+        (b'[momentum]\nfactors = ["a"]', "space of 'momentum': expected low and high"),
+        (b'[momentum]\ndecades = "two"', "space of 'momentum': expected low and high"),
+        (b"\xff\xfe", "expected a TOML table per hyper-parameter"),
+    ],
+)
+def test_a_space_that_is_none_is_one_clear_error(toys, tmp_path, content, message):
+    arm = plan().parts[0].arms[0]
+    file = tmp_path / "space.toml"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        spaces.space(registry.method("training.toy-sgd"), arm.hyper, file)
+
+
 def test_a_search_without_any_value_has_no_best(toys, tmp_path):
     pytest.importorskip("optuna")
     arm = "training.toy-raises"
