@@ -6,6 +6,7 @@ one folder. A torn last line (a killed process) is ignored when reading and cut 
 
 from __future__ import annotations
 
+import datetime
 import gc
 import json
 import os
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 from harness.errors import BadRecord, UserError
 from harness.record.copies import distinct
 from harness.record.nvidia import POWER_CAP
-from harness.record.run import SCHEMA, Run
+from harness.record.run import SCHEMA, STATUSES, Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -165,6 +166,12 @@ def paths(source: Source) -> list[Path]:
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Every complete record of one file, the header first."""
+    for _, record in _numbered(path):
+        yield record
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every complete record with its line's number."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -177,7 +184,12 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         record = _parsed(path, line, f"line {number}")
         if number == 1:
             _check_header(path, record)
-        yield record
+        elif record["record"] not in ("run", "end"):
+            got = "a second header" if record["record"] == "header" else repr(record["record"])
+            raise BadRecord(
+                f"{path}, line {number}: expected a run or the end, got {got}; restore the file or delete that line."
+            )
+        yield number, record
     if torn:
         warnings.warn(f"{path}: the torn last line is ignored (the run was killed).", TornLine, stacklevel=3)
 
@@ -199,6 +211,34 @@ def _check_header(path: Path, record: Mapping[str, Any]) -> None:
         raise BadRecord(
             f"{path}: schema {record.get('schema')!r}, this version reads {SCHEMA}; use the release that wrote it."
         )
+    if why := _odd_header(record):
+        raise BadRecord(f"{path}, line 1: the header {why}; restore the file or measure again.")
+
+
+def _odd_header(header: Mapping[str, Any]) -> str | None:
+    """What no writer of this schema would have stored; None when the header is sound."""
+    for name in ("environment", "project", "plan"):
+        if not isinstance(header.get(name), dict):
+            return f"has no object under {name!r}"
+    for name in ("device", "device_name"):
+        if not isinstance(header["environment"].get(name), str):
+            return f"has no text under {name!r} of its environment"
+    suites = header["plan"].get("suites", [])
+    if not isinstance(suites, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("task"), str) and isinstance(one.get("protocol"), dict)
+        for one in suites
+    ):
+        return "has no list of suites with their task and protocol in its plan"
+    if "utc" in header and not _is_time(header["utc"]):
+        return f"has the time {header['utc']!r}, expected one such as 2026-11-23T12:00:00Z"
+    return None
+
+
+def _is_time(text: Any) -> bool:
+    try:
+        return isinstance(text, str) and "T" in text and bool(datetime.datetime.fromisoformat(text))
+    except ValueError:
+        return False
 
 
 def read_headers(source: Source) -> list[dict[str, Any]]:
@@ -277,9 +317,10 @@ def _append(columns: dict[str, list[Any]], path: Path) -> None:
     of_measurement = [(name, columns[name]) for name in MEASURED]
     of_run = [(name, columns[name]) for name in COLUMNS if name not in (*MEASURED, "value")]
     medians = columns["value"]
-    for record in read_lines(path):
+    seen: set[tuple[Any, Any]] = set()
+    for number, record in _numbered(path):
         if record["record"] == "header":
-            environment, project = record.get("environment", {}), record.get("project", {})
+            environment, project = record["environment"], record["project"]
             shared = {
                 "device": environment.get("device_name"),
                 "device_kind": environment.get("device"),
@@ -291,11 +332,18 @@ def _append(columns: dict[str, list[Any]], path: Path) -> None:
             continue
         if record["record"] != "run":
             continue
-        protocol = protocols.get(record["task"], {})
         detail = record.get("detail", {})
-        measurements = record.get("measurements") or [{}]
-        if why := _odd(record, detail, measurements):
-            raise BadRecord(f"{path}: run {record.get('run')!r} {why}; restore the file or delete that line.")
+        measurements = record.get("measurements", [])
+        why = _odd(record, detail, measurements)
+        if why is None and (key := (record["run"], record["case"])) in seen:
+            why = "stands in the file already, with the same case"
+        if why is not None:
+            raise BadRecord(
+                f"{path}, line {number}: run {record.get('run')!r} {why}; restore the file or delete that line."
+            )
+        seen.add(key)
+        measurements = measurements or [{}]
+        protocol = protocols.get(record["task"], {})
         common = {
             **record,
             **shared,
@@ -315,19 +363,27 @@ def _odd(record: Mapping[str, Any], detail: Any, measurements: Any) -> str | Non
     """What no writer of this schema would have stored; None when the record is sound."""
     if not (isinstance(detail, dict) and isinstance(measurements, list)):
         return "has no list of measurements or no detail object"
-    for name in ("task", "method", "arm", "status", "phase"):
+    for name in ("run", "case", "task", "method", "arm", "status", "phase"):
         if not isinstance(record.get(name), str):
             return f"has no text under {name!r}"
+    if record["status"] not in STATUSES:
+        return f"has the unknown status {record['status']!r}, expected one of {', '.join(STATUSES)}"
+    if (utc := record.get("utc")) and not _is_time(utc):
+        return f"has the time {utc!r}, expected one such as 2026-11-23T12:00:00Z"
     if not isinstance(record.get("block"), int | None) or (record["phase"] == "block" and record.get("block") is None):
         return f"has the block {record.get('block')!r}, expected a number"
     for measurement in measurements:
         if not isinstance(measurement, dict):
             return "has a measurement that is no object"
-        samples = measurement.get("samples")
-        if measurement and not (samples and all(type(x) in (int, float) for x in samples)):
-            return f"has samples of {measurement.get('metric')!r} that are not numbers"
-        if measurement.get("unit") == "s" and not all(_sound(x, record["phase"]) for x in samples or ()):
-            return f"has a time of {measurement.get('metric')!r} that is not positive and finite"
+        samples, metric, unit = measurement.get("samples"), measurement.get("metric"), measurement.get("unit")
+        if not (isinstance(metric, str) and isinstance(unit, str)):
+            return f"has a measurement of {metric!r} in {unit!r}, expected the names of a metric and of its unit"
+        if metric.endswith("_s") and unit != "s":
+            return f"has {metric!r} in {unit!r}, expected seconds (s)"
+        if not (samples and all(type(x) in (int, float) for x in samples)):
+            return f"has samples of {metric!r} that are not numbers"
+        if unit == "s" and not all(_sound(x, record["phase"]) for x in samples):
+            return f"has a time of {metric!r} that is not positive and finite"
     return None
 
 

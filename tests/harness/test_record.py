@@ -82,7 +82,7 @@ def test_reading_gives_one_row_per_metric_and_one_without(tmp_path):
         tmp_path / "a.jsonl",
         [
             make(measurements=[TIME, Measurement(metric="gap", unit="1", samples=[0.0])]),
-            make(phase="gate", status="error", reason="boom"),
+            make(run="r2", phase="gate", status="error", reason="boom"),
         ],
     )
     frame = store.read_runs(path)
@@ -135,19 +135,51 @@ def test_headers_are_read_from_both_ends_of_a_file_only(tmp_path, monkeypatch):
         assert store.read_headers(tmp_path / "c.jsonl") == []
 
 
+HEAD = json.dumps({"record": "header", "schema": 1, **header()}) + "\n"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ('{"record":"run"}\n', "header in the first line"),
         ('{"record":"header","schema":99}\n', "schema 99"),
         ("{}\n", "key 'record'"),
-        ('{"record":"header","schema":1}\nnonsense\n{"record":"end"}\n', "line 2"),
+        (HEAD + 'nonsense\n{"record":"end"}\n', "line 2"),
+        (HEAD + '{"record":"run"}\n', r"bad.jsonl, line 2: run None has no text under 'run'"),
+        (HEAD + '{"record":"zzz"}\n', "line 2: expected a run or the end, got 'zzz'"),
+        (HEAD + HEAD, "line 2: expected a run or the end, got a second header"),
     ],
 )
 def test_a_bad_file_gives_one_clear_error(tmp_path, text, message):
     path = tmp_path / "bad.jsonl"
     path.write_text(text)
     with pytest.raises(BadRecord, match=message):
+        store.read_runs(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"environment": None}, "line 1: the header has no object under 'environment'"),
+        ({"project": None}, "no object under 'project'"),
+        ({"plan": None}, "no object under 'plan'"),
+        ({"environment": {"device_name": "CPU"}}, "no text under 'device' of its environment"),
+        ({"environment": {"device": "cpu"}}, "no text under 'device_name' of its environment"),
+        ({"utc": "yesterday"}, "has the time 'yesterday'"),
+        ({"plan": {"suites": [{"task": "toy"}]}}, "no list of suites"),
+    ],
+)
+def test_an_odd_header_is_one_clear_error_to_every_reader(tmp_path, change, message):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps({**json.loads(HEAD), **change}) + "\n")
+    for reader in (store.read_runs, store.read_headers):
+        with pytest.raises(BadRecord, match=message):
+            reader(path)
+
+
+def test_a_run_that_stands_twice_is_refused_and_never_counted_twice(tmp_path):
+    path = write(tmp_path / "a.jsonl", [make(measurements=[TIME]), make(measurements=[TIME])])
+    with pytest.raises(BadRecord, match="line 3: run 'r1' stands in the file already"):
         store.read_runs(path)
 
 
@@ -207,14 +239,19 @@ def test_one_writer_a_file(tmp_path):
         ("task", None, "no text under 'task'"),
         ("detail", None, "no detail object"),
         ("measurements", "foo", "list of measurements"),
+        ("measurements", None, "list of measurements"),
+        ("status", "great", "line 2: run 'r1' has the unknown status 'great', expected one of passed, "),
+        ("utc", "noon", "has the time 'noon'"),
+        ("unit", "ms", "has 'op_s' in 'ms', expected seconds"),
+        ("unit", None, "expected the names of a metric and of its unit"),
     ],
 )
 def test_odd_values_are_one_clear_error(tmp_path, field, value, message):
     path = write(tmp_path / "a.jsonl", [make(measurements=[TIME])])
     lines = path.read_text().splitlines()
     run = json.loads(lines[1])
-    if field == "samples":
-        run["measurements"][0]["samples"] = value
+    if field in ("samples", "unit"):
+        run["measurements"][0][field] = value
     else:
         run[field] = value
     path.write_text("\n".join([lines[0], json.dumps(run), lines[2], ""]))
@@ -247,7 +284,7 @@ def test_a_hundred_thousand_records_load(tmp_path):
     path = write(tmp_path / "a.jsonl", [make(measurements=[TIME])], end=False)
     line = path.read_text().splitlines()[-1]
     with path.open("a") as stream:
-        stream.writelines(f"{line}\n" for _ in range(99_999))
+        stream.writelines(line.replace('"r1"', f'"r1-{copy}"') + "\n" for copy in range(99_999))
     start = time.process_time()
     assert len(store.read_runs(path)) == 100_000
     assert time.process_time() - start < 60
