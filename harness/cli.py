@@ -220,8 +220,9 @@ def _measure(request: Any, out: Path, as_json: bool, quiet: bool) -> dict[str, A
     from harness import terminal
     from harness.measure import executor, progress
     from harness.measure import plan as planning
-    from harness.record import store
+    from harness.record import folders, store
 
+    folders.check(out, "the record")
     built = planning.build(request)
     if not as_json:
         terminal.plan(built.describe(""), brief=True)
@@ -304,6 +305,9 @@ def report(
 
 
 def _report(source: list[Path] | None, out: Path) -> Path:
+    from harness.record import folders
+
+    folders.check(out, "the report")
     frame, headers = _read(source)
     return _render(frame, headers, _judged(frame, headers), out)
 
@@ -337,7 +341,10 @@ def bench(
     ``claims`` and the report's ``index``; progress goes to standard error.
     """
     from harness import terminal
+    from harness.record import folders
 
+    folders.check(out, "the record")
+    folders.check(html, "the report", "--html")
     chosen = tier or ("quick" if quick else "standard")
     budget = budget_s if budget_s is not None else (100.0 if quick else BENCH_S)
     _read_headers(_sources(None, out))  # an unreadable file stops the bench now, not after ten minutes
@@ -400,8 +407,10 @@ def compare(
     """Before against after: the ratio of every case in both, paired where blocks match. Exit 1: a case is slower."""
     from harness import terminal
     from harness.judge import compare as comparing
-    from harness.record import store
+    from harness.record import folders, store
 
+    if html:
+        folders.check(out, "the page")
     headers = store.read_headers(before), store.read_headers(after)
     found = comparing.compare(
         store.read_runs(before), store.read_runs(after), metric, headers_a=headers[0], headers_b=headers[1]

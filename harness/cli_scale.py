@@ -80,8 +80,9 @@ def measure(asked: Asked, out: Path, as_json: bool) -> tuple[list[Row], list[Fin
     """Run, print, return the table and the findings."""
     from harness.judge import scaling as judged
     from harness.measure.training import listener, scaling
-    from harness.record import store
+    from harness.record import folders, store
 
+    folders.check(out, "the record")
     command = "speedclaim " + " ".join(sys.argv[1:])
 
     def say(text: str) -> None:

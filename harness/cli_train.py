@@ -152,8 +152,9 @@ def measure(request: TrainRequest, out: Path, as_json: bool, quiet: bool, crew: 
     """
     from harness.measure.training import executor, listener, probe
     from harness.measure.training.plan import build
-    from harness.record import store
+    from harness.record import folders, store
 
+    folders.check(out, "the record")
     plan = build(request)
     executor.hire(plan, crew, plan.runs())
     import pandas  # noqa: F401 (the table needs it at the end; the workers have more to import)

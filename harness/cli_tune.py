@@ -55,6 +55,7 @@ def tune(
     from harness.measure.training.plan import TrainRequest, build
     from harness.measure.training.tune import GOALS
     from harness.measure.training.tune import tune as search
+    from harness.record import folders
 
     if trials < 1:
         raise UserError(f"--trials {trials}: expected at least 1.")
@@ -74,6 +75,7 @@ def tune(
         checkpoint_s=math.inf,
         side_by_side=side_by_side,
     )
+    folders.check(out, "the record")
     plan = build(request)
     plan.phase = "tune"
     executor.hire(plan, crew, trials * plan.runs())

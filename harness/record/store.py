@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from harness.errors import BadRecord, UserError
+from harness.record import folders
 from harness.record.copies import distinct
 from harness.record.nvidia import POWER_CAP
 from harness.record.run import SCHEMA, STATUSES, Run
@@ -463,12 +464,13 @@ def export(source: Source, to: str, out: Path) -> Path:
     Returns:
         The path written; it appears only when complete.
     """
-    frame = read_runs(source)
     if to not in ("parquet", "csv"):
         raise UserError(f"cannot export to {to!r}: expected parquet or csv.")
-    frame["detail"] = frame["detail"].map(json.dumps)
     if out.exists() and (not out.is_file() or out.suffix != f".{to}"):
         raise UserError(f"{out} exists and is no .{to} file; choose another file with --out.")
+    folders.check(out.parent, "the table")
+    frame = read_runs(source)
+    frame["detail"] = frame["detail"].map(json.dumps)
     partial = out.with_name(out.name + ".partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

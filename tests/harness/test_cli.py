@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness.catalogue.registry import ROOT
+from harness.errors import UserError
+from harness.record import folders
 
 
 @pytest.fixture
@@ -129,6 +131,37 @@ def test_bad_files_and_unwritable_folders(cli, toy, tmp_path):
     (tmp_path / "blocked").write_text("a file")
     one_line(cli("run", "--suite", "toy", "--tier", "quick", "--out", "blocked/x", code=2), "cannot write")
     one_line(cli("report", "--from", ROOT / "suites", "--out", "blocked/x", code=2), "cannot write the report")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("bench", "--quick", "--html", "/proc/x"), ("cannot write the report to /proc/x", "with --html")),
+        (("bench", "--quick", "--out", "/proc/x"), ("cannot write the record to /proc/x", "with --out")),
+        (("report", "--from", "bad.jsonl", "--out", "/proc/x"), ("cannot write the report to /proc/x",)),
+        (("export", "--from", "bad.jsonl", "--to", "csv", "--out", "/proc/x/a.csv"), ("cannot write the table to",)),
+        (("export", "--from", "bad.jsonl", "--to", "csv", "--out", "/tmp"), ("exists and is no .csv file",)),
+        (("compare", "bad.jsonl", "bad.jsonl", "--html", "--out", "/proc/x"), ("cannot write the page to /proc/x",)),
+        (("run", "--suite", "nope", "--out", "/proc/x"), ("cannot write the record to /proc/x",)),
+        (("train", "nope", "--out", "/proc/x"), ("cannot write the record to /proc/x",)),
+        (("tune", "nope", "sgd", "--out", "/proc/x"), ("cannot write the record to /proc/x",)),
+        (("scale", "digits-cnn", "sgd", "--out", "/proc/x"), ("cannot write the record to /proc/x",)),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(cli, tmp_path, arguments, parts):
+    (tmp_path / "bad.jsonl").write_text("not read\n")
+    done = cli(*arguments, code=2)
+    one_line(done, *parts)
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_tried_folder_leaves_nothing_behind(tmp_path):
+    folders.check(tmp_path / "a" / "b", "the record")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="it is no folder"):
+        folders.check(tmp_path / "file", "the record")
 
 
 def test_the_baseline_always_runs(cli, toy):
