@@ -327,7 +327,7 @@ def _render(frame: pd.DataFrame, headers: list[dict[str, Any]], verdicts: list[d
 
 @app.command()
 def bench(
-    tier: Annotated[str | None, typer.Option("--tier", help="quick or standard.")] = None,
+    tier: Annotated[str | None, typer.Option("--tier", help="quick, standard (default) or full.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="About three minutes on two cores.")] = False,
     budget_s: BudgetOption = None,
     device: DeviceOption = None,

@@ -215,6 +215,16 @@ def test_bench_prints_json_alone_and_its_progress_on_standard_error(toy, warm_wo
     assert "steps" in done.stderr
 
 
+def test_bench_names_every_tier_that_it_takes():
+    import inspect
+
+    from harness import cli
+    from harness.catalogue.suite import TIERS
+
+    [option] = inspect.signature(cli.bench, eval_str=True).parameters["tier"].annotation.__metadata__
+    assert all(tier in option.help for tier in TIERS)
+
+
 def test_every_verb_takes_json():
     import typer
 
