@@ -47,6 +47,10 @@ BlocksOption = Annotated[int | None, typer.Option("--blocks", help="Interleaved 
 BENCH_S = 450.0
 BudgetOption = Annotated[float | None, typer.Option("--budget-s", help="Seconds to spend; whole problems are dropped.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu or cuda; default: cuda when there is one.")]
+#: Exit code after Ctrl-C.
+INTERRUPTED = 130
+#: Verbs that go on with an unfinished record.
+RESUMED = {"run", "train", "tune", "bench", "scale"}
 OutOption = Annotated[Path, typer.Option("--out", help="Folder of the record files.")]
 
 
@@ -65,7 +69,11 @@ def main() -> NoReturn:
     except SpeedclaimError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
-        _fail("interrupted. Every finished run is kept; the same command resumes where it stopped.", 130)
+        _interrupted()
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # typer makes this of Ctrl-C, without a word
+            _interrupted()
+        raise
     except ModuleNotFoundError as error:
         if not error.name or error.name.split(".")[0] in ("harness", "methods", "suites", "reports"):
             raise
@@ -76,6 +84,11 @@ def main() -> NoReturn:
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}. Nothing that was recorded is lost.", 2)
     sys.exit(0)
+
+
+def _interrupted() -> NoReturn:
+    kept = " What was recorded is kept; the same command resumes where it stopped."
+    _fail("interrupted." + (kept if set(sys.argv[1:2]) & RESUMED else ""), INTERRUPTED)
 
 
 def _terminated(number: int, frame: object) -> NoReturn:

@@ -215,6 +215,38 @@ def test_bench_prints_json_alone_and_its_progress_on_standard_error(toy, warm_wo
     assert "steps" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("verb", "line"),
+    [
+        ("train", "interrupted. What was recorded is kept; the same command resumes where it stopped."),
+        ("run", "interrupted. What was recorded is kept; the same command resumes where it stopped."),
+        ("report", "interrupted."),
+    ],
+)
+def test_an_interrupted_verb_says_so_in_one_line(monkeypatch, capsys, verb, line):
+    import signal
+    import warnings
+
+    import typer
+
+    from harness import cli
+
+    app = typer.Typer()
+
+    @app.callback(invoke_without_command=True)
+    def interrupted(name: str):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setattr(sys, "argv", ["speedclaim", verb])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == f"speedclaim: {line}\n"
+
+
 def test_bench_names_every_tier_that_it_takes():
     import inspect
 
