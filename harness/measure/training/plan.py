@@ -198,6 +198,13 @@ def build(request: TrainRequest) -> TrainPlan:
         raise UserError(f"--device {device}: this machine has {', '.join(availability.devices())}.")
     if request.seeds is not None and request.seeds < 1:
         raise UserError(f"--seeds {request.seeds}: expected at least 1.")
+    if request.seed_start < 0:
+        raise UserError(f"--seed-start {request.seed_start}: expected at least 0.")
+    if request.epochs is not None and not 0 < request.epochs < float("inf"):
+        raise UserError(f"--epochs {request.epochs:g}: expected a positive number.")
+    named = [recipe.full_name(name) for name in request.methods]
+    if twice := next((name for name in named if named.count(name) > 1), None):
+        raise UserError(f"{twice} is named twice: name each method once.")
     if request.budget_s is not None and not 0 < request.budget_s < float("inf"):
         raise UserError(f"--budget-s {request.budget_s}: expected a positive number of seconds.")
     request.world.check(device, nvidia.visible() if device == "cuda" else 0)
@@ -254,7 +261,7 @@ def hindrance(workload: Workload, device: str, synthetic: bool = False) -> str |
 
 
 def _part(workload: Workload, request: TrainRequest, device: str) -> Part:
-    methods = [registry.method(recipe.full_name(name)) for name in dict.fromkeys(request.methods or workload.methods)]
+    methods = [registry.method(recipe.full_name(name)) for name in request.methods or workload.methods]
     for method in methods:
         if method.task != recipe.TASK:
             raise UserError(f"{method.name} solves the task {method.task!r}; training needs {recipe.TASK}.* methods.")

@@ -148,7 +148,7 @@ def resolve(workload: Workload, method: Method, given: Mapping[str, Any]) -> Hyp
 
 
 def check_factory(method: Method, factory: Mapping[str, Any], sources: Mapping[str, str]) -> None:
-    """Refuse names that the factory does not know, and values where it wants true or false.
+    """Refuse names that the factory does not know, and values where it wants true or false, or a number.
 
     Raises:
         UserError: with the name, where it came from, and the names that are known.
@@ -157,6 +157,10 @@ def check_factory(method: Method, factory: Mapping[str, Any], sources: Mapping[s
         if isinstance(method.hyper.get(name), bool) and not isinstance(value, bool):
             raise UserError(
                 f"{method.name}: hyper-parameter {name}={value!r} (from the {sources[name]}): expected true or false."
+            )
+        if _number(method.hyper.get(name)) and (isinstance(value, str) or value != value):
+            raise UserError(
+                f"{method.name}: hyper-parameter {name}={value!r} (from the {sources[name]}): expected a number."
             )
     unknown = [name for name in factory if name not in method.hyper]
     if not unknown:

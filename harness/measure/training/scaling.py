@@ -119,8 +119,8 @@ def request(asked: Asked, point: Point, round_: int, left_s: float = math.inf) -
     own = dict(asked.overrides)
     params |= own.pop("params", {})
     overrides = {"batch": batch, "eval_every": 2**62, "max_s": 1e9, **own, "params": params}
-    methods = tuple(dict.fromkeys((*point.methods, *point.owned)))
-    names = {full_name(name).removeprefix("training.") for name in methods}
+    methods = tuple(dict.fromkeys(map(full_name, (*point.methods, *point.owned))))
+    names = {name.removeprefix("training.") for name in methods}
     hyper = [text for text in asked.hyper if "." not in text.partition("=")[0] or text.partition(".")[0] in names]
     note = {"modes": list(point.modes), "world": point.world, "per_rank": point.per_rank, "round": round_}
     return TrainRequest(
