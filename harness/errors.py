@@ -14,15 +14,32 @@ class UserError(SpeedclaimError):
     """A mistake the user can mend; the command line prints it in one line and ends with exit code 2."""
 
 
+#: Names at most that an error lists.
+SHOWN = 10
+#: Where all names of a kind stand.
+LISTED = {"method": "speedclaim list", "problem": "speedclaim plan", "data set": "speedclaim data list"}
+
+
 class UnknownName(UserError):
-    """A name that nothing registered."""
+    """A name that nothing registered; of many known ones the nearest are shown, of the same task where it has one."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
         near = difflib.get_close_matches(name, names, n=3)
         hint = f" Did you mean {', '.join(near)}?" if near else ""
-        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}.")
+        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {_shown(kind, name, names)}.")
         self.kind, self.name, self.known = kind, name, names
+
+
+def _shown(kind: str, name: str, names: list[str]) -> str:
+    """All names, or those most like the unknown one, nearest first, and where the others stand."""
+    if len(names) <= SHOWN:
+        return ", ".join(names) or "none"
+    task, dot, _ = name.partition(".")
+    fitting = [one for one in names if dot and one.startswith(f"{task}.")] or names
+    nearest = difflib.get_close_matches(name, fitting, n=SHOWN, cutoff=0.0)
+    where = f" ({LISTED[kind]})" if kind in LISTED else ""
+    return f"{', '.join(nearest)} and {len(names) - len(nearest)} more{where}"
 
 
 class DuplicateName(UserError):

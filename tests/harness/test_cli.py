@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.catalogue.registry import ROOT
-from harness.errors import UserError
+from harness.errors import UnknownName, UserError
 from harness.record import folders
 
 
@@ -213,6 +213,17 @@ def test_bench_prints_json_alone_and_its_progress_on_standard_error(toy, warm_wo
     assert {claim["verdict"] for claim in answer["claims"]} >= {"not testable here"}
     assert Path(answer["index"]).is_file()
     assert "steps" in done.stderr
+
+
+def test_an_unknown_name_lists_the_nearest_of_its_task_alone():
+    known = [f"{task}.{name}-{number}" for task in ("a", "b") for name in ("fast", "slow") for number in range(20)]
+    text = str(UnknownName("method", "b.slow-x", known))
+    shown = text.partition("Known: ")[2].partition(" and ")[0].split(", ")
+    assert len(shown) == 10
+    assert all(name.startswith("b.slow-") for name in shown)
+    assert text.endswith(" and 70 more (speedclaim list).")
+    assert "more" not in str(UnknownName("suite", "x", ["b", "a"]))
+    assert str(UnknownName("suite", "x", ["b", "a"])).endswith("Known: a, b.")
 
 
 @pytest.mark.parametrize(
