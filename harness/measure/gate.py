@@ -21,6 +21,11 @@ from harness.errors import Unavailable, Unsupported
 from harness.measure.device import Device
 from harness.record.run import worst
 
+OVERWRITTEN = (
+    "a later call overwrote an output that was returned earlier: outputs share memory, and each call must return "
+    "new memory"
+)
+
 
 @dataclass(kw_only=True)
 class Outcome:
@@ -154,10 +159,10 @@ def _check_output(
 
 def _check_history(outcome: Outcome, runtime: TaskRuntime, earlier: tuple[Any, Any, Any], output: Any) -> None:
     kept, snapshot, _ = earlier
-    if output is kept or runtime.same(output, snapshot):
+    if runtime.same(output, snapshot):
         outcome.mark("impure", "new content in the same buffer gave the earlier output: results are cached by address")
-    elif not runtime.same(kept, snapshot):
-        outcome.mark("impure", "a later call overwrote an output that was returned earlier")
+    elif output is kept or not runtime.same(kept, snapshot):
+        outcome.mark("impure", OVERWRITTEN)
 
 
 def _check_repeat(
@@ -173,7 +178,7 @@ def _check_repeat(
     if output is kept:
         outcome.mark("impure", "repeated content gave the very object returned before: results are cached by content")
     elif not runtime.same(kept, snapshot):
-        outcome.mark("impure", "a later call overwrote an output that was returned earlier")
+        outcome.mark("impure", OVERWRITTEN)
     elif why := runtime.malformed(output, again, problem):
         outcome.mark("error", f"on a repeated input: {why}")
 
