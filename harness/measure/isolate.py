@@ -23,6 +23,26 @@ START_GRACE_S = 90.0
 TAIL = 300
 
 
+KILLED = "killed by signal 9 (SIGKILL); lack of memory is one cause"
+#: Counters of processes that the kernel killed for lack of memory: of this control group (version 2, 1) or machine.
+OOM_COUNTERS = (
+    "/sys/fs/cgroup/memory.events",
+    "/sys/fs/cgroup/memory/memory.oom_control",
+    "/proc/vmstat",
+)
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed for lack of memory, by the nearest counter; 0 where there is none."""
+    for path in OOM_COUNTERS:
+        with contextlib.suppress(OSError, ValueError):
+            for line in Path(path).read_text(encoding="ascii").splitlines():
+                name, _, value = line.partition(" ")
+                if name == "oom_kill":
+                    return int(value)
+    return 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ended:
     """A worker that ended before it was done: status and reason for the case it was at."""
@@ -56,6 +76,12 @@ class Process:
             )
         finally:
             os.close(write)
+        self._oom_kills = oom_kills()
+
+    def short_of_memory(self) -> bool:
+        """Whether the kernel has killed a process for lack of memory since this one began, or since the last answer."""
+        before, self._oom_kills = self._oom_kills, oom_kills()
+        return self._oom_kills > before
 
     def give(self, job: Mapping[str, Any], last: bool = True) -> None:
         """Hand over a job; after the ``last`` one the process ends. One that has died says so in its messages."""
@@ -186,10 +212,13 @@ class Worker:
 
     def _died(self, code: int) -> Ended:
         tail = self._tail()
-        if code == -signal.SIGKILL:
+        if code == -signal.SIGKILL and self._own.short_of_memory():
             return Ended(
-                status="out_of_memory", reason="the process was killed (signal 9), most likely for lack of memory"
+                status="out_of_memory",
+                reason="killed by signal 9 (SIGKILL) while the kernel killed for lack of memory",
             )
+        if code == -signal.SIGKILL:
+            return Ended(status="error", reason=f"{KILLED}{tail}")
         if code < 0:
             name = signal.Signals(-code).name
             return Ended(status="error", reason=f"the process died of {name}{tail}")

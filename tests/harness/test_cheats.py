@@ -36,7 +36,7 @@ CAUGHT = {
     "refuses": ("unsupported", "only even lists"),
     "segfaults": ("error", "SIGSEGV"),
     "out_of_memory": ("out_of_memory", "gibibyte"),
-    "killed": ("out_of_memory", "signal 9"),
+    "killed": ("error", "killed by signal 9 (SIGKILL); lack of memory is one cause"),
 }
 
 
@@ -54,6 +54,28 @@ def test_gate_catches_every_cheat_and_times_none(toy, tmp_path):
     assert honest["block"].nunique() == 6
     assert set(honest["arm"]) == {"toy.plain", "toy.plain#aa"}
     assert (honest["value"] > 0).all()
+
+
+def test_a_kill_is_for_lack_of_memory_only_where_the_kernel_counts_one(toy, tmp_path, monkeypatch):
+    from harness.measure import isolate
+
+    counted = iter(range(1000))
+    monkeypatch.setattr(isolate, "oom_kills", lambda: next(counted))
+    toy("killed")
+    found, why = gate_of(measure(tmp_path, "killed"), "killed")
+    assert found == {"out_of_memory"}
+    assert "signal 9" in why
+
+
+def test_the_nearest_counter_of_kills_is_read(tmp_path, monkeypatch):
+    from harness.measure import isolate
+
+    events = tmp_path / "memory.events"
+    events.write_text("low 0\noom 4\noom_kill 3\n")
+    monkeypatch.setattr(isolate, "OOM_COUNTERS", (str(tmp_path / "none"), str(events)))
+    assert isolate.oom_kills() == 3
+    events.write_text("oom_kill many\n")
+    assert isolate.oom_kills() == 0
 
 
 def test_a_hanging_method_is_a_timeout(toy, tmp_path, monkeypatch):

@@ -195,7 +195,7 @@ def _message(message: dict[str, Any], child: _Child, children: list[_Child], wat
 def _death(child: _Child) -> _Failure:
     assert child.code is not None
     if child.code < 0:
-        with_kill = ", most likely for lack of memory, or by hand" if child.code == -signal.SIGKILL else ""
+        with_kill = "; lack of memory is one cause" if child.code == -signal.SIGKILL else ""
         what = f"the process died of {signal.Signals(-child.code).name}{with_kill}"
     else:
         what = f"the process ended with exit code {child.code} in the middle of the work"
