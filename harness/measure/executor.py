@@ -21,7 +21,7 @@ from harness.measure.forecast import Forecast, arithmetic
 from harness.measure.isolate import Ended, Worker
 from harness.measure.plan import BUDGET_REASON, Plan, SuitePlan
 from harness.measure.progress import Progress, Silent
-from harness.measure.session import State, gpu_lock, unfinished
+from harness.measure.session import State, cpu_lock, gpu_lock, unfinished
 from harness.measure.worker import AA, PREPARATION
 from harness.record import environment as machine
 from harness.record import store
@@ -75,7 +75,7 @@ class _Executor:
         self.environment = machine.collect(self.plan.device)
         self.project = {"version": __version__, **machine.git()}
         hash_ = self.plan.hash(self.project, machine.identity(self.environment))
-        with gpu_lock(self.environment):
+        with gpu_lock(self.environment), cpu_lock(self.environment):
             path = unfinished(self.out, hash_)
             resumed = path is not None
             if path is not None:

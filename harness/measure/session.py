@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +78,39 @@ def gpu_lock(environment: Mapping[str, Any]) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+BESIDE = "another Speedclaim run measures on this CPU: times of both may be inflated; measure again when it is done"
+
+
+@contextlib.contextmanager
+def cpu_lock(environment: dict[str, Any]) -> Iterator[None]:
+    """Tell of runs on one CPU at once: a file lock of this host in the user's cache folder.
+
+    Whoever comes second goes on, with one warning and :data:`BESIDE` among the environment's warnings. A cache folder
+    that cannot be written tells nothing.
+    """
+    if environment.get("device") != "cpu":
+        yield
+        return
+    import filelock
+
+    lock = None
+    try:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / f"cpu-{environment.get('host') or 'host'}.lock")
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        environment["warnings"] = [*environment.get("warnings", ()), BESIDE]
+        warnings.warn(f"{BESIDE}.", stacklevel=3)
+    except OSError:
+        lock = None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def cache_folder() -> Path:

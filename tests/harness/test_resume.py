@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from harness import read_runs
 from harness.catalogue.registry import ROOT
 from harness.measure import executor
@@ -57,6 +59,21 @@ def test_an_interrupted_run_resumes_and_repeats_nothing(toy, warm_workers, tmp_p
     records = list(store.read_lines(result.path))
     assert records[-1]["record"] == "end"
     assert sum(r["record"] == "header" for r in records) == 1
+
+
+def test_a_run_beside_another_on_this_cpu_goes_on_with_a_warning_and_a_mark(toy, warm_workers, tmp_path, monkeypatch):
+    from harness.measure.session import BESIDE, cpu_lock
+    from harness.record import environment
+
+    monkeypatch.setenv("SPEEDCLAIM_CACHE", str(tmp_path / "cache"))
+    toy()
+    alone = executor.execute(build(request()), tmp_path / "alone", "test")
+    with cpu_lock(environment.collect("cpu")), pytest.warns(UserWarning, match=BESIDE):
+        beside = executor.execute(build(request()), tmp_path / "beside", "test")
+    [first], [second] = store.read_headers(alone.path), store.read_headers(beside.path)
+    assert BESIDE not in first["environment"]["warnings"]
+    assert second["environment"]["warnings"].count(BESIDE) == 1
+    assert second["complete"]
 
 
 def test_after_a_finished_file_a_new_one_starts(toy, tmp_path):

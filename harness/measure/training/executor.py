@@ -21,7 +21,7 @@ from harness.errors import UserError
 from harness.measure.executor import utc
 from harness.measure.isolate import Ended, Worker
 from harness.measure.plan import BUDGET_REASON
-from harness.measure.session import gpu_lock, unfinished
+from harness.measure.session import cpu_lock, gpu_lock, unfinished
 from harness.measure.training import checkpoint
 from harness.measure.training.ahead import Crew, kind_of
 from harness.measure.training.listener import Listener, Silent
@@ -188,6 +188,7 @@ class TrainExecutor:
         with contextlib.ExitStack() as held:
             for environment in [self.environment, *_other_gpus(self.plan)]:
                 held.enter_context(gpu_lock(environment))
+            held.enter_context(cpu_lock(self.environment))
             path = unfinished(self.out, self.hash)
             resumed = path is not None
             if path is not None:

@@ -14,10 +14,11 @@ import pytest
 from harness import read_runs
 from harness.catalogue.registry import ROOT
 from harness.errors import UserError
+from harness.measure.session import BESIDE, cpu_lock
 from harness.measure.training import executor
 from harness.measure.training.listener import Silent
 from harness.measure.training.plan import TrainRequest, build
-from harness.record import store
+from harness.record import environment, store
 
 ASKED = TrainRequest(
     workloads=("blobs",), methods=("toy-sgd", "toy-adam"), seeds=2, hyper=("epochs=3",), deadline_s=60.0
@@ -27,6 +28,14 @@ ASKED = TrainRequest(
 def rows(path):
     frame = read_runs(path)
     return frame[frame["phase"] == "training"].drop_duplicates("run")
+
+
+def test_a_training_beside_another_run_on_this_cpu_is_marked(toys, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPEEDCLAIM_CACHE", str(tmp_path / "cache"))
+    asked = replace(ASKED, methods=("toy-sgd",), seeds=1)
+    with cpu_lock(environment.collect("cpu")), pytest.warns(UserWarning, match=BESIDE):
+        result = executor.execute(build(asked), tmp_path / "out", "test")
+    assert BESIDE in store.read_headers(result.path)[0]["environment"]["warnings"]
 
 
 class Stops(Silent):
