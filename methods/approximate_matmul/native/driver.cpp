@@ -26,8 +26,6 @@ enum Error {
 constexpr int kChunk = 256;            // rows; codes of 64 codebooks and the tables of 8 outputs then fit a 32 KiB L1
 constexpr int kEncoded = 1024;         // the same where nothing is looked up
 constexpr int kCodeBytes = 16 * 1024;  // fewer rows when codes would take more
-constexpr int kStrip = 2048;           // rows of columns that are encoded before the first is looked up
-constexpr int kStripBytes = 128 * 1024;
 constexpr int kMaxTrees = 1 << 15;
 constexpr int kMaxUpcast = 128;
 
@@ -75,17 +73,6 @@ int encoded_rows(int codebooks, int64_t n, int threads) {
     int rows = kEncoded;
     while (rows > kChunk && n < 4 * static_cast<int64_t>(threads) * rows) rows /= 2;
     return chunk_rows(codebooks, rows);
-}
-
-// Columns that are looked up as well: longer runs again, and fewer visits to each column's pages, for codes that wait in
-// a second-level cache.
-int strip_rows(int codebooks, int64_t n, int threads) {
-    const int shortest = chunk_rows(codebooks);
-    int rows = kStrip;
-    while (rows > shortest && (n < 4 * static_cast<int64_t>(threads > 1 ? threads : 1) * rows ||
-                               static_cast<int64_t>(padded(codebooks)) * rows > kStripBytes))
-        rows /= 2;
-    return rows;
 }
 
 // What only a measurement can judge; amm_set_habits switches it.
@@ -371,7 +358,7 @@ int amm_scan(int level, const uint8_t* packed, int64_t packed_bytes, int64_t n, 
     return kMemory;
 }
 
-// Encode strip by strip, scan chunk by chunk: codes never leave the second-level cache, of rows not even the first.
+// Encode and scan chunk by chunk: codes never leave the first-level cache.
 int amm_matmul(int level, const float* a, int64_t n, int64_t d, int64_t row_stride, int64_t col_stride,
                const int32_t* columns, const float* thresholds, const uint8_t* tables, int64_t tables_bytes,
                int codebooks, int m, const float* scale, const float* offset, int aggregation, int upcast, int kind,
@@ -384,20 +371,17 @@ int amm_matmul(int level, const float* a, int64_t n, int64_t d, int64_t row_stri
     if (const int error = check_source(s, d, thresholds)) return error;
     if (const int error = check_sink(n, to, tables_bytes, out_elements)) return error;
     if (!prepare_source(*k, s, d, thresholds)) return kColumn;
-    const int rows = chunk_rows(codebooks), strip = row_stride == 1 ? strip_rows(codebooks, n, threads) : rows;
-    const Spans spans(n, strip);
+    const int rows = chunk_rows(codebooks);
+    const Spans spans(n, rows);
     Scratch room;
     to.order(*k, n, room);
     return each(spans, threads, [&](Span span, int64_t i) {
         const int64_t next = i + (threads > 1 ? threads : 1);
-        uint8_t* codes = codes_for(codebooks, strip);
+        uint8_t* codes = codes_for(codebooks, rows);
         encode_span(*k, s, d, span, 0, codes);
         Ahead ahead;
-        if (strip == rows && next < spans.count() && (habits & kFetching)) ahead = ahead_of(s, spans.at(next));
-        for (int r = 0; r < span.rows; r += rows, codes += rows / kBlock * code_bytes(codebooks)) {
-            const int left = span.rows - r < rows ? span.rows - r : rows;
-            scan_span(*k, to, {span.row + r, span.valid < span.rows ? span.valid : left, left}, codes, &ahead);
-        }
+        if (next < spans.count() && (habits & kFetching)) ahead = ahead_of(s, spans.at(next));
+        scan_span(*k, to, span, codes, &ahead);
     });
 } catch (const std::exception&) {
     return kMemory;

@@ -153,6 +153,15 @@ def test_large_outputs_are_the_same_by_every_habit(level, n, m):
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("n", "codebooks", "threads"), [(8231, 16, 1), (8192, 5, 2), (4133, 70, 1), (2100, 257, 1)])
+def test_many_rows_of_columns(level, n, codebooks, threads):
+    a, columns, thresholds, tables = problem(n, 30, codebooks, 9)
+    sums = sum(lookups(walk(a, columns, thresholds), tables))
+    y = binding.matmul(np.asfortranarray(a), columns, thresholds, binding.prepare(tables), threads=threads, level=level)
+    np.testing.assert_array_equal(y, sums)
+
+
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("upcast", [1, 2, 4, 8, 16, 32, 64, 128])
 def test_averages_equal_a_scalar_tree(level, upcast):
     codebooks, m = (2 * upcast if upcast < 128 else 128), 9
