@@ -228,7 +228,7 @@ void scan_staged(const Kernels& k, const Sink& s, Span span, const uint8_t* code
 
 void scan_span(const Kernels& k, const Sink& s, Span span, const uint8_t* codes, Ahead* ahead = nullptr) {
     if (span.valid < span.rows) return k.scan ? scan_rest(k, s, span, codes) : scan_tiles(k, s, span, codes, ahead);
-    if (s.staged && !k.scan) return scan_staged(k, s, span, codes, ahead);
+    if (s.staged) return scan_staged(k, s, span, codes, ahead);
     scan_whole(k, s, span, codes, ahead);
 }
 
