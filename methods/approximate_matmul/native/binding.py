@@ -131,7 +131,7 @@ def habits(staging: bool = True, fetching: bool = True) -> None:
 
     Args:
         staging: many float32 outputs in rows of at most 104 are gathered in the first cache, 64 rows at a time, and
-            written past the caches (x86, levels up to AVX-512 BW; the higher ones know no staging).
+            written past the caches (x86).
         fetching: what the next rows will read is fetched during the look-ups of the present ones.
     """
     _load().amm_set_habits(int(staging) + 2 * int(fetching))
