@@ -53,12 +53,15 @@ class Int8Torch(Op):
 
     def prepare(self) -> None:
         """Pack B; an operator saved on another machine may name a library that is not there or saturates here."""
-        usable, left_out = _usable(self.state["b"], self.state["scale"].float())
+        engine, _, bits = self.choices["engine"].rpartition("-")
+        b, scale = self.state["b"], self.state["scale"].float()
+        if engine in torch.backends.quantized.supported_engines and not _saturates(engine, int(bits), b):
+            self._call = _packed(engine, int(bits), b, scale)
+            return
+        usable, left_out = _usable(b, scale)
         if not usable:
             raise Unsupported(f"no quantised linear layer here: {'; '.join(left_out)}")
-        if self.choices["engine"] not in usable:
-            self.choices["engine"] = next(iter(usable))
-        self._call = usable[self.choices["engine"]]
+        self.choices["engine"], self._call = next(iter(usable.items()))
 
     def product(self, a: Tensor) -> Tensor:
         """One library call.

@@ -46,16 +46,26 @@ def test_it_is_the_scheme_that_it_says(shape: tuple[int, int, int]) -> None:
     assert "linear_dynamic" in op.describe()["backend"]
 
 
-def test_libraries_that_saturate_are_left_out_and_torch_s_own_choice_stays() -> None:
+def test_what_is_kept_does_not_saturate_and_torch_s_own_choice_stays() -> None:
     before = torch.backends.quantized.engine
-    narrow = torch.full((40, 6), 127, dtype=torch.int8)
-    usable, left_out = int8_torch._usable(narrow, torch.ones(6))
+    usable, _ = int8_torch._usable(torch.full((40, 6), 127, dtype=torch.int8), torch.ones(6))
     assert torch.backends.quantized.engine == before
     assert usable
-    assert len(usable) + len([one for one in left_out if "-7:" in one or "not in" in one]) >= 1
-    extreme = torch.ones(2, 40)
     for call in usable.values():
-        assert float((call(extreme) - 127 * 40).abs().max()) <= 0.05 * 127 * 40
+        assert float((call(torch.ones(2, 40)) - 127 * 40).abs().max()) <= 0.05 * 127 * 40
+
+
+def test_a_library_that_saturates_is_taken_with_seven_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def packed(engine: str, bits: int, b: Any, scale: Any) -> Any:
+        top = 127.0 * len(b) / (2 if bits == 8 else 1)
+        return lambda a: ((a @ b.float()) * scale).clamp(-top, top)
+
+    monkeypatch.setattr(int8_torch, "_packed", packed)
+    known = next(one for one in torch.backends.quantized.supported_engines if one != "none")
+    monkeypatch.setattr(int8_torch, "ENGINES", (known, "elsewhere"))
+    usable, left_out = int8_torch._usable(torch.ones(40, 6, dtype=torch.int8), torch.ones(6))
+    assert list(usable) == [f"{known}-7"]
+    assert left_out == [f"{known}-8: sums saturate", "elsewhere: not in this torch"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
