@@ -54,6 +54,9 @@ def train(
         bool | None, typer.Option("--compile/--no-compile", help="torch.compile; default: the workload's, on CUDA.")
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Train to the end of the schedule, past the target.")] = False,
+    until: Annotated[
+        float | None, typer.Option("--until", help="End a run at this level of its target, not at the farthest.")
+    ] = None,
     synthetic: Annotated[bool, typer.Option("--synthetic", help="Generated data: step time and memory only.")] = False,
     budget_s: Annotated[float | None, typer.Option("--budget-s", help="Seconds to spend; seeds are dropped.")] = None,
     nproc: Annotated[int, typer.Option("--nproc", help="Processes that share each batch; on CUDA one a GPU.")] = 1,
@@ -95,6 +98,7 @@ def train(
         precision=precision,
         compile=compile_,
         full=full,
+        until=until,
         synthetic=synthetic,
         budget_s=budget_s,
         world=World(nproc=nproc, nnodes=nnodes, node_rank=node_rank, rendezvous=rendezvous),

@@ -24,7 +24,7 @@ from harness.measure.progress import Progress, Silent
 from harness.measure.session import State, cpu_lock, gpu_lock, unfinished
 from harness.measure.worker import AA, PREPARATION
 from harness.record import environment as machine
-from harness.record import store
+from harness.record import lines, store
 from harness.record.run import Measurement, Run
 
 #: Fresh blocks at most that make up for discarded ones.
@@ -117,7 +117,7 @@ class _Executor:
 
     def _load(self, path: Path) -> None:
         header: dict[str, Any] = {}
-        for record in store.read_lines(path):
+        for record in lines.read_lines(path):
             if record["record"] == "header":
                 header = record
             elif record["record"] == "run":

@@ -1,10 +1,12 @@
-"""Copies of one record file in several folders count once."""
+"""Copies of one record file in several folders, packed or not, count once."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+
+from harness.record.lines import UNREADABLE, opened
 
 #: Bytes that are compared at a time.
 CHUNK = 1 << 20
@@ -26,15 +28,15 @@ def distinct(found: Sequence[Path]) -> list[Path]:
 
 def _first_line(path: Path) -> bytes:
     try:
-        with path.open("rb") as stream:
+        with opened(path) as stream:
             return stream.readline()
-    except OSError:
+    except UNREADABLE:
         return b""
 
 
 def _copies(group: Sequence[Path]) -> list[Path]:
     """Files of a group that another, longer or earlier one contains from its start."""
-    longest_first = sorted(group, key=lambda path: -path.stat().st_size)
+    longest_first = sorted(group, key=lambda path: -_length(path))
     kept: list[Path] = []
     dropped = []
     for path in longest_first:
@@ -47,10 +49,21 @@ def _copies(group: Sequence[Path]) -> list[Path]:
 
 def _begins(whole: Path, part: Path) -> bool:
     try:
-        with whole.open("rb") as one, part.open("rb") as other:
+        with opened(whole) as one, opened(part) as other:
             while piece := other.read(CHUNK):
                 if one.read(len(piece)) != piece:
                     return False
-    except OSError:
+    except UNREADABLE:
         return False
     return True
+
+
+def _length(path: Path) -> int:
+    """Bytes of a file, unpacked; 0 for one that cannot be read."""
+    if path.suffix != ".gz":
+        return path.stat().st_size
+    try:
+        with opened(path) as stream:
+            return sum(len(piece) for piece in iter(lambda: stream.read(CHUNK), b""))
+    except UNREADABLE:
+        return 0

@@ -44,6 +44,7 @@ _TIMED = frozenset({"passed", "target_reached"})
 UNRANKED_SECONDS = frozenset({"elapsed_s", "censored_at_s"})
 
 Phase = Literal["gate", "memory", "block", "training", "plan"]
+PHASES: tuple[str, ...] = get_args(Phase)
 
 
 class Measurement(BaseModel):

@@ -6,27 +6,25 @@ one folder. A torn last line (a killed process) is ignored when reading and cut 
 
 from __future__ import annotations
 
-import datetime
 import gc
 import json
 import os
 import statistics
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from harness.errors import BadRecord, UserError
 from harness.record import folders
+from harness.record.checks import odd_run
 from harness.record.copies import distinct
+from harness.record.lines import Source, check_header, ends, numbered, parsed, paths
 from harness.record.nvidia import POWER_CAP
-from harness.record.run import SCHEMA, STATUSES, Run
+from harness.record.run import SCHEMA, Run
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Source = str | Path | Sequence[str | Path]
 
 COLUMNS = (
     "run",
@@ -60,12 +58,6 @@ COLUMNS = (
 #: Columns that each measurement of a run fills; ``value`` is derived, the others are the run's.
 MEASURED = ("metric", "unit", "clock", "samples")
 CLOCK_DROP = 0.90
-#: What is read from the end of a file to find its last line; most lines are shorter.
-TAIL_BYTES = 16_384
-
-
-class TornLine(UserWarning):
-    """The last line of a record was cut off by a killed process and is ignored."""
 
 
 class Writer:
@@ -151,140 +143,18 @@ def _cut_torn_tail(path: Path) -> None:
             stream.truncate(data.rfind(b"\n") + 1)
 
 
-def paths(source: Source) -> list[Path]:
-    """The record files behind a file, a folder (searched recursively) or a list of these."""
-    found: list[Path] = []
-    for item in [source] if isinstance(source, str | Path) else source:
-        path = Path(item)
-        if path.is_dir():
-            found.extend(sorted(path.rglob("*.jsonl")))
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise UserError(f"no record at {path}: expected a .jsonl file or a folder of them.")
-    return list(dict.fromkeys(found))
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Every complete record of one file, the header first."""
-    for _, record in _numbered(path):
-        yield record
-
-
-def _numbered(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Every complete record with its line's number."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadRecord(f"{path} cannot be read as a record: {error}.") from error
-    lines = text.split("\n")
-    torn = lines.pop() if lines and not text.endswith("\n") else None
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
-        record = _parsed(path, line, f"line {number}")
-        if number == 1:
-            _check_header(path, record)
-        elif record["record"] not in ("run", "end"):
-            got = "a second header" if record["record"] == "header" else repr(record["record"])
-            raise BadRecord(
-                f"{path}, line {number}: expected a run or the end, got {got}; restore the file or delete that line."
-            )
-        yield number, record
-    if torn:
-        warnings.warn(f"{path}: the torn last line is ignored (the run was killed).", TornLine, stacklevel=3)
-
-
-def _parsed(path: Path, line: str, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise BadRecord(f"{path}, {where}: not valid JSON ({error}); restore the file or delete the line.") from error
-    if not isinstance(record, dict) or "record" not in record:
-        raise BadRecord(f"{path}, {where}: expected a record object with the key 'record'.")
-    return record
-
-
-def _check_header(path: Path, record: Mapping[str, Any]) -> None:
-    if record["record"] != "header":
-        raise BadRecord(f"{path}: expected a header in the first line, got {record['record']!r}.")
-    if record.get("schema") != SCHEMA:
-        raise BadRecord(
-            f"{path}: schema {record.get('schema')!r}, this version reads {SCHEMA}; use the release that wrote it."
-        )
-    if why := _odd_header(record):
-        raise BadRecord(f"{path}, line 1: the header {why}; restore the file or measure again.")
-
-
-def _odd_header(header: Mapping[str, Any]) -> str | None:
-    """What no writer of this schema would have stored; None when the header is sound."""
-    for name in ("environment", "project", "plan"):
-        if not isinstance(header.get(name), dict):
-            return f"has no object under {name!r}"
-    for name in ("device", "device_name"):
-        if not isinstance(header["environment"].get(name), str):
-            return f"has no text under {name!r} of its environment"
-    suites = header["plan"].get("suites", [])
-    if not isinstance(suites, list) or not all(
-        isinstance(one, dict) and isinstance(one.get("task"), str) and isinstance(one.get("protocol"), dict)
-        for one in suites
-    ):
-        return "has no list of suites with their task and protocol in its plan"
-    if "utc" in header and not _is_time(header["utc"]):
-        return f"has the time {header['utc']!r}, expected one such as 2026-11-23T12:00:00Z"
-    return None
-
-
-def _is_time(text: Any) -> bool:
-    try:
-        return isinstance(text, str) and "T" in text and bool(datetime.datetime.fromisoformat(text))
-    except ValueError:
-        return False
-
-
 def read_headers(source: Source) -> list[dict[str, Any]]:
     """The header of every file, with the extra keys ``file`` and ``complete``."""
     headers = []
     for path in distinct(paths(source)):
-        first, last = _ends(path)
+        first, last = ends(path)
         if first is None:
             continue
-        header = _parsed(path, first, "line 1")
-        _check_header(path, header)
-        complete = _parsed(path, last, "last line")["record"] == "end"
+        header = parsed(path, first, "line 1")
+        check_header(path, header)
+        complete = parsed(path, last, "last line")["record"] == "end"
         headers.append({**header, "file": str(path), "complete": complete})
     return headers
-
-
-def _ends(path: Path) -> tuple[str | None, str]:
-    """The first and the last complete line, without reading what lies between; None for a file without any."""
-    try:
-        with path.open("rb") as stream:
-            first = stream.readline()
-            if not first.endswith(b"\n"):
-                tail, torn = b"", first
-            else:
-                tail, torn = _tail(stream)
-        texts = (first if first.endswith(b"\n") else b"").decode(), tail.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadRecord(f"{path} cannot be read as a record: {error}.") from error
-    if torn:
-        warnings.warn(f"{path}: the torn last line is ignored (the run was killed).", TornLine, stacklevel=4)
-    return texts[0] or None, texts[1]
-
-
-def _tail(stream: BinaryIO) -> tuple[bytes, bytes]:
-    """The last complete line that is not empty, and what stands after the last line break."""
-    end = stream.seek(0, os.SEEK_END)
-    size = TAIL_BYTES
-    while True:
-        start = max(0, end - size)
-        stream.seek(start)
-        lines = stream.read(end - start).split(b"\n")
-        torn, whole = lines.pop(), [line for line in (lines if start == 0 else lines[1:]) if line]
-        if whole or start == 0:
-            return (whole[-1] if whole else b""), torn
-        size *= 8
 
 
 def read_runs(source: Source) -> pd.DataFrame:
@@ -319,7 +189,7 @@ def _append(columns: dict[str, list[Any]], path: Path) -> None:
     of_run = [(name, columns[name]) for name in COLUMNS if name not in (*MEASURED, "value")]
     medians = columns["value"]
     seen: set[tuple[Any, Any]] = set()
-    for number, record in _numbered(path):
+    for number, record in numbered(path):
         if record["record"] == "header":
             environment, project = record["environment"], record["project"]
             shared = {
@@ -335,7 +205,7 @@ def _append(columns: dict[str, list[Any]], path: Path) -> None:
             continue
         detail = record.get("detail", {})
         measurements = record.get("measurements", [])
-        why = _odd(record, detail, measurements)
+        why = odd_run(record, detail, measurements)
         if why is None and (key := (record["run"], record["case"])) in seen:
             why = "stands in the file already, with the same case"
         if why is not None:
@@ -358,39 +228,6 @@ def _append(columns: dict[str, list[Any]], path: Path) -> None:
         for name, values in of_measurement:
             values.extend([measurement.get(name) for measurement in measurements])
         medians.extend([_median(measurement.get("samples")) for measurement in measurements])
-
-
-def _odd(record: Mapping[str, Any], detail: Any, measurements: Any) -> str | None:
-    """What no writer of this schema would have stored; None when the record is sound."""
-    if not (isinstance(detail, dict) and isinstance(measurements, list)):
-        return "has no list of measurements or no detail object"
-    for name in ("run", "case", "task", "method", "arm", "status", "phase"):
-        if not isinstance(record.get(name), str):
-            return f"has no text under {name!r}"
-    if record["status"] not in STATUSES:
-        return f"has the unknown status {record['status']!r}, expected one of {', '.join(STATUSES)}"
-    if (utc := record.get("utc")) and not _is_time(utc):
-        return f"has the time {utc!r}, expected one such as 2026-11-23T12:00:00Z"
-    if not isinstance(record.get("block"), int | None) or (record["phase"] == "block" and record.get("block") is None):
-        return f"has the block {record.get('block')!r}, expected a number"
-    for measurement in measurements:
-        if not isinstance(measurement, dict):
-            return "has a measurement that is no object"
-        samples, metric, unit = measurement.get("samples"), measurement.get("metric"), measurement.get("unit")
-        if not (isinstance(metric, str) and isinstance(unit, str)):
-            return f"has a measurement of {metric!r} in {unit!r}, expected the names of a metric and of its unit"
-        if metric.endswith("_s") and unit != "s":
-            return f"has {metric!r} in {unit!r}, expected seconds (s)"
-        if not (samples and all(type(x) in (int, float) for x in samples)):
-            return f"has samples of {metric!r} that are not numbers"
-        if unit == "s" and not all(_sound(x, record["phase"]) for x in samples):
-            return f"has a time of {metric!r} that is not positive and finite"
-    return None
-
-
-def _sound(seconds: float, phase: str) -> bool:
-    """Whether a time may stand: positive and finite; zero too where training starts its curve or skips a bucket."""
-    return 0 < seconds < float("inf") or (phase == "training" and seconds == 0)
 
 
 def _median(samples: Sequence[float] | None) -> float | None:

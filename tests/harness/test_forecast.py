@@ -11,7 +11,7 @@ from harness.judge import summary
 from harness.measure import executor
 from harness.measure.forecast import Forecast
 from harness.measure.plan import BUDGET_REASON, Plan, Request, SuitePlan, build
-from harness.record import store
+from harness.record import lines, store
 
 START_S = 3.0
 RATE = 1e9
@@ -314,7 +314,7 @@ def test_what_the_budget_left_out_stays_out_when_the_run_is_resumed(
 def test_the_end_of_a_record_says_what_was_planned_and_what_each_part_took(toy, warm_workers, tmp_path):
     toy()
     result = executor.execute(build(Request(suites=("toy",), tier="quick", blocks=6)), tmp_path, "test")
-    end = list(store.read_lines(result.path))[-1]
+    end = list(lines.read_lines(result.path))[-1]
     assert end["record"] == "end"
     assert end["planned_s"] > 0
     assert set(end["phases_s"]) == {"probe", "gates", "blocks"}

@@ -1,5 +1,6 @@
 """The record cannot lie, cannot be lost, and reads back as one frame."""
 
+import gzip
 import json
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from harness.errors import BadRecord, UserError
-from harness.record import store
+from harness.record import lines, store
 from harness.record.run import SEVERITY, STATUSES, Measurement, Run, worst
 
 
@@ -109,7 +110,7 @@ def test_a_torn_last_line_is_ignored_with_a_warning_and_cut_before_appending(tmp
     path = write(tmp_path / "a.jsonl", [make(run="1"), make(run="2")], end=False)
     whole = path.read_text()
     path.write_text(whole[:-25])
-    with pytest.warns(store.TornLine):
+    with pytest.warns(lines.TornLine):
         assert list(store.read_runs(path)["run"]) == ["1"]
     with store.Writer(path) as writer:
         writer.run(make(run="3"))
@@ -123,15 +124,16 @@ def test_headers_are_read_from_both_ends_of_a_file_only(tmp_path, monkeypatch):
     (tmp_path / "c.jsonl").write_text("")
     middle = open_ended.read_text().splitlines()
     open_ended.write_text("\n".join([middle[0], "not read", middle[2]]) + "\n\n")
-    monkeypatch.setattr(store, "read_lines", None)
+    monkeypatch.setattr(lines, "numbered", None)
+    monkeypatch.setattr(store, "numbered", None)
     found = store.read_headers(tmp_path)
     assert [(Path(h["file"]).name, h["complete"]) for h in found] == [("a.jsonl", False), ("b.jsonl", True)]
     with (tmp_path / "b.jsonl").open("a") as stream:
         stream.write('{"record":"ru')
-    with pytest.warns(store.TornLine):
+    with pytest.warns(lines.TornLine):
         assert store.read_headers(tmp_path / "b.jsonl")[0]["complete"] is True
     (tmp_path / "c.jsonl").write_text('{"record":"header","schema":1')
-    with pytest.warns(store.TornLine):
+    with pytest.warns(lines.TornLine):
         assert store.read_headers(tmp_path / "c.jsonl") == []
 
 
@@ -181,6 +183,32 @@ def test_a_run_that_stands_twice_is_refused_and_never_counted_twice(tmp_path):
     path = write(tmp_path / "a.jsonl", [make(measurements=[TIME]), make(measurements=[TIME])])
     with pytest.raises(BadRecord, match="line 3: run 'r1' stands in the file already"):
         store.read_runs(path)
+
+
+def test_a_packed_record_reads_as_the_plain_one(tmp_path):
+    path = write(tmp_path / "a.jsonl", [make(run="1"), make(run="2", measurements=[TIME])])
+    plain, head = store.read_runs(path), store.read_headers(path)
+    packed = tmp_path / "a.jsonl.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    assert store.read_runs(tmp_path).drop(columns="file").equals(plain.drop(columns="file"))
+    assert [{**one, "file": ""} for one in store.read_headers(tmp_path)] == [{**one, "file": ""} for one in head]
+    assert list(lines.read_lines(packed))[-1]["record"] == "end"
+    text = gzip.decompress(packed.read_bytes())
+    packed.write_bytes(gzip.compress(text + b'\n{"rec'))
+    with pytest.warns(lines.TornLine):
+        assert store.read_headers(packed)[0]["complete"] is True
+
+
+def test_a_packed_record_that_was_cut_off_is_one_clear_error(tmp_path):
+    path = write(tmp_path / "a.jsonl", [make(run=str(i)) for i in range(50)])
+    packed = tmp_path / "b.jsonl.gz"
+    whole = gzip.compress(path.read_bytes())
+    for broken in (whole[: len(whole) // 2], b"no gzip", whole[:40] + bytes(20) + whole[60:]):
+        packed.write_bytes(broken)
+        for reader in (store.read_runs, store.read_headers):
+            with pytest.raises(BadRecord, match=r"b\.jsonl\.gz cannot be read as a record"):
+                reader(packed)
 
 
 def test_missing_and_binary_sources_are_user_errors(tmp_path):
@@ -241,6 +269,7 @@ def test_one_writer_a_file(tmp_path):
         ("measurements", "foo", "list of measurements"),
         ("measurements", None, "list of measurements"),
         ("status", "great", "line 2: run 'r1' has the unknown status 'great', expected one of passed, "),
+        ("phase", "warm", "has the unknown phase 'warm', expected one of gate, "),
         ("utc", "noon", "has the time 'noon'"),
         ("unit", "ms", "has 'op_s' in 'ms', expected seconds"),
         ("unit", None, "expected the names of a metric and of its unit"),

@@ -14,7 +14,7 @@ from harness import read_runs
 from harness.catalogue.registry import ROOT
 from harness.measure import executor
 from harness.measure.plan import Request, build
-from harness.record import store
+from harness.record import lines, store
 
 
 def request(**fields):
@@ -56,7 +56,7 @@ def test_an_interrupted_run_resumes_and_repeats_nothing(toy, warm_workers, tmp_p
     assert set(timed["arm"]) == {"toy.plain", "toy.plain#aa", "toy.added"}
     gates = frame[frame["phase"] == "gate"].drop_duplicates("run")
     assert not gates.duplicated("case").any()
-    records = list(store.read_lines(result.path))
+    records = list(lines.read_lines(result.path))
     assert records[-1]["record"] == "end"
     assert sum(r["record"] == "header" for r in records) == 1
 

@@ -10,7 +10,7 @@ import pytest
 from harness.record.store import read_headers, read_runs
 from reports import training, training_levels
 
-RECORD = Path(__file__).parents[2] / "reports/records/h100/20261122T202425295781Z-vm-1344.jsonl"
+RECORD = Path(__file__).parents[2] / "reports/records/h100/20261122T202425295781Z-vm-1344.jsonl.gz"
 
 
 @pytest.fixture(scope="module")

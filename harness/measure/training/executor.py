@@ -31,7 +31,7 @@ from harness.measure.training.recipe import TASK
 from harness.measure.training.spec import RunSpec
 from harness.measure.worker import ordered
 from harness.record import environment as machine
-from harness.record import nvidia, store
+from harness.record import lines, nvidia, store
 from harness.record.run import Measurement, Run
 
 Key = tuple[str, str, int]
@@ -210,7 +210,7 @@ class TrainExecutor:
         return self.out / f"{stamp}-{host}-{os.getpid()}.jsonl"
 
     def _load(self, path: Path) -> None:
-        for record in store.read_lines(path):
+        for record in lines.read_lines(path):
             if record["record"] != "run":
                 continue
             if record.get("seed") is None or record["phase"] == "plan":

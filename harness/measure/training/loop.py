@@ -172,6 +172,8 @@ class Run:
         sign = "at least" if target.larger_is_better else "at most"
         best = (max if target.larger_is_better else min)(values)
         passed = f" (the budget of {self.spec.max_s:g} s is spent)" if "stopped_by" in self.detail else ""
+        if self.log.stopped_early and self.spec.until is not None:
+            passed = f" (stopped at {self.spec.until:g}, as asked)"
         if target.mode == "crossing" and any(target.met(v) for v in values[1:]):
             passed += "; it was met, but never at two evaluations in a row"
         shown = f"{values[-1]:.4g} at the end, {best:.4g} at best"
@@ -298,7 +300,8 @@ class Run:
     def _stop_early(self) -> bool:
         if self.spec.full or self.workload.target.mode != "crossing":
             return False
-        done = len(self._crossings()) == len(crossing.levels(self.workload.target))
+        wanted = crossing.levels(self.workload.target) if self.spec.until is None else (self.spec.until,)
+        done = set(wanted) <= {found.level for found in self._crossings()}
         self.log.stopped_early = done
         return done
 

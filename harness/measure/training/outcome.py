@@ -187,6 +187,7 @@ def _spec_detail(spec: RunSpec, workload: Workload, log: Log, metric: str, updat
             "channels_last": workload.channels_last,
             "block_updates": spec.block_updates,
             "max_s": spec.max_s,
+            **({} if spec.until is None else {"until": spec.until}),
             **({"world": spec.world, "sync_batch_norm": spec.sync_batch_norm} if spec.world > 1 else {}),
         },
         **({"ranks": log.ranks, "drift": log.drift} if spec.world > 1 else {}),

@@ -15,7 +15,7 @@ from harness.catalogue.suite import TIERS
 from harness.catalogue.workload import Workload
 from harness.errors import UserError
 from harness.measure import availability
-from harness.measure.training import recipe, sweep
+from harness.measure.training import crossing, recipe, sweep
 from harness.measure.training.recipe import Hyper
 from harness.measure.training.spec import AA_STREAM, BLOCK_UPDATES, TRAINING_PROTOCOL, RunSpec
 from harness.measure.training.world import BACKENDS, SOLO, World
@@ -45,6 +45,7 @@ class TrainRequest:
     precision: str | None = None
     compile: bool | None = None
     full: bool = False
+    until: float | None = None
     synthetic: bool = False
     validation: bool = False
     budget_s: float | None = None
@@ -125,6 +126,7 @@ class TrainPlan:
             device=self.device,
             compile=compiled,
             full=asked.full,
+            until=asked.until,
             synthetic=asked.synthetic,
             validation=asked.validation,
             max_s=workload.max_s * asked.crowd(self.device),
@@ -160,6 +162,7 @@ class TrainPlan:
                 for part in self.parts
             ],
             "full": self.request.full,
+            **({} if self.request.until is None else {"until": self.request.until}),
             "synthetic": self.request.synthetic,
             **({"ranks": self.ranks()} if self.request.world.size > 1 else {}),
             **({"side_by_side": self.request.side_by_side} if self.request.side_by_side > 1 else {}),
@@ -260,7 +263,22 @@ def hindrance(workload: Workload, device: str, synthetic: bool = False) -> str |
     return data.status(workload.data)
 
 
+def _check_until(workload: Workload, request: TrainRequest) -> None:
+    """The level that is to end the runs must be one that the workload's curve is watched for."""
+    if request.until is None:
+        return
+    if request.full:
+        raise UserError("--until and --full contradict each other: choose one.")
+    target = workload.target
+    known = ", ".join(f"{level:g}" for level in sorted(crossing.levels(target)))
+    if target.mode != "crossing":
+        raise UserError(f"--until {request.until:g}: {workload.name} is judged at the end of its schedule alone.")
+    if request.until not in crossing.levels(target):
+        raise UserError(f"--until {request.until:g}: {workload.name} is watched for {target.metric} of {known}.")
+
+
 def _part(workload: Workload, request: TrainRequest, device: str) -> Part:
+    _check_until(workload, request)
     methods = [registry.method(recipe.full_name(name)) for name in request.methods or workload.methods]
     for method in methods:
         if method.task != recipe.TASK:

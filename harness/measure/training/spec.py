@@ -36,6 +36,7 @@ class RunSpec:
         device: ``cpu`` or ``cuda``.
         compile: forward and backward through ``torch.compile``.
         full: no early stop after the target.
+        until: the level of the target that ends the run; None = the farthest.
         synthetic: generated data of the real shape.
         validation: a held-out part of the training set instead of the test set.
         max_s: budget on the training clock.
@@ -61,6 +62,7 @@ class RunSpec:
     device: str = "cpu"
     compile: bool = False
     full: bool = False
+    until: float | None = None
     synthetic: bool = False
     validation: bool = False
     max_s: float = 3600.0

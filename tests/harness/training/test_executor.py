@@ -191,6 +191,9 @@ def test_a_plan_says_what_is_wrong(toys):
         "budget": ({"budget_s": 0.0}, "positive"),
         "workload": ({"workloads": ("blob",)}, "Did you mean blobs"),
         "method": ({"methods": ("toy-sdg",)}, "Did you mean training.toy-sgd"),
+        "until": ({"until": 0.7}, "blobs is watched for test_accuracy of 0.6, 0.9, 0.95"),
+        "until the end": ({"workloads": ("blobs-final",), "until": 0.9}, "judged at the end"),
+        "until and full": ({"until": 0.9, "full": True}, "contradict"),
         "tier": ({"workloads": (), "tier": "tiny"}, "one of quick"),
     }
     for fields, text in bad.values():

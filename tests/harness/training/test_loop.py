@@ -154,6 +154,23 @@ def test_a_run_stops_after_its_last_level_unless_it_is_full(run_one):
     assert values(whole, "curve_steps")[:5] == [0, 4, 7, 10, 13]
 
 
+#: A rate at which the levels of ``blobs`` are crossed one after the other.
+SLOW = ("lr=0.003",)
+
+
+def test_a_run_ends_at_the_level_that_was_asked_for(run_one):
+    whole, _ = run_one("sgd", hyper=SLOW, full=True)
+    early, _ = run_one("sgd", hyper=SLOW, full=False, until=0.6)
+    crossed = {found["level"]: found["steps"] for found in whole.detail["crossings"]}
+    assert [found["level"] for found in early.detail["crossings"]] == [0.6]
+    assert early.detail["crossings"][0]["steps"] == crossed[0.6]
+    assert early.status == "budget_exhausted"
+    assert "stopped at 0.6, as asked" in early.reason
+    assert early.detail["stopped_early"]
+    assert early.detail["spec"]["until"] == 0.6
+    assert early.detail["censored_at"]["steps_to_target"] == values(early, "steps")[0] < values(whole, "steps")[0]
+
+
 def test_a_fixed_schedule_is_judged_at_its_end(run_one):
     outcome, _ = run_one("sgd", "blobs-final", full=False)
     assert outcome.status == "target_reached"
