@@ -1,4 +1,4 @@
-"""The native back-end: C++ kernels with run-time dispatch, for trees with 8-bit tables on the CPU."""
+"""The native back-end: C++ kernels with run-time dispatch, for 4-bit codes and 8-bit tables on the CPU."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.approximate_matmul.encoders import Encoder, TreeEncoder
+from methods.approximate_matmul.encoders import CentroidEncoder, Encoder, TreeEncoder
 from methods.approximate_matmul.tables import Tables
+from methods.approximate_matmul.tree import LEAVES
 
 _BINDING = "methods.approximate_matmul.native.binding"
 
 
 def missing(encoder: Encoder, tables: Tables, device: torch.device) -> str | None:
     """Why these arrays cannot run natively here; None when they can."""
-    if not isinstance(encoder, TreeEncoder):
-        return "the native kernels encode by trees only"
+    if encoder.entries != LEAVES:
+        return f"the native kernels know codebooks of {LEAVES} entries, not of {encoder.entries}"
     if not tables.quantised:
         return "the native kernels need 8-bit tables (lut_bits)"
     if device.type != "cpu":
@@ -35,13 +36,18 @@ def binding() -> Any:
 
 
 class NativeBackend:
-    """Packed codes, byte-shuffle scans and a fused product."""
+    """Packed codes, byte-shuffle scans and, for trees, a fused product."""
 
     name = "native"
 
-    def __init__(self, encoder: TreeEncoder, tables: Tables, upcast: int | None) -> None:
+    def __init__(self, encoder: Encoder, tables: Tables, upcast: int | None) -> None:
         self._native = binding()
-        self._forest = self._native.forest(encoder.trees.columns, encoder.trees.thresholds)
+        self._forest = self._centroids = None
+        self._rotation: Tensor | None = None
+        if isinstance(encoder, TreeEncoder):
+            self._forest = self._native.forest(encoder.trees.columns, encoder.trees.thresholds)
+        else:
+            self._of_centroids(encoder)
         aggregation = {"aggregation": "exact"} if upcast is None else {"aggregation": "average", "upcast": upcast}
         self._tables = self._native.prepare(tables.values, tables.scale, tables.offset, **aggregation)
 
@@ -65,9 +71,16 @@ class NativeBackend:
         """(N, C) uint8 codes, unpacked."""
         return torch.from_numpy(self._native.unpack(self.codes(a)))
 
+    def _of_centroids(self, encoder: CentroidEncoder) -> None:
+        self._centroids = self._native.centroids(encoder.centroids, encoder.starts)
+        if encoder.rotation is not None:
+            self._rotation = torch.from_numpy(encoder.rotation)
+
     def codes(self, a: Tensor) -> Any:
         """Packed codes."""
-        return self._native.encode(a, self._forest)
+        if self._forest is not None:
+            return self._native.encode(a, self._forest)
+        return self._native.nearest(a if self._rotation is None else a @ self._rotation, self._centroids)
 
     integer_totals = True
 
@@ -80,6 +93,8 @@ class NativeBackend:
         return torch.from_numpy(self._native.scan(codes, self._tables))
 
     def __call__(self, a: Tensor) -> Tensor:
-        """(N, M) float32 outputs, encoded and scanned in one pass over the rows."""
+        """(N, M) float32 outputs; trees encode and scan in one pass over the rows."""
+        if self._forest is None:
+            return self.scan(self.codes(a))
         result: Tensor = self._native.matmul(a, self._forest, None, self._tables)
         return result

@@ -46,7 +46,7 @@ def make(
         upcast: codebooks averaged together.
         scale: table scales; ``shared`` is Bolt's.
         iterations: Lloyd steps.
-        backend: ``auto``, ``torch`` or ``numpy``; there is no native k-means encoder.
+        backend: ``auto``, ``native``, ``torch`` or ``numpy``.
         seed: of the k-means seeds.
     """
     hyper = dict(locals())

@@ -127,7 +127,6 @@ class LookupProduct:
         if wanted in ("auto", "native"):
             self.fallback = missing(self.encoder, self.tables, self.device)
             if self.fallback is None:
-                assert isinstance(self.encoder, TreeEncoder)
                 return NativeBackend(self.encoder, self.tables, self.upcast)
             if wanted == "native":
                 raise Unsupported(f"{self.name}: back-end 'native' cannot run: {self.fallback}; use 'torch'.")

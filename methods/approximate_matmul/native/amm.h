@@ -84,6 +84,13 @@ struct Kernels {
     void (*tables)(const uint8_t* tables, int codebooks, int outputs, uint8_t* own);
 };
 
+// Codes of 32 rows in one codebook of centroids (nearest.cpp): element (r, j) of its columns is x[j * stride + r].
+using Nearest = void (*)(const float* x, int64_t stride, const float* own, int columns, uint8_t* codes);
+void nearest_scalar(const float* x, int64_t stride, const float* own, int columns, uint8_t* codes);
+#if defined(__x86_64__)
+void nearest_avx2(const float* x, int64_t stride, const float* own, int columns, uint8_t* codes);
+#endif
+
 const Kernels& scalar_kernels();
 #if defined(__x86_64__)
 const Kernels& avx2_kernels();

@@ -50,6 +50,24 @@ class Forest:
 
 
 @dataclass(frozen=True)
+class Centroids:
+    """Centroids as the kernels take them: each codebook's 16 squared norms, then 16 numbers -2 c for each column."""
+
+    starts: npt.NDArray[np.int32]
+    own: npt.NDArray[np.float32]
+
+    @property
+    def codebooks(self) -> int:
+        """C."""
+        return len(self.starts) - 1
+
+    @functools.cached_property
+    def pointers(self) -> tuple[int, int]:
+        """Addresses of the two."""
+        return pointer_to(self.starts), pointer_to(self.own)
+
+
+@dataclass(frozen=True)
 class Tables:
     """Tables in the kernels' order, ``data[m, c, k]`` with C padded by zero tables to a multiple of 4."""
 
@@ -105,6 +123,26 @@ def forest(columns: Any, thresholds: Any) -> Forest:
     if v.shape != (c.shape[0], 15):
         raise UserError(f"thresholds must have the shape [{c.shape[0]}, 15] like columns, got {v.shape}.")
     return Forest(c, v)
+
+
+def centroids(values: Any, starts: Any) -> Centroids:
+    """Checked centroids, to be used again and again.
+
+    Args:
+        values: float32 [C, 16, d]; d is the widest subspace, columns beyond a narrower one's own are not read.
+        starts: int32 [C + 1], each subspace's first column and the end of the last.
+    """
+    v, s = plain(values, np.float32, "centroids"), plain(starts, np.int32, "starts")
+    if v.ndim != 3 or v.shape[1] != PROTOTYPES or not len(v):
+        raise UserError(f"centroids must have the shape [C, {PROTOTYPES}, d], got {v.shape}.")
+    sizes = np.diff(s) if s.shape == (len(v) + 1,) else np.empty(0)
+    if not len(sizes) or s[0] != 0 or sizes.min() < 0 or sizes.max() > v.shape[2]:
+        raise UserError(f"starts must be {len(v) + 1} columns that rise from 0 by at most {v.shape[2]}, got {s}.")
+    own = []
+    for each, size in zip(v, sizes, strict=True):
+        used = each[:, :size]
+        own += [(used**2).sum(axis=1)[None], -2 * used.T]
+    return Centroids(s, np.ascontiguousarray(np.concatenate(own), np.float32))
 
 
 def pack(codes: Any) -> Packed:

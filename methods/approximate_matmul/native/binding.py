@@ -27,9 +27,11 @@ from methods.approximate_matmul.native.arrays import (
     BLOCK,
     MAX_CODEBOOKS,
     Array,
+    Centroids,
     Forest,
     Packed,
     Tables,
+    centroids,
     forest,
     is_torch,
     pack,
@@ -42,10 +44,12 @@ from methods.approximate_matmul.native.arrays import (
 __all__ = [
     "BLOCK",
     "MAX_CODEBOOKS",
+    "Centroids",
     "Forest",
     "Packed",
     "Tables",
     "available",
+    "centroids",
     "default_threads",
     "describe",
     "encode",
@@ -56,6 +60,7 @@ __all__ = [
     "level",
     "library",
     "matmul",
+    "nearest",
     "pack",
     "prepare",
     "scan",
@@ -72,12 +77,12 @@ LEVELS = (
 CEILING = "avx512vbmi"
 #: Limits the level from outside, e.g. to compare levels on one machine.
 VARIABLE = "SPEEDCLAIM_SIMD"
-_ABI = 1
+_ABI = 2
 _KINDS = {"float32": 0, "uint16": 1, "uint8": 3}
 _ERRORS = {
     1: "a null pointer was passed",
     2: "a size or stride is out of range",
-    3: "a split column lies outside the data's columns",
+    3: "a split column, or a subspace, lies outside the data's columns",
     4: "a buffer is smaller than its stated shape",
     5: f"too many codebooks: exact 16-bit sums hold at most {MAX_CODEBOOKS}",
     6: "upcast must be a power of two up to 128 that divides the codebooks",
@@ -88,6 +93,7 @@ _ERRORS = {
 _P, _L, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _SIGNATURES: dict[str, list[Any]] = {
     "amm_encode": [_I, _P, _L, _L, _L, _L, _P, _P, _I, _P, _L, _I],
+    "amm_nearest": [_I, _P, _L, _L, _L, _L, _P, _P, _L, _I, _P, _L, _I],
     "amm_scan": [_I, _P, _L, _L, _P, _L, _I, _I, _P, _P, _I, _I, _I, _P, _L, _L, _I],
     "amm_matmul": [_I, _P, _L, _L, _L, _L, _P, _P, _P, _L, _I, _I, _P, _P, _I, _I, _I, _P, _L, _L, _I],
 }
@@ -257,6 +263,26 @@ def encode(
         )
     )  # fmt: skip
     return Packed(data, n, trees.codebooks)
+
+
+def nearest(a: Any, given: Centroids, *, threads: int | None = None, level: str | None = None) -> Packed:
+    """Codes of the nearest centroids of every row, packed two to a byte.
+
+    Args:
+        a: float32 [N, D] with any strides.
+        given: :func:`centroids`.
+        threads: worker threads over rows.
+        level: SIMD level instead of the best one; all compute the same codes.
+    """
+    pointer, n, d, rows, cols = _input(a)
+    data = np.empty((-(-n // BLOCK), (given.codebooks + 1) // 2, BLOCK), np.uint8)
+    _check(
+        _load().amm_nearest(
+            _level(level), pointer, n, d, rows, cols, *given.pointers, given.own.size, given.codebooks,
+            pointer_to(data), data.nbytes, threads or default_threads(),
+        )
+    )  # fmt: skip
+    return Packed(data, n, given.codebooks)
 
 
 def _output(kind: str, order: str, n: int, m: int, like_torch: bool, out: Any) -> tuple[Any, int, int, int, int]:

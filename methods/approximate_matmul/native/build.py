@@ -21,7 +21,17 @@ from pathlib import Path
 
 from harness.errors import Unavailable
 
-SOURCES = ("driver.cpp", "pool.cpp", "scalar.cpp", "avx2.cpp", "avx512.cpp", "vbmi.cpp", "amx.cpp", "neon.cpp")
+SOURCES = (
+    "driver.cpp",
+    "pool.cpp",
+    "nearest.cpp",
+    "scalar.cpp",
+    "avx2.cpp",
+    "avx512.cpp",
+    "vbmi.cpp",
+    "amx.cpp",
+    "neon.cpp",
+)
 HEADERS = ("amm.h", "pool.h", "source.h", "walk512.h")
 #: No -march and no -ffast-math: levels are chosen at run time and comparisons with NaN must stay false.
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-pthread", "-fno-math-errno")

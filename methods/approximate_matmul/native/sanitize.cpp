@@ -12,6 +12,8 @@ int amm_highest_level();
 void amm_set_habits(int);
 int amm_encode(int, const float*, int64_t, int64_t, int64_t, int64_t, const int32_t*, const float*, int, uint8_t*,
                int64_t, int);
+int amm_nearest(int, const float*, int64_t, int64_t, int64_t, int64_t, const int32_t*, const float*, int64_t, int,
+                uint8_t*, int64_t, int);
 int amm_scan(int, const uint8_t*, int64_t, int64_t, const uint8_t*, int64_t, int, int, const float*, const float*, int,
              int, int, void*, int64_t, int64_t, int);
 int amm_matmul(int, const float*, int64_t, int64_t, int64_t, int64_t, const int32_t*, const float*, const uint8_t*,
@@ -67,6 +69,22 @@ void round_trip(int round) {
                           1 + below(3)) == 0, "encode");
         expect(!level || !std::memcmp(codes.get(), want_codes.get(), static_cast<size_t>(packed_bytes)), "codes");
     }
+    Heap<int32_t> starts(codebooks + 1);
+    for (int i = 0; i <= codebooks; ++i) starts[i] = static_cast<int32_t>(d * i / codebooks);
+    Heap<float> own(16 * (codebooks + d));
+    for (int64_t i = 0; i < own.n; ++i) own[i] = static_cast<float>(below(7) - 3);
+    Heap<uint8_t> want_nearest(packed_bytes), nearest(packed_bytes);
+    for (int level = 0; level <= amm_highest_level(); ++level) {
+        Heap<uint8_t>& to = level ? nearest : want_nearest;
+        expect(amm_nearest(level, a.get(), n, d, rows, cols, starts.get(), own.get(), own.n, codebooks, to.get(),
+                           packed_bytes, 1 + below(3)) == 0, "nearest");
+        expect(!level || !std::memcmp(nearest.get(), want_nearest.get(), static_cast<size_t>(packed_bytes)),
+               "nearest codes");
+    }
+    expect(amm_nearest(0, a.get(), n, d, rows, cols, starts.get(), own.get(), own.n - 1, codebooks, nearest.get(),
+                       packed_bytes, 1) == 4, "short centroids");
+    expect(amm_nearest(0, a.get(), n, d + 1, rows, cols, starts.get(), own.get(), own.n, codebooks, nearest.get(),
+                       packed_bytes, 1) == 3, "subspaces");
     const int element[] = {4, 2, 2, 1};
     for (int aggregation = 0; aggregation < 2; ++aggregation)
         for (int kind = 0; kind < 4; ++kind) {

@@ -8,6 +8,7 @@ import torch
 
 from harness.catalogue import registry
 from methods.approximate_matmul import bolt, kmeans, opq, pq, reference, save
+from methods.approximate_matmul.native import binding as native
 from methods.approximate_matmul.tables import grid, quantise
 from methods.approximate_matmul.tree import subspaces
 
@@ -54,13 +55,19 @@ def test_fitting_leaves_its_inputs_alone(name: str) -> None:
     assert torch.equal(weights, B)
 
 
-@pytest.mark.parametrize("name", MAKERS)
+#: Every method with torch, and by the native kernels where they know its codebooks.
+RUNS = [*((name, "torch") for name in MAKERS), ("bolt", "native")]
+
+
+@pytest.mark.parametrize(("name", "backend"), RUNS)
 @pytest.mark.parametrize("codebooks", [1, 4, 13])
-def test_torch_equals_the_numpy_twin(name: str, codebooks: int, tmp_path: Path) -> None:
+def test_every_back_end_equals_the_numpy_twin(name: str, backend: str, codebooks: int, tmp_path: Path) -> None:
+    if backend == "native" and (reason := native.available()):
+        pytest.skip(reason)
     make, twin = MAKERS[name]
-    op = make(codebooks=codebooks, **FAST[name]).fit(A, B)
+    op = make(codebooks=codebooks, backend=backend, **FAST[name]).fit(A, B)
     plain = twin(codebooks=codebooks, **FAST[name]).fit(A, B)
-    assert op.describe()["backend"] == "torch"
+    assert op.describe()["backend"] == backend
     assert (op.encode(TEST) == plain.encode(TEST)).float().mean() > 0.95  # near ties round differently
     error = (op(TEST) - plain(TEST)).square().mean() / plain(TEST).var()
     assert error < 1e-3

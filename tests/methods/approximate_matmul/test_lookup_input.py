@@ -97,8 +97,8 @@ def test_257_codebooks_are_exact_and_more_need_another_sum() -> None:
 def test_native_says_why_it_cannot() -> None:
     with pytest.raises(Unsupported, match="8-bit"):
         maddness.make(codebooks=2, lut_bits=None, backend="native").fit(A, B)
-    with pytest.raises(Unsupported, match="trees"):
-        bolt.make(codebooks=2, backend="native").fit(A, B)
+    with pytest.raises(Unsupported, match="16 entries, not of 256"):
+        pq.make(codebooks=2, backend="native").fit(A, B)
     op = maddness.make(codebooks=2, lut_bits=None).fit(A, B)
     assert op.describe()["backend"] == "torch"
     assert "8-bit" in op.describe()["not_native_because"]
