@@ -145,6 +145,19 @@ CPU = _problems(
     ],
 )
 
+#: Pictures as they come, in bytes, a pixel of one patch after that of another (as a convolution reads them) or patch by
+#: patch. Every method may take bytes; those that know only floats cast them within their time.
+PICTURES = _problems(
+    "cpu",
+    "uint8",
+    [
+        ("sobel_columns", "filter:sobel@photos", SOBEL, (4,), STANDARD),
+        ("gauss_columns", "filter:gauss@photos", GAUSS, (4,), STANDARD),
+        ("sobel", "filter:sobel@photos", SOBEL, (4,), FULL),
+        ("gauss", "filter:gauss@photos", GAUSS, (4,), FULL),
+    ],
+)
+
 #: The break-even grid: D/C from 64 down to 8 at the sizes where a tensor core is busy, and the paper's own shapes.
 CUDA = [
     *_problems(
@@ -179,7 +192,7 @@ CUDA = [
 SUITE = Suite(
     name="approximate_matmul",
     task=TASK,
-    problems=(*CPU, *CUDA),
+    problems=(*CPU, *PICTURES, *CUDA),
     baseline="approximate_matmul.exact",
     # Copying a 20 MB A costs more than a fast product of it: 25 samples give the block's median well enough.
     protocol=Protocol(max_inner=25),

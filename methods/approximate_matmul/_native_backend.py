@@ -52,6 +52,11 @@ class NativeBackend:
         self._tables = self._native.prepare(tables.values, tables.scale, tables.offset, **aggregation)
 
     @property
+    def reads_bytes(self) -> bool:
+        """Whether rows of uint8 are encoded as they are."""
+        return self._forest is not None
+
+    @property
     def level(self) -> str:
         """The instruction set that runs."""
         return str(self._native.level())
@@ -93,8 +98,8 @@ class NativeBackend:
         return torch.from_numpy(self._native.scan(codes, self._tables))
 
     def __call__(self, a: Tensor) -> Tensor:
-        """(N, M) float32 outputs; trees encode and scan in one pass over the rows."""
-        if self._forest is None:
+        """(N, M) float32 outputs; trees encode rows of float32 and scan in one pass over them."""
+        if self._forest is None or a.dtype is torch.uint8:
             return self.scan(self.codes(a))
         result: Tensor = self._native.matmul(a, self._forest, None, self._tables)
         return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 from harness.catalogue.method import Method
 
 _HERE = "methods.approximate_matmul"
-_DTYPES = ("float32", "float64", "float16", "bfloat16")
+_DTYPES = ("float32", "float64", "float16", "bfloat16", "uint8")
 _MADDNESS = "Blalock and Guttag, Multiplying Matrices Without Multiplying, arXiv 2106.10860"
 _CONSTANTS = "16 leaves, 4 candidates, 8-bit tables: the paper; ridge 1, upcast 16: its programs (dblalock/bolt)"
 _SCAN = "y_m = scale_m sum_c q[c, code_c, m] + offset_m"

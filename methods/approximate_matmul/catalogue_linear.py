@@ -5,6 +5,8 @@ from __future__ import annotations
 from harness.catalogue.method import Method
 
 _HERE = "methods.approximate_matmul.linear"
+#: Bytes are cast to float32 first.
+_DTYPES = ("float32", "float64", "float16", "bfloat16", "uint8")
 
 EXACT = Method(
     name="approximate_matmul.exact",
@@ -15,6 +17,7 @@ EXACT = Method(
     needs=("torch",),
     reference=f"{_HERE}.reference:exact",
     cost=f"{_HERE}.cost:exact",
+    dtypes=_DTYPES,
     hyper={"backend": "auto", "rows": None},
     origin="library",
 )
@@ -28,6 +31,7 @@ BF16 = Method(
     needs=("torch",),
     reference=f"{_HERE}.reference:bf16",
     cost=f"{_HERE}.cost:bfloat16",
+    dtypes=_DTYPES,
     origin="library",
     tags=("slow-cpu",),
 )
@@ -41,6 +45,7 @@ INT8 = Method(
     needs=("torch",),
     reference=f"{_HERE}.reference:int8",
     cost=f"{_HERE}.cost:one_byte",
+    dtypes=_DTYPES,
     origin="published design",
 )
 
@@ -52,6 +57,7 @@ INT8_TORCH = Method(
     formula="Y = ((q - z) round(B / t)) s t, q = clip(round(A / s) + z), t = max|column| / 127",
     needs=("torch",),
     cost=f"{_HERE}.cost:one_byte",
+    dtypes=_DTYPES,
     devices=("cpu",),
     origin="library",
 )
@@ -65,6 +71,7 @@ INT8_STATIC = Method(
     needs=("torch",),
     reference=f"{_HERE}.reference:int8_static",
     cost=f"{_HERE}.cost:one_byte",
+    dtypes=_DTYPES,
     hyper={"granularity": "tensor"},
     origin="published design",
 )
@@ -92,6 +99,7 @@ PCA = Method(
     needs=("torch",),
     reference=f"{_HERE}.reference_factors:pca",
     cost=f"{_HERE}.cost:rank_one",
+    dtypes=_DTYPES,
     hyper={"rank": 16, "centre": False},
     origin="published design",
 )
@@ -105,6 +113,7 @@ SPARSE_PCA = Method(
     needs=("torch",),
     reference=f"{_HERE}.reference_factors:sparse_pca",
     cost=f"{_HERE}.cost:touched",
+    dtypes=_DTYPES,
     hyper={"rank": 16, "alpha": 0.03125, "scaling": "invariant", "backend": "auto"},
     origin="published design",
 )
@@ -118,6 +127,7 @@ FAST_JL = Method(
     needs=("torch",),
     reference=f"{_HERE}.reference_factors:fast_jl",
     cost=f"{_HERE}.cost:rank_one",
+    dtypes=_DTYPES,
     hyper={"rank": 16, "scaling": "unbiased", "density": "theory", "backend": "auto", "seed": 0},
     origin="published design",
 )
@@ -131,6 +141,7 @@ HASH_JL = Method(
     needs=("torch",),
     reference=f"{_HERE}.reference_factors:hash_jl",
     cost=f"{_HERE}.cost:rank_one",
+    dtypes=_DTYPES,
     hyper={"rank": 16, "scaling": "unbiased", "backend": "auto", "seed": 0},
     origin="published design",
 )
@@ -144,6 +155,7 @@ OSNAP = Method(
     needs=("torch",),
     reference=f"{_HERE}.reference_factors:osnap",
     cost=f"{_HERE}.cost:rank_one",
+    dtypes=_DTYPES,
     hyper={"rank": 16, "nonzeros": "auto", "backend": "auto", "seed": 0},
     origin="published design",
 )
@@ -157,6 +169,7 @@ RADEMACHER = Method(
     needs=("torch",),
     reference=f"{_HERE}.reference_factors:rademacher",
     cost=f"{_HERE}.cost:rank_one",
+    dtypes=_DTYPES,
     hyper={"rank": 16, "scaling": "unbiased", "seed": 0},
     origin="published design",
 )
@@ -170,6 +183,7 @@ GAUSS = Method(
     needs=("torch",),
     reference=f"{_HERE}.reference_factors:gauss",
     cost=f"{_HERE}.cost:rank_one",
+    dtypes=_DTYPES,
     hyper={"rank": 16, "scaling": "unbiased", "seed": 0},
     origin="published design",
 )
@@ -183,6 +197,7 @@ FD_AMM = Method(
     needs=("torch",),
     reference=f"{_HERE}.reference_factors:fd_amm",
     cost=f"{_HERE}.cost:rank_one",
+    dtypes=_DTYPES,
     hyper={"rank": 16, "shrink": "theory", "buffer": "double"},
     origin="published design",
 )
@@ -196,6 +211,7 @@ COOCCUR = Method(
     needs=("torch",),
     reference=f"{_HERE}.reference_factors:cooccur",
     cost=f"{_HERE}.cost:rank_one",
+    dtypes=_DTYPES,
     hyper={"rank": 16, "buffer": "double"},
     origin="published design",
 )
@@ -209,6 +225,7 @@ SAMPLING = Method(
     needs=("torch",),
     reference=f"{_HERE}.reference_factors:sampling",
     cost=f"{_HERE}.cost:rank_one",
+    dtypes=_DTYPES,
     hyper={"rank": 16, "norms": "run", "seed": 0},
     origin="published design",
 )
@@ -222,6 +239,7 @@ SVD = Method(
     needs=("torch",),
     reference=f"{_HERE}.reference_factors:svd",
     cost=f"{_HERE}.cost:rank_one",
+    dtypes=_DTYPES,
     hyper={"rank": 16, "side": "both", "seed": 0},
     origin="published design",
 )

@@ -10,10 +10,12 @@ from torch import Tensor
 from harness.errors import Unsupported, UserError
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+#: What a fitted operator takes besides: rows of bytes, such as pictures have.
+BYTES = (torch.uint8,)
 
 
-def matrix(value: object, name: str, method: str) -> None:
-    """Check that ``value`` is a dense floating matrix on a CPU or a CUDA device.
+def matrix(value: object, name: str, method: str, also: tuple[torch.dtype, ...] = ()) -> None:
+    """Check that ``value`` is a dense floating matrix (or of a dtype ``also``) on a CPU or a CUDA device.
 
     Raises:
         UserError: naming what came.
@@ -23,8 +25,8 @@ def matrix(value: object, name: str, method: str) -> None:
         raise UserError(f"{method}: {name} must be a torch tensor, got {type(value).__name__}.")
     if value.ndim != 2:
         raise UserError(f"{method}: {name} must have two dimensions, got shape {tuple(value.shape)}.")
-    if value.dtype not in DTYPES:
-        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+    if value.dtype not in (*DTYPES, *also):
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in (*DTYPES, *also))
         raise UserError(f"{method}: {name} must be one of {known}, got {value.dtype}; cast it first.")
     if value.layout != torch.strided:
         raise UserError(f"{method}: {name} must be dense, got layout {value.layout}; call to_dense().")
@@ -55,6 +57,11 @@ def training(a_train: Tensor, b: Tensor, codebooks: int, method: str) -> None:
             f"{method}: {codebooks} codebooks need at least as many columns, a_train has {width}; "
             f"use codebooks <= {width}."
         )
+
+
+def answer_dtype(a: Tensor) -> torch.dtype:
+    """The dtype of a product with the rows ``a``: theirs, float32 for bytes."""
+    return a.dtype if a.is_floating_point() else torch.float32
 
 
 def whole(name: str, option: str, value: object, low: int, high: int | None = None) -> None:

@@ -15,7 +15,7 @@ from harness.errors import Unsupported, UserError
 from methods.approximate_matmul import scan
 from methods.approximate_matmul._native_backend import NativeBackend, missing
 from methods.approximate_matmul._torch_backend import TorchBackend
-from methods.approximate_matmul.checks import matrix
+from methods.approximate_matmul.checks import BYTES, answer_dtype, matrix
 from methods.approximate_matmul.cost import LINE, SECTOR, Layout, bytes_of_a
 from methods.approximate_matmul.encoders import Encoder, TreeEncoder
 from methods.approximate_matmul.tables import Tables
@@ -88,7 +88,8 @@ class NumpyBackend:
 class LookupProduct:
     """A B by look-ups. ``op(a)`` returns a new (N, M) tensor in a's dtype on a's device; a is left untouched.
 
-    Rows are encoded in float32 whatever a's dtype. A NaN compares false, so a row with NaN still gets some code:
+    Rows are encoded in float32 whatever a's dtype, rows of bytes (uint8, float32 outputs) as they are where the native
+    kernels walk trees. A NaN compares false, so a row with NaN still gets some code:
     the output is finite and means nothing.
 
     Attributes:
@@ -136,12 +137,12 @@ class LookupProduct:
         """Approximate ``a @ b``.
 
         Raises:
-            UserError: a is no floating matrix of the fitted width on the operator's device.
+            UserError: a is no matrix of floats or bytes of the fitted width on the operator's device.
         """
         rows = self._rows(a)
         if not len(a):
-            return a.new_empty((0, self.outer))
-        return self._backend(rows).to(a.dtype)
+            return a.new_empty((0, self.outer), dtype=answer_dtype(a))
+        return self._backend(rows).to(answer_dtype(a))
 
     def encode(self, a: Tensor) -> Tensor:
         """(N, C) uint8 codes of the rows of ``a`` (N, D)."""
@@ -175,12 +176,17 @@ class LookupProduct:
         return self._backend.totals(codes)
 
     def _rows(self, a: Tensor) -> Tensor:
-        matrix(a, "a", self.name)
+        matrix(a, "a", self.name, BYTES)
         if a.shape[1] != self.inner:
             raise UserError(f"{self.name}: a must have the {self.inner} columns it was fitted with, got {a.shape[1]}.")
         if a.device != self.device:
             raise UserError(f"{self.name}: the operator is on {self.device}, a on {a.device}; use op.to('{a.device}').")
-        return a.detach().to(torch.float32)
+        return a.detach() if a.dtype in BYTES and self.reads_bytes else a.detach().to(torch.float32)
+
+    @property
+    def reads_bytes(self) -> bool:
+        """Whether rows of uint8 are encoded as they are, not as float32."""
+        return isinstance(self._backend, NativeBackend) and self._backend.reads_bytes
 
     def to(self, device: str | torch.device) -> LookupProduct:
         """The same operator on another device, its back-end chosen anew."""
@@ -231,7 +237,8 @@ class LookupProduct:
 
         Of an A stored row by row whole lines are counted (64 bytes on a CPU, sectors of 32 on a GPU), each different
         one that holds an entry of a touched column; of one stored column by column the touched columns alone. A in
-        another dtype than float32 is read whole to be cast, and its float32 copy counted as above.
+        another dtype than float32 (and than bytes that are encoded as they are) is read whole to be cast, and its
+        float32 copy counted as above.
 
         Args:
             n: rows of A.
@@ -246,6 +253,8 @@ class LookupProduct:
         return SECTOR if self.device.type == "cuda" else LINE
 
     def _bytes_of_a(self, n: int, layout: Layout, item_bytes: int) -> float:
+        if item_bytes == 1 and self.reads_bytes:
+            return bytes_of_a(self.encoder.columns_touched, n, self.inner, layout, 1, self.line_bytes)
         cast = 0.0 if item_bytes == 4 else float(n) * self.inner * item_bytes
         return cast + bytes_of_a(self.encoder.columns_touched, n, self.inner, layout, 4, self.line_bytes)
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from harness.catalogue.suite import Problem
+from harness.errors import UserError
 from suites.amm.sources import Source
 
-DTYPES: dict[str, torch.dtype] = {n: getattr(torch, n) for n in ("float32", "float64", "bfloat16", "float16")}
+DTYPES: dict[str, torch.dtype] = {n: getattr(torch, n) for n in ("float32", "float64", "bfloat16", "float16", "uint8")}
 #: Rows are moved by multiples of this prime, so that successive variations share no block of rows.
 STRIDE = 7919
 #: Rows built at a time.
@@ -61,7 +62,10 @@ def draw(problem: Problem, found: Source, seed: int) -> Rows:
     if found.endless and n > len(found.pool):
         return _pairs(problem, found, random)
     index = random.permutation(len(found.pool))[:n]
-    rows = torch.from_numpy(found.pool[index]).to(DTYPES[problem.dtype])
+    exact = torch.from_numpy(found.pool[index])
+    rows = exact.to(DTYPES[problem.dtype])
+    if not rows.is_floating_point() and not torch.equal(rows.to(exact.dtype), exact):
+        raise UserError(f"{problem.id}: {problem.params['data']} has rows that are no bytes; give it a floating dtype.")
     return Rows(a=stored(rows.to(problem.device), problem), index=index)
 
 
@@ -75,6 +79,12 @@ def _pairs(problem: Problem, found: Source, random: np.random.Generator) -> Rows
         one, two = (pool[pick[at : at + PIECE]] for pick in picks)
         out[at : at + PIECE] = ((one + two) / 2**0.5).to(dtype)
     return Rows(a=stored(out, problem), index=np.arange(len(out)))
+
+
+def learned_in(problem: Problem) -> torch.dtype:
+    """The dtype of B and of the training rows: the problem's, float32 where A has bytes."""
+    dtype = DTYPES[problem.dtype]
+    return dtype if dtype.is_floating_point else torch.float32
 
 
 def stored(a: torch.Tensor, problem: Problem) -> torch.Tensor:

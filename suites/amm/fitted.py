@@ -28,7 +28,7 @@ from harness.catalogue.registry import resolve
 from harness.catalogue.suite import Problem
 from harness.errors import Unsupported, UserError
 from suites.amm import contents, sources
-from suites.amm.contents import DTYPES, Rows
+from suites.amm.contents import Rows
 
 #: Options that trade accuracy for size: a method that takes one of them is approximate by design.
 SIZES = ("codebooks", "rank", "nonzeros")
@@ -73,7 +73,7 @@ class Operation:
 
     def _fitted(self) -> Any:
         found = sources.source(self.problem)
-        dtype = DTYPES[self.problem.dtype]
+        dtype = contents.learned_in(self.problem)
         train, b = (torch.from_numpy(m).to(self.problem.device, dtype) for m in (found.train, found.b))
         # A method that tries several calls at fit must try them on rows as they will lie.
         train = contents.stored(train, self.problem)

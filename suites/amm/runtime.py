@@ -130,8 +130,10 @@ class ProductRuntime:
         wanted = (buffer.a.shape[0], problem.shape[2])
         if tuple(output.shape) != wanted:
             return f"expected shape {wanted}, got {tuple(output.shape)}"
-        if output.dtype not in (torch.float32, buffer.a.dtype):
-            return f"expected dtype float32 or {buffer.a.dtype}, got {output.dtype}"
+        given = buffer.a.dtype
+        if output.dtype not in ((torch.float32, given) if given.is_floating_point else (torch.float32,)):
+            other = f" or {given}" if given.is_floating_point else ""
+            return f"expected dtype float32{other}, got {output.dtype}"
         if output.device != buffer.a.device or output.layout != torch.strided:
             return f"expected a dense tensor on {buffer.a.device}, got {output.layout} on {output.device}"
         if output.is_neg() or output.is_conj():
@@ -149,7 +151,7 @@ class ProductRuntime:
         """The float64 product of the rows actually passed with B as the methods got it (rounded to the dtype)."""
         found = sources.source(problem)
         a = content.whole()
-        b = torch.from_numpy(found.b).to(problem.device, contents.DTYPES[problem.dtype])
+        b = torch.from_numpy(found.b).to(problem.device, contents.learned_in(problem))
         y, scale, trivial = oracle.product(a, b)
         extra: dict[str, Any] = {}
         if found.labels is not None:
@@ -310,7 +312,7 @@ def guarantee(operation: Operation, content: Rows, problem: Problem) -> tuple[di
     list holds the gaps of ``PARTS`` parts of the test rows.
     """
     found = sources.source(problem)
-    dtype = contents.DTYPES[problem.dtype]
+    dtype = contents.learned_in(problem)
     train = torch.from_numpy(found.train).to(problem.device, dtype)
     b = torch.from_numpy(found.b).to(problem.device, dtype)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from harness.errors import Unsupported, UserError
 from methods.approximate_matmul import maddness as learned
 from methods.approximate_matmul import save
-from methods.approximate_matmul.checks import matrix, one_of
+from methods.approximate_matmul.checks import BYTES, matrix, one_of
 from methods.approximate_matmul.cost import Layout, bytes_of_a
 from methods.approximate_matmul.encoders import TreeEncoder
 from methods.approximate_matmul.estimator import Estimator
@@ -92,7 +92,7 @@ class TritonProduct(LookupProduct):
         return Backend(self, _design(self.name), self.hyper.get("kind", "int8"))
 
     def _rows(self, a: Tensor) -> Tensor:
-        matrix(a, "a", self.name)
+        matrix(a, "a", self.name, BYTES)
         if a.shape[1] != self.inner:
             raise UserError(f"{self.name}: a must have the {self.inner} columns it was fitted with, got {a.shape[1]}.")
         if a.device != self.device:
@@ -109,8 +109,8 @@ class TritonProduct(LookupProduct):
         return 0.0 if self._backend.design == "fused" else 2.0 * self.encoder.codebooks
 
     def _bytes_of_a(self, n: int, layout: Layout, item_bytes: int) -> float:
-        """Float64 alone is cast; the kernels read halves as they are."""
-        if item_bytes == 8:
+        """Float64 and bytes are cast; the kernels read halves as they are."""
+        if item_bytes in (1, 8):
             return super()._bytes_of_a(n, layout, item_bytes)
         return bytes_of_a(self.encoder.columns_touched, n, self.inner, layout, item_bytes, self.line_bytes)
 

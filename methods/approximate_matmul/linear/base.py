@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.errors import Unsupported, UserError
+from harness.errors import UserError
 from methods.approximate_matmul import consistent
+from methods.approximate_matmul.checks import BYTES, DTYPES, answer_dtype, matrix
 from methods.approximate_matmul.files import DAMAGE, damaged, load_as, place, read
 
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 State = dict[str, Tensor]
 
 
@@ -105,10 +105,11 @@ class Op(ABC):
         """Approximate ``a @ b``.
 
         Raises:
-            UserError: a is no floating matrix of the fitted width on the fitted device.
+            UserError: a is no matrix of floats or bytes of the fitted width on the fitted device.
         """
         rows = self._rows(a)
-        return self.product(rows).to(a.dtype) if len(a) else a.new_empty((0, self.outer))
+        dtype = answer_dtype(a)
+        return self.product(rows).to(dtype) if len(a) else a.new_empty((0, self.outer), dtype=dtype)
 
     @torch.no_grad()
     def encode(self, a: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ class Op(ABC):
         raise UserError(f"{self.method} has no codes: {self.codeless}; op(a) gives the product.")
 
     def _rows(self, a: Tensor) -> Tensor:
-        matrix(a, "a", self.method)
+        matrix(a, "a", self.method, BYTES)
         if a.shape[1] != self.inner:
             raise UserError(
                 f"{self.method}: a must have the {self.inner} columns it was fitted with, got {a.shape[1]}."
@@ -247,21 +248,6 @@ class Estimator:
 def working(dtype: torch.dtype, native_half: bool = False) -> torch.dtype:
     """Float64 stays, float32 stays, half dtypes become float32 unless the method computes in them."""
     return dtype if native_half or dtype == torch.float64 else torch.float32
-
-
-def matrix(value: Tensor, name: str, method: str) -> None:
-    """Check that ``value`` is a dense floating matrix."""
-    if not isinstance(value, Tensor):
-        raise UserError(f"{method}: {name} must be a torch tensor, got {type(value).__name__}.")
-    if value.ndim != 2:
-        raise UserError(f"{method}: {name} must have two dimensions, got shape {tuple(value.shape)}.")
-    if value.dtype not in DTYPES:
-        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-        raise UserError(f"{method}: {name} must be one of {known}, got {value.dtype}; cast it first.")
-    if value.layout != torch.strided:
-        raise UserError(f"{method}: {name} must be dense, got layout {value.layout}; call to_dense().")
-    if value.device.type not in ("cpu", "cuda"):
-        raise Unsupported(f"{method} runs on cpu and cuda, {name} is on {value.device}")
 
 
 def checked(a_train: Tensor, b: Tensor, method: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.approximate_matmul.linear import fused, integers
+from methods.approximate_matmul.linear import fused, integers, products
 from methods.approximate_matmul.linear.base import Estimator, Fit, Op, State
 
 #: Bytes of float32 rows quantised at a time and thread on a CPU, so that the passes over them stay in a private cache.
@@ -35,8 +35,9 @@ class Int8(Op):
     """Y = (round(A / s) round(B / t)) s t, s = max|row of A| / 127 found at run time, t = max|column of B| / 127.
 
     Fit: B is quantised; the engine of the integer product is chosen on the training rows, among engines that give the
-    same integers. Run time: row maxima, quantisation, product with exact sums, two scalings. float32 throughout. A row
-    with a NaN or an infinity gives NaN or infinities. Scheme: row- and column-wise int8, arXiv 2208.07339, section 2.1.
+    same integers, and on a GPU whether the scalings are part of it. Run time: row maxima, quantisation, product with
+    exact sums, two scalings. float32 throughout. A row with a NaN or an infinity gives NaN or infinities. Scheme: row-
+    and column-wise int8, arXiv 2208.07339, section 2.1.
     """
 
     method = "approximate_matmul.int8"
@@ -62,6 +63,12 @@ class Int8(Op):
         sample = torch.round(a_train[:rows].float() * up(top))
         chosen, seconds, left_out = integers.choose(narrow, sample)
         fit.choices |= {"engine": chosen, "candidates_s": seconds, "left_out": left_out}
+        device, inner = narrow.device, len(narrow)
+        if device.type != "cuda" or chosen != "int_mm":
+            return
+        if fused.refusal(device, inner, torch.int8, integers.TOP, SMALLEST) is None:
+            product, seconds, left_out = products.choose(narrow, a_train, SMALLEST)
+            fit.choices |= {"product": product, "products_s": seconds, "products_left_out": left_out}
 
     def prepare(self) -> None:
         """Lay B out for the engine; an operator saved on another machine may name one that is not exact here."""
@@ -76,12 +83,16 @@ class Int8(Op):
             if self.device.type == "cuda":
                 why = fused.refusal(self.device, self.inner, torch.int8, integers.TOP, SMALLEST) or ""
         self.choices["quantise"] = why or "triton"
-        self._weight = None if why else integers.padded(self.state["b"])
+        self._weight: products.Weight | None = None
+        if not why:
+            self._weight = products.usable(self.choices.get("product"), self.state["b"], self._scale)
+            self.choices["product"] = self._weight.name
 
     def product(self, a: Tensor) -> Tensor:
-        """Block by block: quantise, multiply, scale; on a GPU in one kernel each."""
+        """Block by block: quantise, multiply, scale; on a GPU in one kernel each, or two."""
         if self._weight is not None:
-            return self._fused(a, self._weight)
+            q, steps = self._quantised(a, self._weight)
+            return self._weight(q, steps if self._inverse is None else None, a.new_empty((len(a), self.outer)))
         rows = block_rows(a)
         out = a.new_empty((a.shape[0], self.outer))
         space = a.new_empty((min(rows, a.shape[0]), self.inner))
@@ -93,11 +104,7 @@ class Int8(Op):
     def narrow(self, a: Tensor) -> Tensor:
         """The (N, D) int8 entries; the scales of the rows are not part of them."""
         if self._weight is not None:
-            rows = integers.least_rows(len(a), a.device)
-            wide = len(self._weight)
-            return fused.quantise(a, wide, rows, torch.int8, integers.TOP, SMALLEST, self._inverse)[0][
-                : len(a), : self.inner
-            ]
+            return self._quantised(a, self._weight)[0][: len(a), : self.inner]
         return self._rounded(a).to(torch.int8)
 
     def _rounded(self, a: Tensor) -> Tensor:
@@ -108,11 +115,9 @@ class Int8(Op):
         """B and its scales."""
         return {"b": "D M int8", "scale": "M"}
 
-    def _fused(self, a: Tensor, weight: Tensor) -> Tensor:
-        rows = integers.least_rows(len(a), a.device)
-        q, steps = fused.quantise(a, len(weight), rows, torch.int8, integers.TOP, SMALLEST, self._inverse)
-        out = a.new_empty((len(a), self.outer))
-        return fused.scaled(torch._int_mm(q, weight), steps if self._inverse is None else None, self._scale, out)
+    def _quantised(self, a: Tensor, weight: products.Weight) -> tuple[Tensor, Tensor]:
+        rows = weight.rows(len(a))
+        return fused.quantise(a, weight.width, rows, torch.int8, integers.TOP, SMALLEST, self._inverse)
 
     def _block(self, a: Tensor, space: Tensor, out: Tensor) -> None:
         top = torch.abs(a, out=space).amax(dim=1, keepdim=True).clamp_(min=SMALLEST)
@@ -124,6 +129,8 @@ class Int8(Op):
         """Adds the engine of the integer product."""
         names = {"int_mm": "torch._int_mm", "float32": "float32 product of integers (exact)"}
         name = names[self.choices["engine"]]
+        if self._weight is not None and self._weight.name != products.LIBRARY:
+            name = f"Triton int8 product, {self._weight.name}, scaled as it is written"
         return super().describe() | {"backend": name, "choices": self.choices, "dtype": "int8"}
 
 

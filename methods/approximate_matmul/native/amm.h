@@ -91,6 +91,13 @@ void nearest_scalar(const float* x, int64_t stride, const float* own, int column
 void nearest_avx2(const float* x, int64_t stride, const float* own, int columns, uint8_t* codes);
 #endif
 
+// Codes of 32 rows of bytes by one tree (bytes.cpp): x[t] is the column of level t.
+using WalkBytes = void (*)(const uint8_t* const x[4], const uint8_t* own, uint8_t* codes);
+void walk_bytes_scalar(const uint8_t* const x[4], const uint8_t* own, uint8_t* codes);
+#if defined(__x86_64__)
+void walk_bytes_avx2(const uint8_t* const x[4], const uint8_t* own, uint8_t* codes);
+#endif
+
 const Kernels& scalar_kernels();
 #if defined(__x86_64__)
 const Kernels& avx2_kernels();

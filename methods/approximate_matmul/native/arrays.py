@@ -48,6 +48,15 @@ class Forest:
         """Addresses of the two: NumPy takes longer to tell one than a small product takes."""
         return pointer_to(self.columns), pointer_to(self.thresholds)
 
+    @functools.cached_property
+    def of_bytes(self) -> npt.NDArray[np.uint8]:
+        """The thresholds for rows of bytes, uint8 [C, 32]: x >= v of an integer is x >= ceil v, never above 255."""
+        least = np.ceil(self.thresholds)
+        own = np.zeros((self.codebooks, 2, PROTOTYPES), np.uint8)
+        own[:, 0, : least.shape[1]] = np.nan_to_num(np.clip(least, 0, 255))
+        own[:, 1, : least.shape[1]] = np.where(least <= 255, 255, 0)
+        return own.reshape(self.codebooks, -1)
+
 
 @dataclass(frozen=True)
 class Centroids:

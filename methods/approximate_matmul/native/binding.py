@@ -77,7 +77,7 @@ LEVELS = (
 CEILING = "avx512vbmi"
 #: Limits the level from outside, e.g. to compare levels on one machine.
 VARIABLE = "SPEEDCLAIM_SIMD"
-_ABI = 2
+_ABI = 3
 _KINDS = {"float32": 0, "uint16": 1, "uint8": 3}
 _ERRORS = {
     1: "a null pointer was passed",
@@ -93,6 +93,7 @@ _ERRORS = {
 _P, _L, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _SIGNATURES: dict[str, list[Any]] = {
     "amm_encode": [_I, _P, _L, _L, _L, _L, _P, _P, _I, _P, _L, _I],
+    "amm_encode_bytes": [_I, _P, _L, _L, _L, _L, _P, _P, _I, _P, _L, _I],
     "amm_nearest": [_I, _P, _L, _L, _L, _L, _P, _P, _L, _I, _P, _L, _I],
     "amm_scan": [_I, _P, _L, _L, _P, _L, _I, _I, _P, _P, _I, _I, _I, _P, _L, _L, _I],
     "amm_matmul": [_I, _P, _L, _L, _L, _L, _P, _P, _P, _L, _I, _I, _P, _P, _I, _I, _I, _P, _L, _L, _I],
@@ -205,26 +206,28 @@ def describe(threads: int | None = None) -> dict[str, Any]:
     }
 
 
-def _input(a: Any) -> tuple[int, int, int, int, int]:
-    """(pointer, N, D, row stride, column stride), strides in elements."""
+def _input(a: Any, also: str = "") -> tuple[int, int, int, int, int]:
+    """(pointer, N, D, row stride, column stride), strides in elements; of float32, or of the dtype named too."""
     if is_torch(a):
         torch = sys.modules["torch"]
         if a.device.type != "cpu":
             raise Unsupported(
                 f"native kernels read CPU tensors, got one on {a.device}; move it or choose a GPU back-end."
             )
-        single, good = a.dtype is torch.float32, a.layout is torch.strided
+        good = a.layout is torch.strided
+        single = a.dtype is torch.float32 or str(a.dtype) == f"torch.{also}"
         stride, pointer = tuple(a.stride()), a.data_ptr()
     elif isinstance(a, np.ndarray):
-        single, pointer, good = a.dtype == np.float32, pointer_to(a), a.dtype.isnative
-        if single and (any(s % 4 for s in a.strides) or pointer % 4):
+        single, pointer, good = a.dtype.name in ("float32", also), pointer_to(a), a.dtype.isnative
+        if a.dtype == np.float32 and (any(s % 4 for s in a.strides) or pointer % 4):
             raise UserError("float32 rows that start between 4-byte places cannot be read; pass a copy of the array.")
         stride = tuple(s // a.itemsize for s in a.strides)
     else:
         raise UserError(f"a must be a NumPy array or a torch tensor, got {type(a).__name__}.")
     if not (single and good):
         raise Unsupported(
-            f"native kernels read dense float32, got {a.dtype}; convert with .float() / .astype(np.float32)."
+            f"native kernels read dense float32{also and f' or {also}'}, got {a.dtype}; convert with .float() / "
+            f".astype(np.float32)."
         )
     if a.ndim != 2:
         raise UserError(f"a must have the shape [N, D], got {tuple(a.shape)}.")
@@ -247,18 +250,21 @@ def encode(
     """Codes of every row, packed two to a byte.
 
     Args:
-        a: float32 [N, D] with any strides (column-major reads only the touched columns).
+        a: float32 or uint8 [N, D] with any strides (column-major reads only the touched columns).
         columns: :class:`Forest`, or int32 [C, 4], one column per level.
         thresholds: float32 [C, 15] in heap order; nothing with a forest.
         threads: worker threads over rows.
         level: SIMD level instead of the best one.
     """
-    pointer, n, d, rows, cols = _input(a)
+    pointer, n, d, rows, cols = _input(a, "uint8")
     trees = columns if isinstance(columns, Forest) else forest(columns, thresholds)
     data = np.empty((-(-n // BLOCK), (trees.codebooks + 1) // 2, BLOCK), np.uint8)
+    given, function = trees.pointers, _load().amm_encode
+    if str(a.dtype).endswith("uint8"):
+        given, function = (given[0], pointer_to(trees.of_bytes)), _load().amm_encode_bytes
     _check(
-        _load().amm_encode(
-            _level(level), pointer, n, d, rows, cols, *trees.pointers, trees.codebooks, pointer_to(data), data.nbytes,
+        function(
+            _level(level), pointer, n, d, rows, cols, *given, trees.codebooks, pointer_to(data), data.nbytes,
             threads or default_threads(),
         )
     )  # fmt: skip

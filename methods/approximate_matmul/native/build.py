@@ -25,6 +25,7 @@ SOURCES = (
     "driver.cpp",
     "pool.cpp",
     "nearest.cpp",
+    "bytes.cpp",
     "scalar.cpp",
     "avx2.cpp",
     "avx512.cpp",

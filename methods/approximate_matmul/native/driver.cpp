@@ -348,6 +348,63 @@ void nearest_span(const Kernels& k, Nearest nearest, const Subspaces& s, Span sp
     }
 }
 
+// Rows of bytes and the trees over them.
+struct Pictures {
+    const uint8_t* a;
+    int64_t n, row_stride, col_stride;
+    const int32_t* columns;  // [C, 4]
+    const uint8_t* own;      // 32 bytes a codebook, see bytes.cpp
+    int codebooks;
+    std::vector<int32_t> used, slots;  // touched columns in order; where each of `columns` stands among them
+};
+
+bool prepare_pictures(Pictures& s, int64_t d) {
+    std::vector<int32_t> slot(static_cast<size_t>(d), -1);
+    for (int i = 0; i < 4 * s.codebooks; ++i) {
+        if (s.columns[i] < 0 || s.columns[i] >= d) return false;
+        slot[static_cast<size_t>(s.columns[i])] = 0;
+    }
+    for (int32_t j = 0; j < d; ++j)
+        if (slot[static_cast<size_t>(j)] == 0) {
+            slot[static_cast<size_t>(j)] = static_cast<int32_t>(s.used.size());
+            s.used.push_back(j);
+        }
+    s.slots.resize(4 * static_cast<size_t>(s.codebooks));
+    for (int i = 0; i < 4 * s.codebooks; ++i) s.slots[i] = slot[static_cast<size_t>(s.columns[i])];
+    return true;
+}
+
+void walk_block(const Pictures& s, WalkBytes walk, const uint8_t* base, int64_t stride, const int32_t* columns,
+                int codebook, uint8_t* codes) {
+    const int32_t* j = columns + 4 * codebook;
+    const uint8_t* const x[4] = {base + j[0] * stride, base + j[1] * stride, base + j[2] * stride, base + j[3] * stride};
+    walk(x, s.own + 2 * kPrototypes * codebook, codes);
+}
+
+void walk_span(const Pictures& s, WalkBytes walk, Span span, uint8_t* codes) {
+    const int64_t step = code_bytes(s.codebooks);
+    std::memset(codes, 0, static_cast<size_t>(span.rows / kBlock * step));
+    if (s.row_stride == 1 && span.valid == span.rows) {
+        for (int c = 0; c < s.codebooks; ++c)
+            for (int b = 0; b < span.rows / kBlock; ++b)
+                walk_block(s, walk, s.a + span.row + b * kBlock, s.col_stride, s.columns, c,
+                           codes + b * step + c * kBlock);
+        return;
+    }
+    uint8_t* stage = static_cast<uint8_t*>(stage_scratch.take(s.used.size() * kBlock));
+    for (int r = 0; r < span.rows; r += kBlock, codes += step) {
+        const int valid = span.valid - r < kBlock ? span.valid - r : kBlock;
+        for (int i = 0; i < valid; ++i) {
+            const uint8_t* from = s.a + (span.row + r + i) * s.row_stride;
+            for (size_t j = 0; j < s.used.size(); ++j) stage[j * kBlock + i] = from[s.used[j] * s.col_stride];
+        }
+        for (int c = 0; c < s.codebooks; ++c) {
+            walk_block(s, walk, stage, kBlock, s.slots.data(), c, codes + c * kBlock);
+            for (int i = valid; i < kBlock; ++i) codes[c * kBlock + i] = 0;
+        }
+    }
+}
+
 uint8_t* codes_for(int codebooks, int rows) {
     return static_cast<uint8_t*>(code_scratch.take(static_cast<size_t>(padded(codebooks)) * static_cast<size_t>(rows)));
 }
@@ -359,7 +416,7 @@ using namespace amm;
 
 extern "C" {
 
-int amm_abi() { return 2; }
+int amm_abi() { return 3; }
 
 int amm_highest_level() { return highest_level(); }
 
@@ -405,6 +462,33 @@ int amm_encode(int level, const float* a, int64_t n, int64_t d, int64_t row_stri
     return each(Spans(n, rows), threads, [&](Span span, int64_t) {
         uint8_t* codes = codes_for(codebooks, rows);
         encode_span(*k, s, d, span, span.row + far < n && (habits & kFetching) ? far : 0, codes);
+        k->pack(codes, codebooks, span.rows, packed + span.row * pairs);
+    });
+} catch (const std::exception&) {
+    return kMemory;
+}
+
+// As amm_encode over bytes; own: [C, 32], see bytes.cpp.
+int amm_encode_bytes(int level, const uint8_t* a, int64_t n, int64_t d, int64_t row_stride, int64_t col_stride,
+                     const int32_t* columns, const uint8_t* own, int codebooks, uint8_t* packed, int64_t packed_bytes,
+                     int threads) try {
+    const Kernels* k = kernels(level, kAverage);  // plain codes at every level
+    if (!k) return kLevel;
+    if (!columns || !own || (n > 0 && (!a || !packed))) return kNull;
+    if (n < 0 || d < 1 || d > INT32_MAX - 8) return kSize;
+    if (codebooks < 1 || codebooks > kMaxTrees) return kCodebooks;
+    const int pairs = (codebooks + 1) / 2;
+    if (packed_bytes < (n + kBlock - 1) / kBlock * pairs * kBlock) return kBuffer;
+    Pictures s{a, n, row_stride, col_stride, columns, own, codebooks, {}, {}};
+    if (!prepare_pictures(s, d)) return kColumn;
+    WalkBytes walk = walk_bytes_scalar;
+#if defined(__x86_64__)
+    if (level >= 1) walk = walk_bytes_avx2;
+#endif
+    const int rows = encoded_rows(codebooks, n, threads > 1 ? threads : 1);
+    return each(Spans(n, rows), threads, [&](Span span, int64_t) {
+        uint8_t* codes = codes_for(codebooks, rows);
+        walk_span(s, walk, span, codes);
         k->pack(codes, codebooks, span.rows, packed + span.row * pairs);
     });
 } catch (const std::exception&) {

@@ -6,7 +6,7 @@ assert os.environ.get("TRITON_INTERPRET") == "1", "run with TRITON_INTERPRET=1"
 
 import torch
 
-from methods.approximate_matmul.linear import fused, integers
+from methods.approximate_matmul.linear import fused, products
 from methods.approximate_matmul.linear.base import Estimator
 from methods.approximate_matmul.linear.int8 import SMALLEST, Int8, up
 from methods.approximate_matmul.linear.int8_static import Int8Static
@@ -44,9 +44,32 @@ for kind, hyper in ((Int8, {}), (Int8Static, {"granularity": "column"}), (Int8St
         a = torch.randn(shape[0], shape[1], generator=generator)
         op = Estimator(kind, hyper).fit(a, torch.randn(shape[1:], generator=generator))
         expected = op(a)
-        op._weight = integers.padded(op.state["b"])
+        op._weight = products.weight("int_mm", op.state["b"], op._scale)
         assert op.work == a.dtype
         assert torch.equal(op(a), expected)
+# Tiles that do not divide the rows, columns or depth give the library's numbers, with and without scales of rows.
+products.TILES["tile 16x32"] = products.Tile(16, 32, 4, 1)
+for n, inner, outer in ((1, 3, 1), (16, 128, 32), (37, 130, 65), (50, 260, 257)):
+    b = torch.randint(-127, 128, (inner, outer), dtype=torch.int8, generator=generator)
+    a, scale = torch.randn(n, inner, generator=generator), torch.rand(outer, generator=generator) + 0.1
+    plain = products.weight("int_mm", b, scale)
+    for name in ("tile 16x32", "tile 64x256"):
+        given = products.weight(name, b, scale)
+        assert given.width % 128 == 0
+        q, steps = fused.quantise(a, given.width, given.rows(n), torch.int8, 127.0, SMALLEST)
+        for rows in (steps, None):
+            for dtype in (torch.float32, torch.float16):
+                got = given(q, rows, torch.full((n, outer), float("nan"), dtype=dtype))
+                assert torch.equal(got, plain(q[:, :inner].contiguous(), rows, torch.empty((n, outer), dtype=dtype)))
+        assert products.usable(name, b, scale).name == name
+    chosen, seconds, left_out = products.choose(b, a, SMALLEST)
+    assert chosen in seconds
+    assert not left_out
+    assert len(seconds) == 1 + len(products.TILES)
+assert products.usable("tile of old", b, scale).name == products.usable(None, b, scale).name == "int_mm"
+products.TILES["tile wrong"] = products.Tile(16, 48, 4, 1)  # no power of two: refused by the compiler
+assert products.usable("tile wrong", b, scale).name == "int_mm"
+
 assert fused.refusal(torch.device("cpu"), 50, torch.int8, 127, SMALLEST) is None
 good = fused.quantise
 fused.quantise = lambda *args, **more: tuple(x + 1 for x in good(*args, **more))

@@ -15,6 +15,8 @@ from triton.compiler import ASTSource
 
 from methods.approximate_matmul.gpu import _configs as configs
 from methods.approximate_matmul.gpu import _kernels as kernels
+from methods.approximate_matmul.linear import _kernels_product as scaled
+from methods.approximate_matmul.linear import products
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 
@@ -97,3 +99,13 @@ def test_encode_compiles(contiguous_rows):
     config = configs.encode(64, contiguous_rows)
     made = {"PACKED": False, "BM": config.bm, "BC": config.bn}
     compiled(kernels.encode_kernel, made, config, (), ("a_row",) if contiguous_rows else ("a_col",))
+
+
+@pytest.mark.parametrize("name", products.TILES)
+@pytest.mark.parametrize("rows", [False, True])
+def test_scaled_products_run_on_tensor_cores(name, rows):
+    tile = products.TILES[name]
+    made = {"ROWS": rows, "BM": tile.rows, "BN": tile.outputs, "BK": 128, "GROUP": 8}
+    ptx = compiled(scaled.product_kernel, made, tile, {"Q": "*i8", "W": "*i8", "T": "*fp32"}, (), ("n", "m", "k"))
+    assert re.search(r"wgmma\.mma_async\S*s32\.s8\.s8", ptx)
+    assert re.search(r"cp\.async\S*\s.*0x10", ptx), "rows of Q are fetched 16 bytes at a time"
