@@ -47,6 +47,8 @@ BlocksOption = Annotated[int | None, typer.Option("--blocks", help="Interleaved 
 BENCH_S = 450.0
 BudgetOption = Annotated[float | None, typer.Option("--budget-s", help="Seconds to spend; whole problems are dropped.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu or cuda; default: cuda when there is one.")]
+#: What the parser raises for a line that it cannot read; typer's own copy of click's class has no public name.
+USAGE: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 #: Exit code after Ctrl-C.
 INTERRUPTED = 130
 #: Verbs that go on with an unfinished record.
@@ -63,17 +65,15 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _terminated)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)  # type: ignore[assignment]
     try:
-        app(standalone_mode=True)
+        code = app(standalone_mode=False)
+    except USAGE as error:
+        _misused(error)
     except UserError as error:
         _fail(str(error), 2)
     except SpeedclaimError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
         _interrupted()
-    except SystemExit as ended:
-        if ended.code == INTERRUPTED:  # typer makes this of Ctrl-C, without a word
-            _interrupted()
-        raise
     except ModuleNotFoundError as error:
         if not error.name or error.name.split(".")[0] in ("harness", "methods", "suites", "reports"):
             raise
@@ -83,7 +83,19 @@ def main() -> NoReturn:
         sys.exit(0)
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}. Nothing that was recorded is lost.", 2)
-    sys.exit(0)
+    if code == INTERRUPTED:  # typer makes this of Ctrl-C, without a word
+        _interrupted()
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _misused(error: Any) -> NoReturn:
+    """An argument that the parser refuses, in the form of every other mistake; help where nothing was asked for."""
+    if not error.format_message():
+        print(error.ctx.get_help())
+        sys.exit(error.exit_code)
+    told = " ".join(error.format_message().split()).removesuffix(".")
+    place = f"{error.ctx.command_path} --help" if error.ctx is not None else "speedclaim --help"
+    _fail(f"{told[:1].lower()}{told[1:]}; see {place}", error.exit_code)
 
 
 def _interrupted() -> NoReturn:

@@ -282,7 +282,7 @@ def _case(
         alias=alias if is_baseline else None,
         peak_bytes=metrics[peak][0] if peak else None,
         peak_metric=peak,
-        energy_j=metrics["energy_j"][0] if "energy_j" in metrics else None,
+        energy_j=metrics["call_energy_j"][0] if "call_energy_j" in metrics else None,
         energy_reason=str(memory.get("energy", "")),
         errors={name: value for name, (value, unit) in sorted(metrics.items()) if unit in ("1", "")},
         amounts={

@@ -20,6 +20,8 @@ BUFFERS = 2
 ENERGY_WINDOWS = 6
 #: NVML refreshes its energy counter about every 20 to 100 ms, RAPL every millisecond.
 LONGEST_TICK_S = 2.0
+#: Calls between two looks at the counter last as long as this many looks, a window as long as a few such batches.
+LOOKS, BATCHES, MOST_CALLS = 10.0, 4, 1 << 16
 
 
 @dataclass(kw_only=True)
@@ -189,7 +191,10 @@ def memory_pass(*, op: Callable[[Any], Any], runtime: TaskRuntime, content: Any,
 def energy_pass(
     *, op: Callable[[Any], Any], runtime: TaskRuntime, content: Any, device: Device, seconds: float
 ) -> list[float] | str:
-    """Joules per call in several windows of ``seconds`` together, each from one tick of the counter to another.
+    """Joules per call in several windows of ``seconds`` together or longer, each from tick to tick of the counter.
+
+    Calls follow each other without waiting for the device between two looks at the counter, which take milliseconds
+    where NVML answers: a look after each call would charge it the idle device's joules.
 
     Returns:
         One value a window, or why there is none.
@@ -199,27 +204,52 @@ def energy_pass(
     buffer = runtime.buffer_like(content)
     runtime.fill(buffer, content)
 
+    def together(calls: int) -> float:
+        begin = time.monotonic()
+        for _ in range(calls):
+            op(buffer)
+        device.synchronize()
+        return time.monotonic() - begin
+
     def until_tick(least_s: float) -> tuple[float, int]:
         """Call until the counter has moved and ``least_s`` are over: the counter there, and the calls made."""
-        begin, last, calls = time.monotonic(), device.energy_j(), 0
+        begin, last, made = time.monotonic(), device.energy_j(), 0
         while time.monotonic() - begin < least_s + LONGEST_TICK_S:
-            op(buffer)
-            device.synchronize()
-            calls += 1
+            together(calls)
+            made += calls
             now = device.energy_j()
             if now is not None and now != last and time.monotonic() - begin >= least_s:
-                return now, calls
+                return now, made
             last = now
         raise TimeoutError
 
+    calls, batch_s = _batch(together, LOOKS * _look_s(device))
     try:
         start, _ = until_tick(0.0)
         windows = []
         for _ in range(ENERGY_WINDOWS):
-            end, calls = until_tick(seconds / ENERGY_WINDOWS)
-            windows.append((end - start) / calls)
+            end, made = until_tick(max(seconds / ENERGY_WINDOWS, BATCHES * batch_s))
+            windows.append((end - start) / made)
             start = end
     except TimeoutError:
         return f"the energy counter did not move within {LONGEST_TICK_S:g} s"
     # A counter that wraps around in one window costs that window alone.
     return [joules for joules in windows if joules > 0] or "the energy counter does not grow"
+
+
+def _look_s(device: Device) -> float:
+    """Seconds of one look at the counter, the shortest of three."""
+    spent = []
+    for _ in range(3):
+        begin = time.monotonic()
+        device.energy_j()
+        spent.append(time.monotonic() - begin)
+    return min(spent)
+
+
+def _batch(together: Callable[[int], float], least_s: float) -> tuple[int, float]:
+    """How many calls last ``least_s``, and what they last."""
+    calls = 1
+    while (spent := together(calls)) < least_s and calls < MOST_CALLS:
+        calls = min(MOST_CALLS, max(2 * calls, round(1.1 * calls * least_s / max(spent, 1e-9))))
+    return calls, spent

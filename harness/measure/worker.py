@@ -211,7 +211,7 @@ def _memory(method: Method, runtime: TaskRuntime, problem: Problem, device: Devi
     measurements: dict[str, list[Any]] = {name: [value, "bytes"] for name, value in peak.items()}
     detail = {}
     if isinstance(joules, list):
-        measurements["energy_j"] = [joules, "J"]
+        measurements["call_energy_j"] = [joules, "J"]
     else:
         detail["energy"] = joules
     return {"status": "passed", "reason": None, "measurements": measurements, "detail": detail}

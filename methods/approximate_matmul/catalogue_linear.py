@@ -146,6 +146,20 @@ HASH_JL = Method(
     origin="published design",
 )
 
+POPCOUNT = Method(
+    name="approximate_matmul.popcount",
+    impl=f"{_HERE}.popcount:make",
+    summary="Signs of random projections packed to bits, angles from the number of bits that differ",
+    source="Charikar, Similarity estimation techniques from rounding algorithms (STOC 2002), section 3",
+    formula="Y = |a| |b| cos(pi H / n), H = popcount(sign(a P) xor sign(b P)), n = 4 codebooks",
+    needs=("torch",),
+    reference=f"{_HERE}.reference_factors:popcount",
+    cost=f"{_HERE}.cost:rank_one",
+    dtypes=_DTYPES,
+    hyper={"codebooks": 16, "backend": "auto", "seed": 0},
+    origin="published design",
+)
+
 OSNAP = Method(
     name="approximate_matmul.osnap",
     impl=f"{_HERE}.osnap:make",

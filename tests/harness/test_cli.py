@@ -117,11 +117,35 @@ def test_claims_works_with_no_results_at_all(cli):
         (("compare", "a", "b"), ("no record at a",)),
         (("export", "--from", ".", "--to", "xml"), ("expected parquet or csv",)),
         (("list", "--task", "polr"), ("unknown task",)),
-        (("frobnicate",), ("No such command",)),
     ],
 )
 def test_a_mistake_is_one_clear_line_and_exit_code_2(cli, arguments, parts):
     one_line(cli(*arguments, code=2), *parts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("frobnicate",), "speedclaim: no such command 'frobnicate'"),
+        (("run", "--bogus"), "speedclaim: no such option: --bogus"),
+        (("run", "--blocks", "ten"), "speedclaim: invalid value for '--blocks': "),
+        (("compare", "a"), "speedclaim: missing argument"),
+        (("data", "frobnicate"), "speedclaim: no such command 'frobnicate'"),
+    ],
+)
+def test_a_line_that_cannot_be_parsed_is_one_line_too(cli, arguments, told):
+    done = cli(*arguments, code=2)
+    [line] = done.stderr.splitlines()
+    assert line.startswith(told), line
+    assert line.endswith("--help")
+    assert not done.stdout
+
+
+def test_help_where_nothing_is_asked_for(cli):
+    for arguments in ((), ("--help",), ("data",)):
+        done = cli(*arguments, code=0 if arguments == ("--help",) else 2)
+        assert "Usage" in done.stdout
+        assert not done.stderr
 
 
 def test_bad_files_and_unwritable_folders(cli, toy, tmp_path):

@@ -29,6 +29,11 @@ class Device:
         self.calls += 1
 
 
+@pytest.fixture(autouse=True)
+def one_call_a_look(monkeypatch):
+    monkeypatch.setattr(micro, "LOOKS", 0.0)
+
+
 def measure(device, seconds=0.03):
     return micro.energy_pass(op=device.op, runtime=Runtime(), content=None, device=device, seconds=seconds)
 
@@ -43,7 +48,7 @@ def test_a_counter_that_wraps_costs_its_window(monkeypatch):
     device = Device(top=60.0)
     found = measure(device, seconds=0.0)
     assert all(joules == pytest.approx(0.5) for joules in found)
-    device.calls = 118
+    device.calls = 117  # one call more finds how many go together
     assert len(measure(device, seconds=0.0)) == 2
 
 
@@ -56,3 +61,30 @@ def test_no_counter_says_so():
     device = Device()
     device.energy_j = lambda: None
     assert "no readable energy counter" in measure(device)
+
+
+class Slow:
+    """A device of one watt with a clock of its own: a call takes 10 us, a look 5 ms, the counter moves every 20 ms."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def energy_j(self):
+        self.now += 5e-3
+        return self.now // 20e-3 * 20e-3
+
+    def synchronize(self):
+        self.now += 1e-5
+
+    def op(self, buffer):
+        self.now += 1e-5
+
+
+def test_looking_at_the_counter_is_not_charged_to_the_calls(monkeypatch):
+    device = Slow()
+    monkeypatch.setattr(micro.time, "monotonic", lambda: device.now)
+    assert min(measure(device, seconds=0.4)) > 5e-3  # a look after each call
+    monkeypatch.setattr(micro, "LOOKS", 10.0)
+    found = measure(device, seconds=0.4)
+    assert len(found) == micro.ENERGY_WINDOWS
+    assert sum(found) / len(found) == pytest.approx(1e-5, rel=0.15)  # of it 10 % are looks

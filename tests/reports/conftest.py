@@ -245,7 +245,7 @@ def _lines(kind: str, problems: list[dict[str, Any]], blocks: int, methods: list
             memory = [_measure(peak, "bytes", [float(np.prod(problem["shape"])) * 4 * (2 + factor)])]
             energy = {"energy": "RAPL counters cannot be read by this user"} if kind == "cpu" else {}
             if kind == "cuda":
-                memory.append(_measure("energy_j", "J", [base * factor * 500]))
+                memory.append(_measure("call_energy_j", "J", [base * factor * 500]))
             lines.append({**common, "phase": "memory", "status": "passed", "measurements": memory, "detail": energy})
             for block in range(blocks):
                 shared = np.random.default_rng(1000 * index + block).normal(0, 0.05)

@@ -30,7 +30,7 @@ NUMBERS = {
     "multiplies",
     "gap_over_bound",
     "cache_misses",
-    "energy_j",
+    "call_energy_j",
 }
 ANCHORED = {"polar.aol-triton", "polar.ns-symmetric-triton", "polar.ns-torch", "polar.ns-compiled"}
 

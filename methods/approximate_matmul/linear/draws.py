@@ -44,6 +44,11 @@ def hash_jl(inner: int, rank: int, seed: int, scaling: str) -> Array:
     return sketch / math.sqrt(2) if scaling == "published" else sketch
 
 
+def hyperplanes(inner: int, bits: int, seed: int) -> Array:
+    """Normal vectors of random hyperplanes, [D, bits] ~ N(0, 1) (Charikar, STOC 2002, section 3)."""
+    return np.random.default_rng(seed).standard_normal((inner, bits))
+
+
 def osnap(inner: int, rank: int, seed: int, nonzeros: int) -> Array:
     """OSNAP in blocks: s count sketches side by side, entries +-1/sqrt(s) (arXiv 1211.1002, section 1).
 

@@ -16,6 +16,8 @@ from methods.approximate_matmul.linear import calls, fused, integers
 LIBRARY = "int_mm"
 #: Columns of Q and rows of W that every tile divides.
 _DEPTH, _OUTPUTS = 128, 256
+#: Rows that products are compared on: enough to fill a GPU some times over.
+_SAMPLE_ROWS, _SAMPLE_BYTES = 1 << 16, 1 << 28
 #: Tiles in a row that are worked on together.
 _GROUP = 8
 
@@ -118,6 +120,8 @@ def choose(b: Tensor, sample: Tensor, floor: float) -> tuple[str, dict[str, floa
     A tile that does not compile here, or gives other numbers than the library's, is left out.
     """
     scale = torch.linspace(0.5, 2.0, b.shape[1], device=b.device)
+    rows = max(1, min(_SAMPLE_ROWS, _SAMPLE_BYTES // (sample.shape[1] * sample.element_size())))
+    sample = sample.repeat(-(-rows // len(sample)), 1)[:rows] if sample.is_cuda else sample
     usable: dict[str, Callable[[Tensor], Tensor]] = {}
     left_out: list[str] = []
     wanted: Tensor | None = None

@@ -41,6 +41,23 @@ def hash_jl(*, rank: int = 16, scaling: str = "unbiased", backend: str = "auto",
     return _sketched("hash-jl", rank, lambda inner: draws.hash_jl(inner, rank, seed, scaling))
 
 
+def popcount(*, codebooks: int = 16, backend: str = "auto", seed: int = 0) -> Plain:
+    """Angles from the share of random hyperplanes that part a row from a column."""
+
+    def learn(a_train: Array, b: Array) -> Product:
+        planes = draws.hyperplanes(len(b), 4 * codebooks, seed)
+        sides, lengths = b.T @ planes >= 0, np.linalg.norm(b, axis=0)
+
+        def product(a: Array) -> Array:
+            apart = np.stack([((row @ planes >= 0) != sides).mean(axis=1) for row in a])
+            answer: Array = np.linalg.norm(a, axis=1)[:, None] * lengths * np.cos(np.pi * apart)
+            return answer
+
+        return product
+
+    return Plain("popcount", learn, {"codebooks": codebooks, "backend": backend, "seed": seed})
+
+
 def osnap(*, rank: int = 16, nonzeros: int | str = "auto", backend: str = "auto", seed: int = 0) -> Plain:
     """OSNAP."""
     return _sketched("osnap", rank, lambda inner: draws.osnap(inner, rank, seed, resolved(nonzeros, rank)))

@@ -9,6 +9,7 @@
 namespace amm {
 
 constexpr int kBlock = 32;          // rows of one block of packed codes
+constexpr int kTileRows = 256;      // most rows of a tile
 constexpr int kGroup = 8;           // outputs that one transposing store handles
 constexpr int kPrototypes = 16;     // 4-bit codes, four levels
 constexpr int kNodes = 15;          // thresholds of a tree in heap order
@@ -88,6 +89,9 @@ struct Kernels {
 using Nearest = void (*)(const float* x, int64_t stride, const float* own, int columns, uint8_t* codes);
 void nearest_scalar(const float* x, int64_t stride, const float* own, int columns, uint8_t* codes);
 #if defined(__x86_64__)
+// Rows of 1 to 7 outputs (few.cpp): row r of output o is from[o * apart + r]; float32 = sum * scale + offset.
+void rows_of_columns(const uint16_t* from, int64_t apart, int rows, int outputs, const float* scale,
+                     const float* offset, float* out, int64_t stride);
 void nearest_avx2(const float* x, int64_t stride, const float* own, int columns, uint8_t* codes);
 #endif
 

@@ -280,8 +280,24 @@ AVX2_INLINE void transpose(const uint16_t* tile, int rows, int outputs, __m256i*
     }
 }
 
+AVX2 void column_u16(const void* tile, int rows, uint16_t* out) {
+    const uint16_t* from = static_cast<const uint16_t*>(tile);
+    for (int r = 0; r < rows; r += 32) {
+        const __m256i even = load(from + r), odd = load(from + r + 16);
+        const __m256i a = _mm256_unpacklo_epi16(even, odd), b = _mm256_unpackhi_epi16(even, odd);
+        store(out + r, _mm256_permute2x128_si256(a, b, 0x20));
+        store(out + r + 16, _mm256_permute2x128_si256(a, b, 0x31));
+    }
+}
+
 AVX2 void store_f32(const void* tile, int rows, int valid, int outputs, const float* scale, const float* offset,
                     float* out, int64_t out_stride) {
+    if (outputs < kGroup) {
+        uint16_t columns[(kGroup - 1) * kTileRows];
+        for (int o = 0; o < outputs; ++o)
+            column_u16(static_cast<const uint16_t*>(tile) + static_cast<int64_t>(o) * rows, rows, columns + o * rows);
+        return rows_of_columns(columns, rows, valid, outputs, scale, offset, out, out_stride);
+    }
     float spare[16] = {0};
     for (int o = 0; o < outputs; ++o) {
         spare[o] = scale[o];
@@ -299,7 +315,7 @@ AVX2 void store_f32(const void* tile, int rows, int valid, int outputs, const fl
                 const __m256 y0 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(low), s, f);
                 const __m256 y1 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(high), s, f);
                 const int r0 = r + 2 * i + half, r1 = r0 + 16;
-                if (outputs == kGroup && r + 32 <= valid) {
+                if (r + 32 <= valid) {
                     _mm256_storeu_ps(out + r0 * out_stride, y0);
                     _mm256_storeu_ps(out + r1 * out_stride, y1);
                     continue;
@@ -331,16 +347,6 @@ AVX2 void store_u16(const void* tile, int rows, int valid, int outputs, uint16_t
                     for (int o = 0; !whole && row < valid && o < outputs; ++o) to[o] = part[o];
                 }
         }
-}
-
-AVX2 void column_u16(const void* tile, int rows, uint16_t* out) {
-    const uint16_t* from = static_cast<const uint16_t*>(tile);
-    for (int r = 0; r < rows; r += 32) {
-        const __m256i even = load(from + r), odd = load(from + r + 16);
-        const __m256i a = _mm256_unpacklo_epi16(even, odd), b = _mm256_unpackhi_epi16(even, odd);
-        store(out + r, _mm256_permute2x128_si256(a, b, 0x20));
-        store(out + r + 16, _mm256_permute2x128_si256(a, b, 0x31));
-    }
 }
 
 }  // namespace

@@ -26,10 +26,12 @@ from methods.approximate_matmul.native import build
 from methods.approximate_matmul.native.arrays import (
     BLOCK,
     MAX_CODEBOOKS,
+    WORD_BITS,
     Array,
     Centroids,
     Forest,
     Packed,
+    Signatures,
     Tables,
     centroids,
     forest,
@@ -38,6 +40,7 @@ from methods.approximate_matmul.native.arrays import (
     plain,
     pointer_to,
     prepare,
+    signatures,
     unpack,
 )
 
@@ -47,11 +50,13 @@ __all__ = [
     "Centroids",
     "Forest",
     "Packed",
+    "Signatures",
     "Tables",
     "available",
     "centroids",
     "default_threads",
     "describe",
+    "distances",
     "encode",
     "forest",
     "gigahertz",
@@ -64,6 +69,7 @@ __all__ = [
     "pack",
     "prepare",
     "scan",
+    "signatures",
     "unpack",
 ]
 
@@ -77,7 +83,7 @@ LEVELS = (
 CEILING = "avx512vbmi"
 #: Limits the level from outside, e.g. to compare levels on one machine.
 VARIABLE = "SPEEDCLAIM_SIMD"
-_ABI = 3
+_ABI = 4
 _KINDS = {"float32": 0, "uint16": 1, "uint8": 3}
 _ERRORS = {
     1: "a null pointer was passed",
@@ -94,6 +100,7 @@ _P, _L, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _SIGNATURES: dict[str, list[Any]] = {
     "amm_encode": [_I, _P, _L, _L, _L, _L, _P, _P, _I, _P, _L, _I],
     "amm_encode_bytes": [_I, _P, _L, _L, _L, _L, _P, _P, _I, _P, _L, _I],
+    "amm_distances": [_I, _P, _L, _P, _L, _L, _I, _P, _P, _P, _P, _L, _I],
     "amm_nearest": [_I, _P, _L, _L, _L, _L, _P, _P, _L, _I, _P, _L, _I],
     "amm_scan": [_I, _P, _L, _L, _P, _L, _I, _I, _P, _P, _I, _I, _I, _P, _L, _L, _I],
     "amm_matmul": [_I, _P, _L, _L, _L, _L, _P, _P, _P, _L, _I, _I, _P, _P, _I, _I, _I, _P, _L, _L, _I],
@@ -289,6 +296,51 @@ def nearest(a: Any, given: Centroids, *, threads: int | None = None, level: str 
         )
     )  # fmt: skip
     return Packed(data, n, given.codebooks)
+
+
+def distances(
+    codes: Any,
+    outputs: Signatures,
+    table: Any = None,
+    row_scale: Any = None,
+    scale: Any = None,
+    *,
+    threads: int | None = None,
+    level: str | None = None,
+) -> Array:
+    """Bits in which every row's code differs from every output's: uint16 [N, M], or float32 through a table.
+
+    Args:
+        codes: uint8 [N, bytes] with as many bytes as the outputs'.
+        outputs: :func:`signatures`.
+        table: float32, a number for each distance; then the result is ``row_scale[n] scale[m] table[distance]``.
+        row_scale: float32 [N], with ``table``.
+        scale: float32 [M], with ``table``.
+        threads: worker threads over rows.
+        level: SIMD level instead of the best one.
+    """
+    each, words = plain(codes, np.uint8, "codes"), len(outputs.data)
+    if each.ndim != 2 or each.shape[1] != 8 * words:
+        raise UserError(f"codes must be [N, {8 * words}] bytes like the outputs', got {each.shape}.")
+    n, m = len(each), outputs.m
+    pointers = [0, 0, 0]
+    if table is not None:
+        wanted = (("table", table, WORD_BITS * words + 1), ("row_scale", row_scale, n), ("scale", scale, m))
+        given = [np.ravel(plain(value, np.float32, name)) for name, value, _ in wanted]
+        if given[0].size < wanted[0][2]:  # codes are filled up to whole words with bits that never differ
+            given[0] = np.pad(given[0], (0, wanted[0][2] - given[0].size))
+        for (name, _, size), array in zip(wanted, given, strict=True):
+            if array.size != size:
+                raise UserError(f"{name} must have {size} numbers, got {array.size}.")
+        pointers = [pointer_to(array) for array in given]
+    out = np.empty((n, m), np.uint16 if table is None else np.float32)
+    _check(
+        _load().amm_distances(
+            _level(level), pointer_to(each), n, pointer_to(outputs.data), outputs.data.shape[1], m, words, *pointers,
+            pointer_to(out), out.size, threads or default_threads(),
+        )
+    )  # fmt: skip
+    return out
 
 
 def _output(kind: str, order: str, n: int, m: int, like_torch: bool, out: Any) -> tuple[Any, int, int, int, int]:

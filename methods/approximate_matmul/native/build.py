@@ -26,6 +26,8 @@ SOURCES = (
     "pool.cpp",
     "nearest.cpp",
     "bytes.cpp",
+    "popcount.cpp",
+    "few.cpp",
     "scalar.cpp",
     "avx2.cpp",
     "avx512.cpp",

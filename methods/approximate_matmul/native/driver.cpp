@@ -24,7 +24,7 @@ enum Error {
     kOutput = 9
 };
 
-constexpr int kChunk = 256;            // rows; codes of 64 codebooks and the tables of 8 outputs then fit a 32 KiB L1
+constexpr int kChunk = kTileRows;            // rows; codes of 64 codebooks and the tables of 8 outputs then fit a 32 KiB L1
 constexpr int kEncoded = 1024;         // the same where nothing is looked up
 constexpr int kCodeBytes = 16 * 1024;  // fewer rows when codes would take more
 constexpr int kMaxTrees = 1 << 15;
@@ -416,7 +416,7 @@ using namespace amm;
 
 extern "C" {
 
-int amm_abi() { return 3; }
+int amm_abi() { return 4; }
 
 int amm_highest_level() { return highest_level(); }
 

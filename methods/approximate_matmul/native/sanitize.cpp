@@ -12,6 +12,10 @@ int amm_highest_level();
 void amm_set_habits(int);
 int amm_encode(int, const float*, int64_t, int64_t, int64_t, int64_t, const int32_t*, const float*, int, uint8_t*,
                int64_t, int);
+int amm_encode_bytes(int, const uint8_t*, int64_t, int64_t, int64_t, int64_t, const int32_t*, const uint8_t*, int,
+                     uint8_t*, int64_t, int);
+int amm_distances(int, const uint64_t*, int64_t, const uint64_t*, int64_t, int64_t, int, const float*, const float*,
+                  const float*, void*, int64_t, int);
 int amm_nearest(int, const float*, int64_t, int64_t, int64_t, int64_t, const int32_t*, const float*, int64_t, int,
                 uint8_t*, int64_t, int);
 int amm_scan(int, const uint8_t*, int64_t, int64_t, const uint8_t*, int64_t, int, int, const float*, const float*, int,
@@ -85,6 +89,39 @@ void round_trip(int round) {
                        packed_bytes, 1) == 4, "short centroids");
     expect(amm_nearest(0, a.get(), n, d + 1, rows, cols, starts.get(), own.get(), own.n, codebooks, nearest.get(),
                        packed_bytes, 1) == 3, "subspaces");
+    Heap<uint8_t> bytes(a.n), nodes(32 * codebooks);
+    for (int64_t i = 0; i < a.n; ++i) bytes[i] = static_cast<uint8_t>(below(4) * 85);
+    for (int64_t i = 0; i < nodes.n; ++i) nodes[i] = static_cast<uint8_t>(i % 32 < 16 ? below(4) * 85 : below(9) ? 255 : 0);
+    for (int level = 0; level <= amm_highest_level(); ++level) {
+        Heap<uint8_t>& to = level ? nearest : want_nearest;
+        expect(amm_encode_bytes(level, bytes.get(), n, d, rows, cols, columns.get(), nodes.get(), codebooks, to.get(),
+                                packed_bytes, 1 + below(3)) == 0, "bytes");
+        expect(!level || !std::memcmp(nearest.get(), want_nearest.get(), static_cast<size_t>(packed_bytes)),
+               "codes of bytes");
+    }
+    expect(amm_encode_bytes(0, bytes.get(), n, d, rows, cols, columns.get(), nodes.get(), codebooks, nearest.get(),
+                            packed_bytes - 1, 1) == 4, "short codes of bytes");
+    const int words = 1 + below(3), wide = (m + 7) / 8 * 8;
+    Heap<uint64_t> signs(n * words), others(words * wide);
+    for (int64_t i = 0; i < signs.n; ++i) signs[i] = static_cast<uint64_t>(random_bits()) << 32 | random_bits();
+    for (int64_t i = 0; i < others.n; ++i) others[i] = static_cast<uint64_t>(random_bits()) << 32 | random_bits();
+    Heap<float> cosines(64 * words + 1), lengths(n), product(n * m);
+    for (int64_t i = 0; i < cosines.n; ++i) cosines[i] = static_cast<float>(i);
+    for (int64_t i = 0; i < n; ++i) lengths[i] = 2.0f;
+    Heap<uint16_t> want_apart(n * m), apart(n * m);
+    for (int level = 0; level <= amm_highest_level(); ++level) {
+        Heap<uint16_t>& to = level ? apart : want_apart;
+        expect(amm_distances(level, signs.get(), n, others.get(), wide, m, words, nullptr, nullptr, nullptr, to.get(),
+                             n * m, 1 + below(3)) == 0, "distances");
+        expect(!level || !std::memcmp(apart.get(), want_apart.get(), static_cast<size_t>(2 * n * m)), "distances' values");
+        expect(amm_distances(level, signs.get(), n, others.get(), wide, m, words, cosines.get(), lengths.get(),
+                             scale.get(), product.get(), n * m, 1 + below(3)) == 0, "angles");
+        expect(product[n * m - 1] == static_cast<float>(want_apart[n * m - 1]), "angles' values");  // 2 times 0.5
+    }
+    expect(amm_distances(0, signs.get(), n, others.get(), wide, m, words, nullptr, nullptr, nullptr, apart.get(),
+                         n * m - 1, 1) == 4, "short distances");
+    expect(amm_distances(0, signs.get(), n, others.get(), m + (m % 8 == 0), m, words, nullptr, nullptr, nullptr,
+                         apart.get(), n * m, 1) == 2, "outputs that fill no lanes");
     const int element[] = {4, 2, 2, 1};
     for (int aggregation = 0; aggregation < 2; ++aggregation)
         for (int kind = 0; kind < 4; ++kind) {

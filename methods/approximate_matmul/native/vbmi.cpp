@@ -282,21 +282,36 @@ TARGET_VBMI void scan_kind(const Job& j) {
 
 TARGET_VBMI void scan(const Job& j);
 
+// Up to three float outputs: sums of four by column, the last ones empty, then rows of those there are.
+TARGET_VBMI void scan_pair(const Job& j) {
+    const int count = padded(j.codebooks);
+    alignas(64) uint8_t tables[4 * kSpare];
+    uint16_t sums[4 * kTileRows];
+    std::memset(tables, 0, static_cast<size_t>(4 * count * kPrototypes));
+    std::memcpy(tables, j.tables, static_cast<size_t>(j.m * count * kPrototypes));
+    for (int from = 0; from < j.rows; from += kTileRows) {
+        const int rows = j.rows - from < kTileRows ? j.rows - from : kTileRows;
+        scan({j.codes + from / kBlock * code_bytes(j.codebooks), tables, j.codebooks, rows, 4, kU16Columns, nullptr,
+              nullptr, sums, rows, j.ahead, nullptr});
+        rows_of_columns(sums, rows, rows, j.m, j.scale, j.offset, static_cast<float*>(j.out) + from * j.stride, j.stride);
+    }
+}
+
 // Fewer outputs than a tile: tables and results of eight, the last ones empty.
 TARGET_VBMI void scan_few(const Job& j) {
+    if (j.kind == kFloat) return scan_pair(j);
     const int count = padded(j.codebooks);
     alignas(64) uint8_t tables[8 * kSpare];
-    alignas(64) char out[256 * 8 * sizeof(float)];
-    float scale[8] = {0}, offset[8] = {0};
+    alignas(64) char out[256 * 8 * sizeof(uint16_t)];
+    const float none[8] = {0};
     std::memset(tables, 0, static_cast<size_t>(8 * count * kPrototypes));
     std::memcpy(tables, j.tables, static_cast<size_t>(j.m * count * kPrototypes));
-    for (int o = 0; o < j.m && j.kind == kFloat; ++o) scale[o] = j.scale[o], offset[o] = j.offset[o];
     const bool columns = j.kind == kU16Columns;
-    const size_t element = j.kind == kFloat ? 4 : j.kind == kU8 ? 1 : 2;
+    const size_t element = j.kind == kU8 ? 1 : 2;
     for (int from = 0; from < j.rows; from += 256) {
         const int rows = j.rows - from < 256 ? j.rows - from : 256;
         const int64_t stride = columns ? rows : 8;
-        const Job part{j.codes + from / kBlock * code_bytes(j.codebooks), tables, j.codebooks, rows, 8, j.kind, scale, offset,
+        const Job part{j.codes + from / kBlock * code_bytes(j.codebooks), tables, j.codebooks, rows, 8, j.kind, none, none,
                        out, stride, j.ahead, nullptr};
         scan(part);
         const int lines = columns ? j.m : rows;

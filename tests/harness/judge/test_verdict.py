@@ -316,6 +316,24 @@ def test_growth_is_read_above_the_launch_knee(claim: Any, store: Any, exponent: 
     assert "slope needs three" in one(growth, short).reason
 
 
+@pytest.mark.parametrize(("clock", "word"), [("host", "reproduced"), ("op", "inconclusive")])
+def test_what_hardly_grows_is_judged_where_no_launch_could_hide_it(
+    claim: Any, store: Any, clock: str, word: str
+) -> None:
+    flat = claim(kind="growth", ratio=0.2, tolerance=0.0, baseline=None, error_metric=None, clock=clock)
+    rows = {"host": "host", "op": "op-cold"}[clock]
+    data = store()
+    for n in (16, 32, 64, 128):
+        data.times("toy.new", n**-0.1, problem=f"gaussian-{n}x{n}-float32-cpu", clock=rows)
+    found = one(flat, data)
+    assert found.verdict == word
+    if clock == "host":
+        assert found.ratio == pytest.approx(0.1, abs=0.01)
+        assert len(found.problems) == 4
+    else:
+        assert "slope needs three" in found.reason
+
+
 def training(claim: Any, **fields: Any) -> Any:
     defaults = {"workload": "toy-train", "problems": [], "metric": "time_to_target_s", "error_metric": None}
     return claim(**{**defaults, **fields})

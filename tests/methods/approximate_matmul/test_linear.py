@@ -283,7 +283,7 @@ def test_loading_something_else_is_an_error(tmp_path) -> None:
 
 def test_descriptors_are_complete_and_torch_free() -> None:
     found = [value for value in vars(catalogue_linear).values() if hasattr(value, "impl")]
-    assert {item.name for item in found} == {TASK + name for name in (*CPU, "fp8", "int8-torch")}
+    assert {item.name for item in found} == {TASK + name for name in (*CPU, "fp8", "int8-torch", "popcount")}
     for item in found:
         assert method(item.name) == item
         for made in (item.impl, item.reference):
