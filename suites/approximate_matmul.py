@@ -145,16 +145,16 @@ CPU = _problems(
     ],
 )
 
-#: Pictures as they come, in bytes, a pixel of one patch after that of another (as a convolution reads them) or patch by
-#: patch. Every method may take bytes; those that know only floats cast them within their time.
+#: Pictures as they come, in bytes, patch by patch, or each pixel of all patches together (as a convolution may read
+#: them). Every method may take bytes; those that know only floats cast them within their time.
 PICTURES = _problems(
     "cpu",
     "uint8",
     [
-        ("sobel_columns", "filter:sobel@photos", SOBEL, (4,), STANDARD),
-        ("gauss_columns", "filter:gauss@photos", GAUSS, (4,), STANDARD),
-        ("sobel", "filter:sobel@photos", SOBEL, (4,), FULL),
-        ("gauss", "filter:gauss@photos", GAUSS, (4,), FULL),
+        ("sobel", "filter:sobel@photos", SOBEL, (4,), STANDARD),
+        ("gauss", "filter:gauss@photos", GAUSS, (4,), STANDARD),
+        ("sobel_columns", "filter:sobel@photos", SOBEL, (4,), FULL),
+        ("gauss_columns", "filter:gauss@photos", GAUSS, (4,), FULL),
     ],
 )
 

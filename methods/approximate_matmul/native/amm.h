@@ -100,6 +100,9 @@ using WalkBytes = void (*)(const uint8_t* const x[4], const uint8_t* own, uint8_
 void walk_bytes_scalar(const uint8_t* const x[4], const uint8_t* own, uint8_t* codes);
 #if defined(__x86_64__)
 void walk_bytes_avx2(const uint8_t* const x[4], const uint8_t* own, uint8_t* codes);
+// 32 rows of bytes into columns: group g covers starts[g]..+15, its column i goes to slot slots[16 g + i] (-1: not needed).
+void columns_of_bytes_avx2(const uint8_t* a, int64_t row_stride, const int32_t* starts, const int32_t* slots, int groups,
+                           uint8_t* stage);
 #endif
 
 const Kernels& scalar_kernels();

@@ -34,6 +34,38 @@ __attribute__((target("avx2"))) void walk_bytes_avx2(const uint8_t* const x[4], 
     }
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), _mm256_sub_epi8(node, _mm256_set1_epi8(kNodes)));
 }
+
+// Four rounds of interleaving rotate the eight bits of (row, column) by half: rows r and r + 16 share a register, whose
+// lanes are transposed each for itself, so that a column's 32 bytes come out in order.
+__attribute__((target("avx2"))) void columns_of_bytes_avx2(const uint8_t* a, int64_t row_stride, const int32_t* starts,
+                                                           const int32_t* slots, int groups, uint8_t* stage) {
+    for (int g = 0; g < groups; ++g, slots += 16) {
+        __m256i m[16], t[16];
+#pragma GCC unroll 16
+        for (int r = 0; r < 16; ++r) {
+            const uint8_t* at = a + r * row_stride + starts[g];
+            const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+            const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at + 16 * row_stride));
+            m[r] = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+        }
+#pragma GCC unroll 2
+        for (int round = 0; round < 2; ++round) {
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; ++i) {
+                t[2 * i] = _mm256_unpacklo_epi8(m[i], m[i + 8]);
+                t[2 * i + 1] = _mm256_unpackhi_epi8(m[i], m[i + 8]);
+            }
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; ++i) {
+                m[2 * i] = _mm256_unpacklo_epi8(t[i], t[i + 8]);
+                m[2 * i + 1] = _mm256_unpackhi_epi8(t[i], t[i + 8]);
+            }
+        }
+#pragma GCC unroll 16
+        for (int j = 0; j < 16; ++j)
+            if (slots[j] >= 0) _mm256_storeu_si256(reinterpret_cast<__m256i*>(stage + slots[j] * kBlock), m[j]);
+    }
+}
 #endif
 
 }  // namespace amm

@@ -355,7 +355,8 @@ struct Pictures {
     const int32_t* columns;  // [C, 4]
     const uint8_t* own;      // 32 bytes a codebook, see bytes.cpp
     int codebooks;
-    std::vector<int32_t> used, slots;  // touched columns in order; where each of `columns` stands among them
+    std::vector<int32_t> used, slots;            // touched columns in order; where each of `columns` stands among them
+    std::vector<int32_t> starts, slots_of_groups;  // for columns_of_bytes: 16 columns each
 };
 
 bool prepare_pictures(Pictures& s, int64_t d) {
@@ -371,6 +372,15 @@ bool prepare_pictures(Pictures& s, int64_t d) {
         }
     s.slots.resize(4 * static_cast<size_t>(s.codebooks));
     for (int i = 0; i < 4 * s.codebooks; ++i) s.slots[i] = slot[static_cast<size_t>(s.columns[i])];
+    if (s.col_stride != 1 || d < 16) return true;
+    for (int32_t j : s.used) {
+        const int32_t start = j / 16 * 16 + 16 <= d ? j / 16 * 16 : static_cast<int32_t>(d) - 16;
+        if (s.starts.empty() || s.starts.back() != start) {
+            s.starts.push_back(start);
+            s.slots_of_groups.insert(s.slots_of_groups.end(), 16, -1);
+        }
+        s.slots_of_groups[s.slots_of_groups.size() - 16 + static_cast<size_t>(j - start)] = slot[static_cast<size_t>(j)];
+    }
     return true;
 }
 
@@ -381,7 +391,18 @@ void walk_block(const Pictures& s, WalkBytes walk, const uint8_t* base, int64_t 
     walk(x, s.own + 2 * kPrototypes * codebook, codes);
 }
 
-void walk_span(const Pictures& s, WalkBytes walk, Span span, uint8_t* codes) {
+void stage_bytes(const Pictures& s, bool vectors, const uint8_t* from, int valid, uint8_t* stage) {
+#if defined(__x86_64__)
+    if (vectors && valid == kBlock && !s.starts.empty())
+        return columns_of_bytes_avx2(from, s.row_stride, s.starts.data(), s.slots_of_groups.data(),
+                                     static_cast<int>(s.starts.size()), stage);
+#endif
+    (void)vectors;
+    for (int i = 0; i < valid; ++i, from += s.row_stride)
+        for (size_t j = 0; j < s.used.size(); ++j) stage[j * kBlock + i] = from[s.used[j] * s.col_stride];
+}
+
+void walk_span(const Pictures& s, WalkBytes walk, bool vectors, Span span, uint8_t* codes) {
     const int64_t step = code_bytes(s.codebooks);
     std::memset(codes, 0, static_cast<size_t>(span.rows / kBlock * step));
     if (s.row_stride == 1 && span.valid == span.rows) {
@@ -394,10 +415,7 @@ void walk_span(const Pictures& s, WalkBytes walk, Span span, uint8_t* codes) {
     uint8_t* stage = static_cast<uint8_t*>(stage_scratch.take(s.used.size() * kBlock));
     for (int r = 0; r < span.rows; r += kBlock, codes += step) {
         const int valid = span.valid - r < kBlock ? span.valid - r : kBlock;
-        for (int i = 0; i < valid; ++i) {
-            const uint8_t* from = s.a + (span.row + r + i) * s.row_stride;
-            for (size_t j = 0; j < s.used.size(); ++j) stage[j * kBlock + i] = from[s.used[j] * s.col_stride];
-        }
+        stage_bytes(s, vectors, s.a + (span.row + r) * s.row_stride, valid, stage);
         for (int c = 0; c < s.codebooks; ++c) {
             walk_block(s, walk, stage, kBlock, s.slots.data(), c, codes + c * kBlock);
             for (int i = valid; i < kBlock; ++i) codes[c * kBlock + i] = 0;
@@ -479,7 +497,7 @@ int amm_encode_bytes(int level, const uint8_t* a, int64_t n, int64_t d, int64_t 
     if (codebooks < 1 || codebooks > kMaxTrees) return kCodebooks;
     const int pairs = (codebooks + 1) / 2;
     if (packed_bytes < (n + kBlock - 1) / kBlock * pairs * kBlock) return kBuffer;
-    Pictures s{a, n, row_stride, col_stride, columns, own, codebooks, {}, {}};
+    Pictures s{a, n, row_stride, col_stride, columns, own, codebooks, {}, {}, {}, {}};
     if (!prepare_pictures(s, d)) return kColumn;
     WalkBytes walk = walk_bytes_scalar;
 #if defined(__x86_64__)
@@ -488,7 +506,7 @@ int amm_encode_bytes(int level, const uint8_t* a, int64_t n, int64_t d, int64_t 
     const int rows = encoded_rows(codebooks, n, threads > 1 ? threads : 1);
     return each(Spans(n, rows), threads, [&](Span span, int64_t) {
         uint8_t* codes = codes_for(codebooks, rows);
-        walk_span(s, walk, span, codes);
+        walk_span(s, walk, level >= 1, span, codes);
         k->pack(codes, codebooks, span.rows, packed + span.row * pairs);
     });
 } catch (const std::exception&) {
