@@ -84,6 +84,8 @@ def _absent(claim: Claim, group: Group, side: str) -> str:
     found = trained_runs.from_rows(group.rows)
     if trained_runs.counting(found, arm, hyper, claim.metric):
         return f"every run of {arm} was resumed, had others beside it, or the device braked: such runs have no time"
+    if any(run.arm == arm and run.fits(hyper) and not run.watched(claim.metric) for run in found):
+        return f"every run of {arm} was ended at a nearer level, as asked (--until)"
     if trained_runs.counting(found, arm, hyper):
         return f"{arm} was trained for another length than the workload's (--epochs), which judges an update alone"
     why = evidence.hindrance(claim, [row for row in group.rows if _hinders(row)], arm)

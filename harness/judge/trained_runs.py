@@ -110,6 +110,25 @@ class Trained:
         return bool(self.detail.get("stopped_early")) or cut
 
     @property
+    def until(self) -> float | None:
+        """The level at which the run was ended on request, None when it ran on."""
+        level = (self.detail.get("spec") or {}).get("until")
+        return float(level) if level is not None and self.detail.get("stopped_early") and not self.reached else None
+
+    def watched(self, metric: str | None) -> bool:
+        """Whether it was watched for what ``metric`` asks: one ended on request was not, beyond the level it ended at.
+
+        Without a metric the question is whether it reached its target.
+        """
+        if self.until is None or metric in OF_ANY_LENGTH:
+            return True
+        asked = _LEVEL.match(metric or "")
+        if asked is None:
+            return False
+        sign = 1.0 if (self.detail.get("target") or {}).get("larger_is_better", True) else -1.0
+        return sign * float(asked["level"]) <= sign * self.until
+
+    @property
     def tuning(self) -> bool:
         """Whether it is a tuning trial, which held validation data out and enters no verdict."""
         return str(self.detail.get("split") or "test").startswith("val")
@@ -187,6 +206,8 @@ class Trained:
         Raises:
             ValueError: a run that ended with its budget does not say what the budget was.
         """
+        if not self.watched(metric):
+            raise ValueError(f"{self.arm}, seed {self.seed} was ended at {self.until:g}, as asked (--until)")
         if level := _LEVEL.match(metric):
             return self._crossed(level["axis"], float(level["level"]), level["unit"] or "")
         if self.reached and metric in self.metrics:
@@ -291,12 +312,17 @@ def counting(
     is ``wanted`` a run by the recipe comes before one with values from the command line: trying a value changes no
     verdict on the recipe. A run of another length than the workload's counts where the length is wanted, or for a
     ``metric`` that it changes nothing of (:data:`OF_ANY_LENGTH`); without a metric nothing is judged. For a time to
-    target the first part of a training (:attr:`Trained.prefix`) counts where no whole one does and one run of that
+    target a run that was ended on request counts up to the level that it was asked for (:meth:`Trained.watched`), and
+    the first part of a training (:attr:`Trained.prefix`) counts where no whole one does and one run of that
     setting got there: the whole training would have got there at the same update.
     """
     lasting = metric is None or "epochs" in (wanted or {}) or metric in OF_ANY_LENGTH
     usable = (run for run in runs if run.arm == arm and not run.tuning and not run.synthetic)
-    able = [run for run in usable if run.status not in SILENT and not run.disturbed and run.fits(wanted or {})]
+    able = [
+        run
+        for run in usable
+        if run.status not in SILENT and not run.disturbed and run.fits(wanted or {}) and run.watched(metric)
+    ]
     own = [run for run in able if lasting or not run.shortened]
     if not own and metric is not None and "_to_target" in metric:
         parts = [run for run in able if run.prefix]

@@ -228,7 +228,7 @@ def energy_pass(
         start, _ = until_tick(0.0)
         windows = []
         for _ in range(ENERGY_WINDOWS):
-            end, made = until_tick(max(seconds / ENERGY_WINDOWS, BATCHES * batch_s))
+            end, made = until_tick(max(seconds / ENERGY_WINDOWS, BATCHES * batch_s if calls > 1 else 0.0))
             windows.append((end - start) / made)
             start = end
     except TimeoutError:
@@ -249,6 +249,7 @@ def _look_s(device: Device) -> float:
 
 def _batch(together: Callable[[int], float], least_s: float) -> tuple[int, float]:
     """How many calls last ``least_s``, and what they last."""
+    together(1)  # a first call may build or fault in what later ones find
     calls = 1
     while (spent := together(calls)) < least_s and calls < MOST_CALLS:
         calls = min(MOST_CALLS, max(2 * calls, round(1.1 * calls * least_s / max(spent, 1e-9))))

@@ -117,7 +117,7 @@ def ends(path: Path) -> tuple[str | None, str]:
             if not first.endswith(b"\n"):
                 tail, torn = b"", first
             else:
-                tail, torn = _packed_tail(stream) if path.suffix == ".gz" else _tail(stream)
+                tail, torn = _packed_tail(stream, first) if path.suffix == ".gz" else _tail(stream)
         texts = (first if first.endswith(b"\n") else b"").decode(), tail.decode()
     except UNREADABLE as error:
         raise BadRecord(f"{path} cannot be read as a record: {error}.") from error
@@ -140,9 +140,9 @@ def _tail(stream: BinaryIO) -> tuple[bytes, bytes]:
         size *= 8
 
 
-def _packed_tail(stream: BinaryIO) -> tuple[bytes, bytes]:
-    """As :func:`_tail`, of a packed file, whose end is found by reading it."""
-    last, torn = b"", b""
+def _packed_tail(stream: BinaryIO, first: bytes) -> tuple[bytes, bytes]:
+    """As :func:`_tail`, of a packed file whose first line was read: its end is found by reading on."""
+    last, torn = first, b""
     for line in stream:
         if not line.endswith(b"\n"):
             torn = line

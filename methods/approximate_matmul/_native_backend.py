@@ -58,8 +58,14 @@ class NativeBackend:
 
     @property
     def level(self) -> str:
-        """The instruction set that runs."""
+        """The instruction set that encodes trees."""
         return str(self._native.level())
+
+    @property
+    def levels(self) -> dict[str, str]:
+        """What encodes and what looks up: not every level has kernels of its own for everything."""
+        encodes = self.level if self._forest is not None else self._native.encoder_of_centroids()
+        return {"encoding": encodes, "look_ups": self._native.sums(self._tables.aggregation)}
 
     @property
     def library(self) -> str:

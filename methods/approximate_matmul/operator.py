@@ -203,6 +203,7 @@ class LookupProduct:
             "method": f"approximate_matmul.{self.name}",
             "backend": name,
             "level": self._backend.level if isinstance(self._backend, NativeBackend) else levels[name],
+            **({"levels": self._backend.levels} if isinstance(self._backend, NativeBackend) else {}),
             "library": self._backend.library if isinstance(self._backend, NativeBackend) else None,
             "not_native_because": self.fallback,
             "device": str(self.device),

@@ -48,7 +48,7 @@ def test_a_counter_that_wraps_costs_its_window(monkeypatch):
     device = Device(top=60.0)
     found = measure(device, seconds=0.0)
     assert all(joules == pytest.approx(0.5) for joules in found)
-    device.calls = 117  # one call more finds how many go together
+    device.calls = 116  # two calls more find how many go together
     assert len(measure(device, seconds=0.0)) == 2
 
 
@@ -88,3 +88,31 @@ def test_looking_at_the_counter_is_not_charged_to_the_calls(monkeypatch):
     found = measure(device, seconds=0.4)
     assert len(found) == micro.ENERGY_WINDOWS
     assert sum(found) / len(found) == pytest.approx(1e-5, rel=0.15)  # of it 10 % are looks
+
+
+def test_a_slow_first_call_does_not_decide_how_many_go_together(monkeypatch):
+    device, plain = Slow(), Slow.op
+
+    def op(buffer):
+        device.now += 0.06 if device.now < 0.02 else 0.0
+        plain(device, buffer)
+
+    device.op = op
+    monkeypatch.setattr(micro.time, "monotonic", lambda: device.now)
+    monkeypatch.setattr(micro, "LOOKS", 10.0)
+    found = measure(device, seconds=0.4)
+    assert sum(found) / len(found) == pytest.approx(1e-5, rel=0.15)
+
+
+def test_slow_calls_need_few_of_them(monkeypatch):
+    device, made = Slow(), []
+
+    def op(buffer):
+        made.append(buffer)
+        device.now += 3.0
+
+    device.op = op
+    monkeypatch.setattr(micro.time, "monotonic", lambda: device.now)
+    monkeypatch.setattr(micro, "LOOKS", 10.0)
+    assert measure(device, seconds=0.4) == pytest.approx([3.0] * micro.ENERGY_WINDOWS, rel=0.05)
+    assert len(made) <= micro.ENERGY_WINDOWS + 4

@@ -3,6 +3,7 @@
 import gzip
 import json
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -189,13 +190,18 @@ def test_a_packed_record_reads_as_the_plain_one(tmp_path):
     path = write(tmp_path / "a.jsonl", [make(run="1"), make(run="2", measurements=[TIME])])
     plain, head = store.read_runs(path), store.read_headers(path)
     packed = tmp_path / "a.jsonl.gz"
-    packed.write_bytes(gzip.compress(path.read_bytes()))
+    whole = path.read_bytes()
+    packed.write_bytes(gzip.compress(whole))
     path.unlink()
     assert store.read_runs(tmp_path).drop(columns="file").equals(plain.drop(columns="file"))
     assert [{**one, "file": ""} for one in store.read_headers(tmp_path)] == [{**one, "file": ""} for one in head]
     assert list(lines.read_lines(packed))[-1]["record"] == "end"
-    text = gzip.decompress(packed.read_bytes())
-    packed.write_bytes(gzip.compress(text + b'\n{"rec'))
+    for text in (HEAD, HEAD + '{"rec'):
+        packed.write_bytes(gzip.compress(text.encode()))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", lines.TornLine)
+            assert [one["complete"] for one in store.read_headers(packed)] == [False]
+    packed.write_bytes(gzip.compress(whole + b'\n{"rec'))
     with pytest.warns(lines.TornLine):
         assert store.read_headers(packed)[0]["complete"] is True
 

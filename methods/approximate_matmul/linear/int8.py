@@ -131,7 +131,10 @@ class Int8(Op):
         name = names[self.choices["engine"]]
         if self._weight is not None and self._weight.name != products.LIBRARY:
             name = f"Triton int8 product, {self._weight.name}, scaled as it is written"
-        return super().describe() | {"backend": name, "choices": self.choices, "dtype": "int8"}
+        choices = dict(self.choices)
+        if self._weight is None:
+            choices.pop("product", None)  # of the GPU that it was fitted on
+        return super().describe() | {"backend": name, "choices": choices, "dtype": "int8"}
 
 
 def block_rows(a: Tensor) -> int:

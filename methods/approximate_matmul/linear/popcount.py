@@ -75,6 +75,7 @@ class Popcount(Op):
             return f"the native kernels run on the CPU, not on {self.device.type}"
         return importlib.import_module(_BINDING).available() or ""
 
+    @torch.no_grad()
     def codes(self, a: Tensor) -> Codes:
         """What encoding alone costs; input of :meth:`scan`."""
         rows = self._rows(a)
@@ -88,6 +89,7 @@ class Popcount(Op):
             return self._native.distances(codes.bits, self._outputs)
         return self._distances(codes)
 
+    @torch.no_grad()
     def scan(self, codes: Codes) -> Tensor:
         """(N, M) float32 outputs of codes."""
         if self._native is not None:
@@ -123,7 +125,12 @@ class Popcount(Op):
         told = super().describe() | {"codebooks": self.hyper["codebooks"], "not_native_because": self._why or None}
         if self._native is None:
             return told
-        return told | {"backend": "native", "level": self._native.level(), "threads": self._native.default_threads()}
+        return told | {
+            "backend": "native",
+            "level": self._native.level(),
+            "counts": self._native.counter(),
+            "threads": self._native.default_threads(),
+        }
 
     def multiplies(self, n: int) -> float:
         """Projections, lengths, and two scalings an entry."""

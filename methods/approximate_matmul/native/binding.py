@@ -54,10 +54,12 @@ __all__ = [
     "Tables",
     "available",
     "centroids",
+    "counter",
     "default_threads",
     "describe",
     "distances",
     "encode",
+    "encoder_of_centroids",
     "forest",
     "gigahertz",
     "habits",
@@ -70,6 +72,7 @@ __all__ = [
     "prepare",
     "scan",
     "signatures",
+    "sums",
     "unpack",
 ]
 
@@ -83,7 +86,7 @@ LEVELS = (
 CEILING = "avx512vbmi"
 #: Limits the level from outside, e.g. to compare levels on one machine.
 VARIABLE = "SPEEDCLAIM_SIMD"
-_ABI = 4
+_ABI = 5
 _KINDS = {"float32": 0, "uint16": 1, "uint8": 3}
 _ERRORS = {
     1: "a null pointer was passed",
@@ -149,6 +152,27 @@ def habits(staging: bool = True, fetching: bool = True) -> None:
         fetching: what the next rows will read is fetched during the look-ups of the present ones.
     """
     _load().amm_set_habits(int(staging) + 2 * int(fetching))
+
+
+def counter() -> str:
+    """What :func:`distances` counts bits with: ``avx512vpopcntdq``, ``popcnt`` or ``plain``."""
+    return _told("amm_distances_name", _level(None))
+
+
+def encoder_of_centroids() -> str:
+    """The level that :func:`nearest` runs at: scalar, or AVX2."""
+    return "avx2" if _level(None) >= 1 and "avx2" in LEVELS else "scalar"
+
+
+def sums(aggregation: str = "exact") -> str:
+    """The level whose kernels do the look-ups: averages, and AVX-512 without VBMI, use AVX2's."""
+    return _told("amm_sums_name", _level(None), int(aggregation == "average"))
+
+
+def _told(name: str, *arguments: int) -> str:
+    function = getattr(_load(), name)
+    function.restype = ctypes.c_char_p
+    return str(function(*arguments).decode())
 
 
 def library() -> ctypes.CDLL:
@@ -320,6 +344,7 @@ def distances(
         level: SIMD level instead of the best one.
     """
     each, words = plain(codes, np.uint8, "codes"), len(outputs.data)
+    each = each.copy() if pointer_to(each) % 8 else each  # it is read by words
     if each.ndim != 2 or each.shape[1] != 8 * words:
         raise UserError(f"codes must be [N, {8 * words}] bytes like the outputs', got {each.shape}.")
     n, m = len(each), outputs.m
@@ -327,7 +352,9 @@ def distances(
     if table is not None:
         wanted = (("table", table, WORD_BITS * words + 1), ("row_scale", row_scale, n), ("scale", scale, m))
         given = [np.ravel(plain(value, np.float32, name)) for name, value, _ in wanted]
-        if given[0].size < wanted[0][2]:  # codes are filled up to whole words with bits that never differ
+        if (
+            wanted[0][2] - WORD_BITS < given[0].size < wanted[0][2]
+        ):  # codes are filled up to whole words with bits that never differ
             given[0] = np.pad(given[0], (0, wanted[0][2] - given[0].size))
         for (name, _, size), array in zip(wanted, given, strict=True):
             if array.size != size:

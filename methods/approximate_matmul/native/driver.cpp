@@ -434,7 +434,7 @@ using namespace amm;
 
 extern "C" {
 
-int amm_abi() { return 4; }
+int amm_abi() { return 5; }
 
 int amm_highest_level() { return highest_level(); }
 
@@ -461,6 +461,16 @@ void amm_set_habits(int bits) { habits = bits; }
 const char* amm_level_name(int level) {
     const Kernels* k = kernels(level, kExact);
     return k ? k->name : "unknown";
+}
+
+// The level whose kernels sum: some have none of their own.
+const char* amm_sums_name(int level, int aggregation) {
+    const Kernels* k = kernels(level, aggregation);
+    if (!k) return "unknown";
+#if defined(__x86_64__)
+    if (k->sums == avx2_kernels().sums) return avx2_kernels().name;
+#endif
+    return k->name;
 }
 
 // a: N x D floats; columns: [C, 4]; thresholds: [C, 15] heap order; packed: [ceil(N / 32)][ceil(C / 2)][32] bytes.

@@ -66,6 +66,17 @@ Distances distances_of(int level) {
 
 using namespace amm;
 
+// What counts at a level here.
+extern "C" const char* amm_distances_name(int level) {
+#if defined(__x86_64__) && !defined(AMM_INTRINSICS)
+    const Distances run = distances_of(level);
+    if (run == distances_512) return "avx512vpopcntdq";
+    if (run == distances_popcnt) return "popcnt";
+#endif
+    (void)level;
+    return "plain";
+}
+
 // codes: [N][words]; outputs: [words][padded_m], padded_m a multiple of 8 and at least m. With `table` (64 words + 1
 // numbers) out is float32 [N, m] = row_scale[n] * scale[o] * table[distance], else uint16 [N, m].
 extern "C" int amm_distances(int level, const uint64_t* codes, int64_t n, const uint64_t* outputs, int64_t padded_m,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from harness.judge import trained_runs
+from harness.judge import trained_runs, training_summary
 from harness.judge.claim import Claim
 from harness.judge.trained_runs import Trained
 from harness.judge.verdict import Verdict, judge
@@ -298,6 +298,32 @@ def test_whole_schedules_speak_before_newer_runs_cut_at_their_target(training: A
     assert one(claim, whole, cut).file == "a.jsonl"
     newer = book(file="b.jsonl", utc="2026-03-01T00:00:00Z").usual(3.0, metric)
     assert one(claim, whole, newer).file == "b.jsonl"
+
+
+def test_a_run_ended_on_request_counts_up_to_the_level_it_was_ended_at(training: Any, book: Any) -> None:
+    def ended(file: str, utc: str) -> Any:
+        made = book(file=file, utc=utc)
+        for arm, ratio in (("toy.old", 1.0), ("toy.old#aa", 1.0), ("toy.new", 2.0)):
+            for seed in range(8):
+                crossed = [{"level": 0.9, "time_s": (50 + seed) / ratio, "steps": 10, "samples": 10}]
+                made.run(arm.removesuffix("#aa"), seed, {"elapsed_s": 60.0}, arm=arm, status="budget_exhausted",
+                         crossings=crossed, stopped_early=True, spec={"until": 0.9},
+                         target={"value": 0.95, "larger_is_better": True})  # fmt: skip
+        return made
+
+    near = training(metric="time_to_target_0.9_s")
+    alone = ended("b.jsonl", "2026-03-01T00:00:00Z")
+    assert one(near, alone).ratio == pytest.approx(2.0, rel=1e-6)
+    for metric in ("time_to_target_s", "time_to_target_0.93_s"):
+        found = one(training(metric=metric), alone)
+        assert (found.verdict, found.ratio) == ("not testable here", None)
+        assert "--until" in found.reason
+    whole = book().usual(3.0)
+    assert one(training(), whole, ended("b.jsonl", "2026-03-01T00:00:00Z")).ratio == pytest.approx(3.0, rel=0.01)
+    rows = {
+        row["arm"]: row for row in training_summary.summary(trained_runs.from_rows(whole.store.rows + alone.store.rows))
+    }
+    assert {row["hits"] for row in rows.values()} == {10}
 
 
 def test_two_settings_of_one_method_join_two_files(training: Any, book: Any) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from harness.catalogue import registry
-from methods.approximate_matmul import bolt, kmeans, opq, pq, reference, save
+from methods.approximate_matmul import bolt, kmeans, maddness, opq, pq, reference, save
 from methods.approximate_matmul.native import binding as native
 from methods.approximate_matmul.tables import grid, quantise
 from methods.approximate_matmul.tree import subspaces
@@ -149,3 +149,15 @@ def test_digits_reach_the_published_programs_accuracy(codebooks: int, digits: tu
     accuracy, error = PUBLISHED[codebooks]
     assert float(((found + intercept).argmax(1) == y).float().mean()) >= accuracy - 0.02
     assert float(((found - exact) ** 2).mean() / exact.var(correction=0)) <= error + 0.02
+
+
+@pytest.mark.skipif(native.available() is not None, reason=str(native.available()))
+def test_what_runs_is_told_by_part() -> None:
+    level = native.level()
+    sums = level if level in ("scalar", "neon", "avx512vbmi", "avx512amx") else "avx2"
+    averages = "avx2" if level.startswith("avx") else level
+    trees = maddness.make(codebooks=4, aggregation="average", upcast=4).fit(A, B).describe()["levels"]
+    assert trees == {"encoding": level, "look_ups": averages}
+    assert maddness.make(codebooks=4).fit(A, B).describe()["levels"]["look_ups"] == sums
+    centroids = bolt.make(codebooks=4).fit(A, B).describe()["levels"]
+    assert centroids == {"encoding": "avx2" if level.startswith("avx") else "scalar", "look_ups": sums}

@@ -47,6 +47,9 @@ def test_wrong_bits_are_one_clear_error():
         binding.distances(np.zeros((3, 16), np.uint8), good)
     with pytest.raises(UserError, match="row_scale must have 2 numbers, got 3"):
         binding.distances(np.zeros((2, 8), np.uint8), good, np.zeros(65), np.zeros(3), np.zeros(3))
+    with pytest.raises(UserError, match="table must have 129 numbers, got 65"):
+        wide = binding.signatures(np.zeros((3, 16), np.uint8))
+        binding.distances(np.zeros((2, 16), np.uint8), wide, np.zeros(65), np.zeros(2), np.zeros(3))
     with pytest.raises(UserError, match="table must have 65 numbers, got 66"):
         binding.distances(np.zeros((2, 8), np.uint8), good, np.zeros(66), np.zeros(2), np.zeros(3))
 
@@ -63,6 +66,8 @@ def test_every_back_end_is_the_plain_twin(codebooks, backend, tmp_path):
     assert distances.min() >= 0
     assert distances.max() <= 4 * codebooks
     torch.testing.assert_close(op.scan(codes), op(A[:77]))
+    watched = A[:77].clone().requires_grad_()
+    assert not op.scan(op.codes(watched)).requires_grad
     assert op(A[:0]).shape == (0, 7)
     op.save(tmp_path / "op.npz")
     assert torch.equal(load(tmp_path / "op.npz")(A), op(A))
