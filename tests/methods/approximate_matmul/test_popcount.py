@@ -47,8 +47,8 @@ def test_wrong_bits_are_one_clear_error():
         binding.distances(np.zeros((3, 16), np.uint8), good)
     with pytest.raises(UserError, match="row_scale must have 2 numbers, got 3"):
         binding.distances(np.zeros((2, 8), np.uint8), good, np.zeros(65), np.zeros(3), np.zeros(3))
+    wide = binding.signatures(np.zeros((3, 16), np.uint8))
     with pytest.raises(UserError, match="table must have 129 numbers, got 65"):
-        wide = binding.signatures(np.zeros((3, 16), np.uint8))
         binding.distances(np.zeros((2, 16), np.uint8), wide, np.zeros(65), np.zeros(2), np.zeros(3))
     with pytest.raises(UserError, match="table must have 65 numbers, got 66"):
         binding.distances(np.zeros((2, 8), np.uint8), good, np.zeros(66), np.zeros(2), np.zeros(3))
