@@ -231,7 +231,10 @@ def values(
 
 
 def error_ratio(claim: Claim, group: Group, problems: Sequence[str]) -> float | None:
-    """Candidate's error ÷ baseline's: geometric mean over problems of the ratio of medians; None if unrecorded."""
+    """Candidate's error ÷ baseline's: geometric mean over problems of the ratio of medians; None if unrecorded.
+
+    Infinite where the baseline makes no error at all and the candidate does; one where neither does.
+    """
     logs = []
     for problem in problems:
         rows = [row for row in group.rows if row["problem"] == problem]
@@ -239,9 +242,14 @@ def error_ratio(claim: Claim, group: Group, problems: Sequence[str]) -> float | 
         for name in (claim.candidate, claim.baseline):
             found = list(values(rows, str(name), str(claim.error_metric)).values())
             medians.append(median(found) if found else math.nan)
-        if not all(math.isfinite(m) and m > 0 for m in medians):
+        if not all(math.isfinite(m) and m >= 0 for m in medians):
             return None
-        logs.append(math.log(medians[0]) - math.log(medians[1]))
+        if medians[1] == 0 < medians[0]:
+            return math.inf
+        if medians[0] != medians[1]:
+            logs.append(math.log(medians[0]) - math.log(medians[1]) if medians[0] else -math.inf)
+        else:
+            logs.append(0.0)
     return math.exp(math.fsum(logs) / len(logs)) if logs else None
 
 

@@ -193,6 +193,8 @@ def guard(outcome: Outcome, error_ratio: float | None, metric: str) -> Outcome:
 
 def times(ratio: float) -> str:
     """A ratio of errors for people: two decimals, three digits where it is very large or small."""
+    if math.isinf(ratio):
+        return "∞"
     return f"{ratio:.2f}" if 0.01 <= ratio < 1000 else f"{ratio:.3g}"
 
 

@@ -150,6 +150,11 @@ def test_error_margin_caps_a_faster_but_worse_method(claim: Any, store: Any) -> 
     assert one(claim(), store().pair(1.0, error=1.3)).verdict == "not reproduced"
     unknown = store().times("toy.old").times("toy.new", 1.6).aa()
     assert "error margin is unknown" in one(claim(), unknown).reason
+    exact = store().errors("toy.old", 0.0).errors("toy.new", 0.1).times("toy.old").times("toy.new", 1.6).aa()
+    found = one(claim(), exact)
+    assert (found.verdict, "∞ times the baseline's" in found.reason) == ("partly", True)
+    both = store().errors("toy.old", 0.0).errors("toy.new", 0.0).times("toy.old").times("toy.new", 1.6).aa()
+    assert one(claim(), both).verdict == "reproduced"
 
 
 @pytest.mark.parametrize(
