@@ -48,12 +48,13 @@ for kind, hyper in ((Int8, {}), (Int8Static, {"granularity": "column"}), (Int8St
         assert op.work == a.dtype
         assert torch.equal(op(a), expected)
 # Tiles that do not divide the rows, columns or depth give the library's numbers, with and without scales of rows.
-products.TILES["tile 16x32"] = products.Tile(16, 32, 4, 1)
-for n, inner, outer in ((1, 3, 1), (16, 128, 32), (37, 130, 65), (50, 260, 257)):
+small = {"tile 16x32": products.Tile(16, 32, 4, 1)}
+products.TILES |= small
+for n, inner, outer in ((1, 3, 1), (16, 128, 32), (37, 130, 65), (33, 260, 257)):
     b = torch.randint(-127, 128, (inner, outer), dtype=torch.int8, generator=generator)
     a, scale = torch.randn(n, inner, generator=generator), torch.rand(outer, generator=generator) + 0.1
     plain = products.weight("int_mm", b, scale)
-    for name in ("tile 16x32", "tile 64x256"):
+    for name in [*small, *(["tile 64x256"] if outer == 65 else [])]:
         given = products.weight(name, b, scale)
         assert given.width % 128 == 0
         q, steps = fused.quantise(a, given.width, given.rows(n), torch.int8, 127.0, SMALLEST)
@@ -62,10 +63,14 @@ for n, inner, outer in ((1, 3, 1), (16, 128, 32), (37, 130, 65), (50, 260, 257))
                 got = given(q, rows, torch.full((n, outer), float("nan"), dtype=dtype))
                 assert torch.equal(got, plain(q[:, :inner].contiguous(), rows, torch.empty((n, outer), dtype=dtype)))
         assert products.usable(name, b, scale).name == name
-    chosen, seconds, left_out = products.choose(b, a, SMALLEST)
-    assert chosen in seconds
-    assert not left_out
-    assert len(seconds) == 1 + len(products.TILES)
+products.TILES.clear()
+products.TILES |= small
+b = torch.randint(-127, 128, (40, 33), dtype=torch.int8, generator=generator)
+scale = torch.rand(33, generator=generator) + 0.1
+chosen, seconds, left_out = products.choose(b, torch.randn(5, 40, generator=generator), SMALLEST)
+assert chosen in seconds
+assert not left_out
+assert list(seconds) == ["int_mm", *small]
 assert products.usable("tile of old", b, scale).name == products.usable(None, b, scale).name == "int_mm"
 products.TILES["tile wrong"] = products.Tile(16, 48, 4, 1)  # no power of two: refused by the compiler
 assert products.usable("tile wrong", b, scale).name == "int_mm"
