@@ -209,7 +209,8 @@ def _growth(claim: Claim, group: Group, cells: Sequence[Cell]) -> Finding:
     middles = [median(c.candidate.values()) for c in cells]
     kept = stats.above_knee(list(sizes.values()), middles) if claim.timed else list(sizes.values())
     if len(kept) < 3 and claim.clock == "host":
-        kept = list(sizes.values())  # little doubles, and a CPU has no launches that could hide growth
+        # Hardly anything doubles: on a GPU a launch may hide growth, on a CPU at most the microseconds of a call.
+        kept = list(sizes.values())
     cells = [c for c in cells if sizes[c.problem] in kept]
     used = tuple(c.problem for c in cells)
     if len(cells) < 3:

@@ -193,8 +193,8 @@ def energy_pass(
 ) -> list[float] | str:
     """Joules per call in several windows of ``seconds`` together or longer, each from tick to tick of the counter.
 
-    Calls follow each other without waiting for the device between two looks at the counter, which take milliseconds
-    where NVML answers: a look after each call would charge it the idle device's joules.
+    Calls follow each other without waiting for the device between two looks at the counter: a look may take longer
+    than a call, and one after each would charge it the idle device's joules.
 
     Returns:
         One value a window, or why there is none.

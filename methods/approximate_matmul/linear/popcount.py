@@ -23,7 +23,7 @@ BITS = 4
 #: Bits of a word that distances are counted in.
 WORD = 64
 BACKENDS = ("auto", "native", "torch")
-_BINDING = "methods.approximate_matmul.native.binding"
+_NATIVE = "methods.approximate_matmul.native"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Popcount(Op):
         self._why = self._missing()
         if self._why and self.hyper["backend"] == "native":
             raise Unsupported(f"{self.method}: back-end 'native' cannot run: {self._why}; use 'torch'.")
-        self._native = None if self._why else importlib.import_module(_BINDING)
+        self._native = None if self._why else importlib.import_module(f"{_NATIVE}.distances")
         if self._native is not None:
             self._outputs = self._native.signatures(self.state["codes"].numpy())
             self._lengths = self.state["lengths"].float().numpy()
@@ -73,7 +73,7 @@ class Popcount(Op):
             return "torch was asked for"
         if self.device.type != "cpu":
             return f"the native kernels run on the CPU, not on {self.device.type}"
-        return importlib.import_module(_BINDING).available() or ""
+        return importlib.import_module(f"{_NATIVE}.binding").available() or ""
 
     @torch.no_grad()
     def codes(self, a: Tensor) -> Codes:
@@ -125,11 +125,12 @@ class Popcount(Op):
         told = super().describe() | {"codebooks": self.hyper["codebooks"], "not_native_because": self._why or None}
         if self._native is None:
             return told
+        binding = importlib.import_module(f"{_NATIVE}.binding")
         return told | {
             "backend": "native",
-            "level": self._native.level(),
+            "level": binding.level(),
             "counts": self._native.counter(),
-            "threads": self._native.default_threads(),
+            "threads": binding.default_threads(),
         }
 
     def multiplies(self, n: int) -> float:

@@ -17,8 +17,6 @@ BLOCK = 32
 PROTOTYPES = 16
 #: 257 * 255 = 65535: exact sums of bytes fit 16 bits up to here.
 MAX_CODEBOOKS = 257
-#: Bits that a population count takes at a time.
-WORD_BITS = 64
 #: Bytes of a cache line.
 LINE = 64
 Array = npt.NDArray[Any]
@@ -154,24 +152,6 @@ def centroids(values: Any, starts: Any) -> Centroids:
         used = each[:, :size]
         own += [(used**2).sum(axis=1)[None], -2 * used.T]
     return Centroids(s, np.ascontiguousarray(np.concatenate(own), np.float32))
-
-
-@dataclass(frozen=True)
-class Signatures:
-    """Packed bits of M outputs, word by word: uint64 [words, M rounded up to 8]."""
-
-    data: npt.NDArray[np.uint64]
-    m: int
-
-
-def signatures(codes: Any) -> Signatures:
-    """Bits uint8 [M, bytes], a multiple of eight of them, as :func:`binding.distances` wants those of the outputs."""
-    each = plain(codes, np.uint8, "codes")
-    if each.ndim != 2 or not len(each) or not each.shape[1] or each.shape[1] % 8:
-        raise UserError(f"bits must be [M, bytes] with whole words of eight bytes, got {each.shape}.")
-    data = np.zeros((each.shape[1] // 8, -(-len(each) // 8) * 8), np.uint64)
-    data[:, : len(each)] = each.view(np.uint64).T
-    return Signatures(data, len(each))
 
 
 def pack(codes: Any) -> Packed:

@@ -26,12 +26,10 @@ from methods.approximate_matmul.native import build
 from methods.approximate_matmul.native.arrays import (
     BLOCK,
     MAX_CODEBOOKS,
-    WORD_BITS,
     Array,
     Centroids,
     Forest,
     Packed,
-    Signatures,
     Tables,
     centroids,
     forest,
@@ -40,7 +38,6 @@ from methods.approximate_matmul.native.arrays import (
     plain,
     pointer_to,
     prepare,
-    signatures,
     unpack,
 )
 
@@ -50,14 +47,12 @@ __all__ = [
     "Centroids",
     "Forest",
     "Packed",
-    "Signatures",
     "Tables",
     "available",
     "centroids",
-    "counter",
+    "check",
     "default_threads",
     "describe",
-    "distances",
     "encode",
     "encoder_of_centroids",
     "forest",
@@ -65,14 +60,15 @@ __all__ = [
     "habits",
     "highest_level",
     "level",
+    "level_index",
     "library",
     "matmul",
     "nearest",
     "pack",
     "prepare",
     "scan",
-    "signatures",
     "sums",
+    "told",
     "unpack",
 ]
 
@@ -154,22 +150,18 @@ def habits(staging: bool = True, fetching: bool = True) -> None:
     _load().amm_set_habits(int(staging) + 2 * int(fetching))
 
 
-def counter() -> str:
-    """What :func:`distances` counts bits with: ``avx512vpopcntdq``, ``popcnt`` or ``plain``."""
-    return _told("amm_distances_name", _level(None))
-
-
 def encoder_of_centroids() -> str:
     """The level that :func:`nearest` runs at: scalar, or AVX2."""
-    return "avx2" if _level(None) >= 1 and "avx2" in LEVELS else "scalar"
+    return "avx2" if level_index(None) >= 1 and "avx2" in LEVELS else "scalar"
 
 
 def sums(aggregation: str = "exact") -> str:
     """The level whose kernels do the look-ups: averages, and AVX-512 without VBMI, use AVX2's."""
-    return _told("amm_sums_name", _level(None), int(aggregation == "average"))
+    return told("amm_sums_name", level_index(None), int(aggregation == "average"))
 
 
-def _told(name: str, *arguments: int) -> str:
+def told(name: str, *arguments: int) -> str:
+    """What a C function that returns a text says."""
     function = getattr(_load(), name)
     function.restype = ctypes.c_char_p
     return str(function(*arguments).decode())
@@ -199,10 +191,11 @@ def gigahertz() -> float:
 
 def level() -> str:
     """The level that calls use: the processor's best up to the ceiling, or what ``$SPEEDCLAIM_SIMD`` allows."""
-    return LEVELS[_level(None)]
+    return LEVELS[level_index(None)]
 
 
-def _level(wanted: str | None) -> int:
+def level_index(wanted: str | None) -> int:
+    """Number of a level by name, of the one that calls use without a name."""
     highest = _highest()
     limit = wanted or os.environ.get(VARIABLE)
     if not limit:
@@ -265,7 +258,8 @@ def _input(a: Any, also: str = "") -> tuple[int, int, int, int, int]:
     return pointer, int(a.shape[0]), int(a.shape[1]), int(stride[0]), int(stride[1])
 
 
-def _check(code: int) -> None:
+def check(code: int) -> None:
+    """Turn a C function's error code into words."""
     if code:
         text = _ERRORS.get(code, f"error {code}")
         if code == 8:
@@ -293,9 +287,9 @@ def encode(
     given, function = trees.pointers, _load().amm_encode
     if str(a.dtype).endswith("uint8"):
         given, function = (given[0], pointer_to(trees.of_bytes)), _load().amm_encode_bytes
-    _check(
+    check(
         function(
-            _level(level), pointer, n, d, rows, cols, *given, trees.codebooks, pointer_to(data), data.nbytes,
+            level_index(level), pointer, n, d, rows, cols, *given, trees.codebooks, pointer_to(data), data.nbytes,
             threads or default_threads(),
         )
     )  # fmt: skip
@@ -313,61 +307,13 @@ def nearest(a: Any, given: Centroids, *, threads: int | None = None, level: str 
     """
     pointer, n, d, rows, cols = _input(a)
     data = np.empty((-(-n // BLOCK), (given.codebooks + 1) // 2, BLOCK), np.uint8)
-    _check(
+    check(
         _load().amm_nearest(
-            _level(level), pointer, n, d, rows, cols, *given.pointers, given.own.size, given.codebooks,
+            level_index(level), pointer, n, d, rows, cols, *given.pointers, given.own.size, given.codebooks,
             pointer_to(data), data.nbytes, threads or default_threads(),
         )
     )  # fmt: skip
     return Packed(data, n, given.codebooks)
-
-
-def distances(
-    codes: Any,
-    outputs: Signatures,
-    table: Any = None,
-    row_scale: Any = None,
-    scale: Any = None,
-    *,
-    threads: int | None = None,
-    level: str | None = None,
-) -> Array:
-    """Bits in which every row's code differs from every output's: uint16 [N, M], or float32 through a table.
-
-    Args:
-        codes: uint8 [N, bytes] with as many bytes as the outputs'.
-        outputs: :func:`signatures`.
-        table: float32, a number for each distance; then the result is ``row_scale[n] scale[m] table[distance]``.
-        row_scale: float32 [N], with ``table``.
-        scale: float32 [M], with ``table``.
-        threads: worker threads over rows.
-        level: SIMD level instead of the best one.
-    """
-    each, words = plain(codes, np.uint8, "codes"), len(outputs.data)
-    each = each.copy() if pointer_to(each) % 8 else each  # it is read by words
-    if each.ndim != 2 or each.shape[1] != 8 * words:
-        raise UserError(f"codes must be [N, {8 * words}] bytes like the outputs', got {each.shape}.")
-    n, m = len(each), outputs.m
-    pointers = [0, 0, 0]
-    if table is not None:
-        wanted = (("table", table, WORD_BITS * words + 1), ("row_scale", row_scale, n), ("scale", scale, m))
-        given = [np.ravel(plain(value, np.float32, name)) for name, value, _ in wanted]
-        if (
-            wanted[0][2] - WORD_BITS < given[0].size < wanted[0][2]
-        ):  # codes are filled up to whole words with bits that never differ
-            given[0] = np.pad(given[0], (0, wanted[0][2] - given[0].size))
-        for (name, _, size), array in zip(wanted, given, strict=True):
-            if array.size != size:
-                raise UserError(f"{name} must have {size} numbers, got {array.size}.")
-        pointers = [pointer_to(array) for array in given]
-    out = np.empty((n, m), np.uint16 if table is None else np.float32)
-    _check(
-        _load().amm_distances(
-            _level(level), pointer_to(each), n, pointer_to(outputs.data), outputs.data.shape[1], m, words, *pointers,
-            pointer_to(out), out.size, threads or default_threads(),
-        )
-    )  # fmt: skip
-    return out
 
 
 def _output(kind: str, order: str, n: int, m: int, like_torch: bool, out: Any) -> tuple[Any, int, int, int, int]:
@@ -430,9 +376,9 @@ def scan(
     array, kind, pointer, stride, elements = _output(out, order, packed.n, t.m, False, None)
     data = plain(packed.data, np.uint8, "packed.data")
     table, factor, shift = t.pointers
-    _check(
+    check(
         _load().amm_scan(
-            _level(level), pointer_to(data), data.nbytes, packed.n, table, t.data.nbytes, t.codebooks, t.m, factor,
+            level_index(level), pointer_to(data), data.nbytes, packed.n, table, t.data.nbytes, t.codebooks, t.m, factor,
             shift, int(t.aggregation == "average"), t.upcast, kind, pointer, stride, elements,
             threads or default_threads(),
         )
@@ -472,10 +418,10 @@ def matmul(
         raise UserError(f"the trees have {trees.codebooks} codebooks and the tables {t.codebooks}; they must agree.")
     table, factor, shift = t.pointers
     array, kind, target, stride, elements = _output("float32", "row", n, t.m, is_torch(a), out)
-    _check(
+    check(
         _load().amm_matmul(
-            _level(level), pointer, n, d, rows, cols, *trees.pointers, table, t.data.nbytes, t.codebooks, t.m, factor,
-            shift, int(t.aggregation == "average"), t.upcast, kind, target, stride, elements,
+            level_index(level), pointer, n, d, rows, cols, *trees.pointers, table, t.data.nbytes, t.codebooks, t.m,
+            factor, shift, int(t.aggregation == "average"), t.upcast, kind, target, stride, elements,
             threads or default_threads(),
         )
     )  # fmt: skip

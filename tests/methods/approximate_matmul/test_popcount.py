@@ -12,6 +12,7 @@ from harness.errors import UserError
 from methods.approximate_matmul.linear import popcount, reference_factors
 from methods.approximate_matmul.linear.base import load
 from methods.approximate_matmul.native import binding
+from methods.approximate_matmul.native import distances as native_distances
 
 REASON = binding.available()
 native = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -28,30 +29,30 @@ def test_distances_are_those_of_unpacked_bits(level, n, m, width):
     codes, outputs = (rng.integers(0, 256, (k, width)).astype(np.uint8) for k in (n, m))
     outputs[0], codes[0] = 255, 0  # the largest distance
     want = (np.unpackbits(codes, axis=1)[:, None] != np.unpackbits(outputs, axis=1)).sum(2)
-    given = binding.signatures(outputs)
+    given = native_distances.signatures(outputs)
     table = rng.standard_normal(8 * width + 1).astype(np.float32)
     rows, scale = rng.standard_normal(n).astype(np.float32), rng.standard_normal(m).astype(np.float32)
     for threads in (1, 3):
-        np.testing.assert_array_equal(binding.distances(codes, given, threads=threads, level=level), want)
-        got = binding.distances(codes, given, table, rows, scale, threads=threads, level=level)
+        np.testing.assert_array_equal(native_distances.distances(codes, given, threads=threads, level=level), want)
+        got = native_distances.distances(codes, given, table, rows, scale, threads=threads, level=level)
         np.testing.assert_array_equal(got, rows[:, None] * scale * table[want])
 
 
 @native
 def test_wrong_bits_are_one_clear_error():
-    good = binding.signatures(np.zeros((3, 8), np.uint8))
+    good = native_distances.signatures(np.zeros((3, 8), np.uint8))
     for bad in (np.zeros((3, 7), np.uint8), np.zeros((0, 8), np.uint8), np.zeros(8, np.uint8)):
         with pytest.raises(UserError, match="whole words of eight bytes"):
-            binding.signatures(bad)
+            native_distances.signatures(bad)
     with pytest.raises(UserError, match=r"\[N, 8\] bytes"):
-        binding.distances(np.zeros((3, 16), np.uint8), good)
+        native_distances.distances(np.zeros((3, 16), np.uint8), good)
     with pytest.raises(UserError, match="row_scale must have 2 numbers, got 3"):
-        binding.distances(np.zeros((2, 8), np.uint8), good, np.zeros(65), np.zeros(3), np.zeros(3))
-    wide = binding.signatures(np.zeros((3, 16), np.uint8))
+        native_distances.distances(np.zeros((2, 8), np.uint8), good, np.zeros(65), np.zeros(3), np.zeros(3))
+    wide = native_distances.signatures(np.zeros((3, 16), np.uint8))
     with pytest.raises(UserError, match="table must have 129 numbers, got 65"):
-        binding.distances(np.zeros((2, 16), np.uint8), wide, np.zeros(65), np.zeros(2), np.zeros(3))
+        native_distances.distances(np.zeros((2, 16), np.uint8), wide, np.zeros(65), np.zeros(2), np.zeros(3))
     with pytest.raises(UserError, match="table must have 65 numbers, got 66"):
-        binding.distances(np.zeros((2, 8), np.uint8), good, np.zeros(66), np.zeros(2), np.zeros(3))
+        native_distances.distances(np.zeros((2, 8), np.uint8), good, np.zeros(66), np.zeros(2), np.zeros(3))
 
 
 @pytest.mark.parametrize("codebooks", [1, 3, 16, 40])
