@@ -20,8 +20,8 @@ from methods.approximate_matmul.native._bench_checks import parameters
 
 #: A product this many times slower than float32 has no fast kernel on this processor and leaves the rounds.
 HOPELESS = 4.0
-#: What only a measurement can judge: a name, staging, fetching.
-HABITS = (("neither", False, False), ("staging", True, False), ("fetching", False, True), ("both", True, True))
+#: What only a measurement can judge: a name, asking for outputs, fetching of inputs.
+HABITS = (("neither", False, False), ("asking", True, False), ("fetching", False, True), ("both", True, True))
 #: Rows, columns and trees of the encoding whose input is near.
 NEAR = (16384, 32, 16)
 Arms = dict[str, Callable[[], Any]]
@@ -132,8 +132,8 @@ def level_rates(level: str, n: int, d: int, m: int, codebooks: int, seconds: flo
     found = {name: alone(call, seconds / len(arms)) for name, call in arms.items()}
     rates = _rates(found, n, m, codebooks)
     habits = {}
-    for name, staging, fetching in HABITS if level != "scalar" else ():
-        binding.habits(staging, fetching)
+    for name, asking, fetching in HABITS if level != "scalar" else ():
+        binding.habits(asking, fetching)
         kinds = ("product columns", "product rows")
         habits[name] = {kind: 1e6 * alone(arms[kind], seconds / len(arms)) for kind in kinds}
     binding.habits()

@@ -10,11 +10,19 @@ namespace amm {
 
 constexpr int kBlock = 32;          // rows of one block of packed codes
 constexpr int kTileRows = 256;      // most rows of a tile
+constexpr int kChunk = kTileRows;   // rows; codes of 64 codebooks and the tables of 8 outputs then fit a 32 KiB L1
 constexpr int kGroup = 8;           // outputs that one transposing store handles
 constexpr int kPrototypes = 16;     // 4-bit codes, four levels
 constexpr int kNodes = 15;          // thresholds of a tree in heap order
+constexpr int kMaxTrees = 1 << 15;  // codebooks that may be encoded
+constexpr int kMaxUpcast = 128;
 constexpr int kMaxCodebooks = 257;  // 257 * 255 = 65535: the largest count whose sums fit 16 bits
 
+// What the C functions return.
+enum Error {
+    kOk = 0, kNull = 1, kSize = 2, kColumn = 3, kBuffer = 4, kCodebooks = 5, kUpcast = 6, kMemory = 7, kLevel = 8,
+    kOutput = 9
+};
 enum Aggregation { kExact = 0, kAverage = 1 };
 enum Output { kFloat = 0, kU16 = 1, kU16Columns = 2, kU8 = 3 };
 
@@ -44,6 +52,23 @@ struct Ahead {
     }
 };
 
+// What memory is asked for while look-ups compute: the next chunk's input, and the lines that are written soon, `lead`
+// bytes before they are.
+struct Beside {
+    Ahead ahead;
+    const char *begin = nullptr, *end = nullptr, *next = nullptr;  // of the job's outputs; of all that may be asked for
+    int64_t bytes = 0, lead = 0;
+
+    // As much of it as belongs to this share of the job.
+    void at(double share) {
+        ahead.fetch(static_cast<int>(ahead.units * share));
+        if (!begin) return;
+        const char* until = begin + static_cast<int64_t>(static_cast<double>(bytes) * share) + lead;
+        if (until > end) until = end;
+        for (; next < until; next += 64) __builtin_prefetch(next, 1, 2);
+    }
+};
+
 // Sums of a chunk of whole blocks and their way into the caller's memory.
 struct Job {
     const uint8_t *codes, *tables;  // tables [m][ceil4(C)][16]
@@ -51,7 +76,7 @@ struct Job {
     const float *scale, *offset;
     void* out;
     int64_t stride;
-    Ahead* ahead;        // may be null
+    Beside* beside;      // may be null
     const uint8_t* own;  // what Kernels::tables made of the tables; may be null
 };
 

@@ -162,7 +162,6 @@ TARGET_AMX void scan_floats(const Job& j) {
     sums[1] = sums[0] + kSetSums;
     const int64_t sets = static_cast<int64_t>((groups + 1) / 2) * (j.rows / kBlock);
     int64_t done = 0;
-    const int64_t begin = j.ahead ? j.ahead->next : 0;
     Pending pending;
     const Tiles tiles;
     for (int r = 0; r < j.rows; r += kBlock)
@@ -182,7 +181,7 @@ TARGET_AMX void scan_floats(const Job& j) {
             pending.two = two;
             pending.next = 0;
             ++done;
-            if (j.ahead) j.ahead->fetch(static_cast<int>(begin + (j.ahead->units - begin) * done / sets));
+            if (j.beside) j.beside->at(static_cast<double>(done) / static_cast<double>(sets));
         }
     pending.finish(kSet);
 }
@@ -200,7 +199,7 @@ void scan(const Job& j) {
     rest.offset += first;
     rest.out = static_cast<float*>(j.out) + first;
     rest.m = outputs;
-    rest.ahead = nullptr;
+    rest.beside = nullptr;
     narrow(rest);
 }
 

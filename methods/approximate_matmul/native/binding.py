@@ -139,15 +139,14 @@ def available() -> str | None:
     return None
 
 
-def habits(staging: bool = True, fetching: bool = True) -> None:
+def habits(asking: bool = True, fetching: bool = True) -> None:
     """Switch habits for all calls from now on, to compare; without arguments, back to what is usual.
 
     Args:
-        staging: many float32 outputs in rows of at most 104 are gathered in the first cache, 64 rows at a time, and
-            written past the caches (x86).
+        asking: the lines of more than a mebibyte of outputs are asked for a little before they are written.
         fetching: what the next rows will read is fetched during the look-ups of the present ones.
     """
-    _load().amm_set_habits(int(staging) + 2 * int(fetching))
+    _load().amm_set_habits(int(asking) + 2 * int(fetching))
 
 
 def encoder_of_centroids() -> str:

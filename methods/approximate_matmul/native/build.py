@@ -35,7 +35,7 @@ SOURCES = (
     "amx.cpp",
     "neon.cpp",
 )
-HEADERS = ("amm.h", "pool.h", "source.h", "walk512.h")
+HEADERS = ("amm.h", "pictures.h", "pool.h", "sink.h", "source.h", "subspaces.h", "walk512.h")
 #: No -march and no -ffast-math: levels are chosen at run time and comparisons with NaN must stay false.
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-pthread", "-fno-math-errno")
 COMPILERS = ("c++", "g++", "clang++")

@@ -207,6 +207,19 @@ inline void tile_dot(int to, int a, int b) {  // unsigned bytes: sums[m][n] += a
 
 inline Wide listed(const int (&x)[16]) { return load(x); }
 
+inline Wide of_words(__m256i words) {  // 16 bits to 32
+    uint16_t x[16];
+    std::memcpy(x, &words, 32);
+    return make<uint32_t>([&](int i) { return x[i]; });
+}
+
+template <class T>
+Wide doubled(T half) {
+    Wide w;
+    for (int i = 0; i < 2; ++i) std::memcpy(w.b + 32 * i, &half, 32);
+    return w;
+}
+
 }  // namespace emulated
 
 #define __m512 emulated::Wide
@@ -254,6 +267,12 @@ inline Wide listed(const int (&x)[16]) { return load(x); }
 #define _mm512_castps512_ps128(a) emulated::low<16, __m128>(a)
 #define _mm512_extractf32x4_ps(a, i) emulated::low<16, __m128>(a, i)
 #define _mm512_castsi512_ps(a) (a)
+#define _mm512_maskz_mov_epi32(m, a) emulated::blend(m, emulated::all<uint8_t>(0), a)
+#define _mm512_cvtepu16_epi32(a) emulated::of_words(a)
+#define _mm512_extracti64x4_epi64(a, i) emulated::low<32, __m256i>(a, i)
+#define _mm512_castps512_ps256(a) emulated::low<32, __m256>(a)
+#define _mm512_extractf32x8_ps(a, i) emulated::low<32, __m256>(a, i)
+#define _mm512_broadcast_f32x8(a) emulated::doubled(a)
 #define _mm512_broadcast_f32x4(a) emulated::repeated(a)
 #define _mm512_broadcast_i32x4(a) emulated::repeated(a)
 

@@ -131,4 +131,10 @@ inline void encode_span(const Kernels& k, const Source& s, int64_t d, Span span,
     }
 }
 
+inline int check_source(const Source& s, int64_t d, const float* thresholds) {
+    if (!s.columns || !thresholds || (!s.a && s.n > 0)) return kNull;
+    if (s.n < 0 || d < 1 || d > INT32_MAX - 8) return kSize;
+    return s.codebooks < 1 || s.codebooks > kMaxTrees ? kCodebooks : kOk;
+}
+
 }  // namespace amm

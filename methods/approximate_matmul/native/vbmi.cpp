@@ -19,42 +19,108 @@ INLINE int pass_rows(const Job& j, int count) {
     return tables > (1 << 19) || j.m <= 32 ? 256 : 64;
 }
 
-template <int COUNT>
-TARGET_VBMI void encode_quad(Columns a, const int32_t* columns, const float* own, int64_t step, int rows, uint8_t* codes) {
-    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
-    const float *x[COUNT][4], *v[COUNT];
-    for (int k = 0; k < COUNT; ++k) columns_of(a, columns, k, x[k]), v[k] = own + 32 * k;
-    for (int r = 0; r < rows; r += kBlock, codes += step) {
-        __m512i quad[2];
+// Thresholds of a tree in registers, see thresholds512.
+struct Tree {
+    __m512 root, left, right, third, last;
+    TARGET_VBMI INLINE_MEMBER explicit Tree(const float* own)
+        : root(_mm512_set1_ps(own[1])), left(_mm512_set1_ps(own[2])), right(_mm512_set1_ps(own[3])),
+          third(_mm512_loadu_ps(own)), last(_mm512_loadu_ps(own + 16)) {}
+};
+
+// Codes of 16 GROUPS rows by two trees at most, level by level: one walk after the other is longer than what a scheduler
+// sees at a time.
+template <int TREES, int GROUPS>
+TARGET_VBMI INLINE void walk(const float* const x[2][4], const Tree (&tree)[2], __m512i i[2][GROUPS]) {
+    const auto value = [&](int t, int level, int g) TARGET_VBMI { return _mm512_loadu_ps(x[t][level] + 16 * g); };
+    __m512 v[TREES][GROUPS];
 #pragma GCC unroll 2
-        for (int h = 0; h < 2; ++h) {
-            const float* at[COUNT][4];
-            __m512i i[4] = {_mm512_setzero_si512(), _mm512_set1_epi32(16), _mm512_set1_epi32(32), _mm512_set1_epi32(48)};
+    for (int t = 0; t < TREES; ++t)
 #pragma GCC unroll 4
-            for (int k = 0; k < COUNT; ++k)
-#pragma GCC unroll 4
-                for (int t = 0; t < 4; ++t) {
-                    at[k][t] = x[k][t] + r + 16 * h;
-                    if (a.ahead) __builtin_prefetch(at[k][t] + a.ahead);
-                }
-            walk16<COUNT>(at, v, i);
-            const __m512i low = _mm512_or_si512(i[0], _mm512_slli_epi32(i[1], 8));
-            const __m512i high = _mm512_or_si512(i[2], _mm512_slli_epi32(i[3], 8));
-            quad[h] = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+        for (int g = 0; g < GROUPS; ++g) {
+            const __mmask16 b = _mm512_cmp_ps_mask(value(t, 0, g), tree[t].root, _CMP_GE_OQ);
+            i[t][g] = _mm512_maskz_mov_epi32(b, _mm512_set1_epi32(8));
+            v[t][g] = _mm512_mask_blend_ps(b, tree[t].left, tree[t].right);
         }
-        _mm512_storeu_si512(codes, _mm512_permutex2var_epi32(quad[0], even, quad[1]));
-        _mm512_storeu_si512(codes + 64, _mm512_permutex2var_epi32(quad[0], odd, quad[1]));
+#pragma GCC unroll 2
+    for (int t = 0; t < TREES; ++t)
+#pragma GCC unroll 4
+        for (int g = 0; g < GROUPS; ++g) {
+            const __mmask16 b = _mm512_cmp_ps_mask(value(t, 1, g), v[t][g], _CMP_GE_OQ);
+            i[t][g] = _mm512_mask_or_epi32(i[t][g], b, i[t][g], _mm512_set1_epi32(4));
+            v[t][g] = _mm512_permutexvar_ps(i[t][g], tree[t].third);
+        }
+#pragma GCC unroll 2
+    for (int t = 0; t < TREES; ++t)
+#pragma GCC unroll 4
+        for (int g = 0; g < GROUPS; ++g) {
+            const __mmask16 b = _mm512_cmp_ps_mask(value(t, 2, g), v[t][g], _CMP_GE_OQ);
+            i[t][g] = _mm512_mask_or_epi32(i[t][g], b, i[t][g], _mm512_set1_epi32(2));
+            v[t][g] = _mm512_permutexvar_ps(i[t][g], tree[t].last);
+        }
+#pragma GCC unroll 2
+    for (int t = 0; t < TREES; ++t)
+#pragma GCC unroll 4
+        for (int g = 0; g < GROUPS; ++g) {
+            const __mmask16 b = _mm512_cmp_ps_mask(value(t, 3, g), v[t][g], _CMP_GE_OQ);
+            i[t][g] = _mm512_mask_or_epi32(i[t][g], b, i[t][g], _mm512_set1_epi32(1));
+        }
+}
+
+// The lower or the upper two codebooks of four: the first leave their bytes in the order of rows, the last complete them
+// to indices of a permute, even rows first.
+template <int TREES, bool FIRST, bool LAST, int GROUPS>
+TARGET_VBMI INLINE void encode_rows(const float* const x[2][4], const Tree (&tree)[2], int64_t ahead, int64_t step, uint8_t* codes) {
+    if (ahead)
+        for (int t = 0; t < TREES; ++t)
+            for (int level = 0; level < 4; ++level)
+                for (int g = 0; g < GROUPS; ++g) __builtin_prefetch(x[t][level] + 16 * g + ahead);
+    __m512i i[2][GROUPS];
+    walk<TREES, GROUPS>(x, tree, i);
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1)), base = _mm512_set1_epi32(0x30201000);
+#pragma GCC unroll 2
+    for (int h = 0; h < GROUPS / 2; ++h, codes += step) {
+        __m512i q[2];
+#pragma GCC unroll 2
+        for (int g = 0; g < 2; ++g) {
+            q[g] = i[0][2 * h + g];
+            if (TREES > 1) q[g] = _mm512_or_si512(q[g], _mm512_slli_epi32(i[1][2 * h + g], 8));
+            if (!FIRST) q[g] = _mm512_or_si512(_mm512_loadu_si512(codes + 64 * g), _mm512_slli_epi32(q[g], 16));
+            if (LAST) q[g] = _mm512_or_si512(q[g], base);
+        }
+        _mm512_storeu_si512(codes, LAST ? _mm512_permutex2var_epi32(q[0], even, q[1]) : q[0]);
+        _mm512_storeu_si512(codes + 64, LAST ? _mm512_permutex2var_epi32(q[0], odd, q[1]) : q[1]);
     }
+}
+
+template <int TREES, bool FIRST, bool LAST>
+TARGET_VBMI void encode_pair(Columns a, const int32_t* columns, const float* own, int64_t step, int rows, uint8_t* codes) {
+    const Tree tree[2] = {Tree(own), Tree(own + (TREES > 1 ? 32 : 0))};
+    const float* x[2][4];
+    for (int t = 0; t < 2; ++t) columns_of(a, columns, t < TREES ? t : 0, x[t]);
+    int r = 0;
+    const auto forward = [&](int by) {
+        r += by;
+        codes += by / kBlock * step;
+        for (int t = 0; t < 2; ++t)
+            for (int level = 0; level < 4; ++level) x[t][level] += by;
+    };
+    for (; r + 2 * kBlock <= rows; forward(2 * kBlock)) encode_rows<TREES, FIRST, LAST, 4>(x, tree, a.ahead, step, codes);
+    for (; r < rows; forward(kBlock)) encode_rows<TREES, FIRST, LAST, 2>(x, tree, a.ahead, step, codes);
 }
 
 TARGET_VBMI void encode(Columns a, const int32_t* columns, const float* own, int codebooks, int rows, uint8_t* codes) {
     const int64_t step = code_bytes(codebooks);
     for (int c = 0; c < codebooks; c += 4, columns += 16, own += 128, codes += 4 * kBlock) switch (codebooks - c) {
-            case 1: encode_quad<1>(a, columns, own, step, rows, codes); break;
-            case 2: encode_quad<2>(a, columns, own, step, rows, codes); break;
-            case 3: encode_quad<3>(a, columns, own, step, rows, codes); break;
-            default: encode_quad<4>(a, columns, own, step, rows, codes);
+            case 1: encode_pair<1, true, true>(a, columns, own, step, rows, codes); break;
+            case 2: encode_pair<2, true, true>(a, columns, own, step, rows, codes); break;
+            case 3:
+                encode_pair<2, true, false>(a, columns, own, step, rows, codes);
+                encode_pair<1, false, true>(a, columns + 8, own + 64, step, rows, codes);
+                break;
+            default:
+                encode_pair<2, true, false>(a, columns, own, step, rows, codes);
+                encode_pair<2, false, true>(a, columns + 8, own + 64, step, rows, codes);
         }
 }
 
@@ -126,6 +192,9 @@ TARGET_VBMI INLINE void look_up(const uint8_t* codes, const uint8_t* tables, int
     } while ((c += 4) < count);
 }
 
+// Sums of two outputs side by side: none exceeds 16 bits.
+TARGET_VBMI INLINE __m512i two(__m512i low, __m512i high) { return _mm512_or_si512(low, _mm512_slli_epi32(high, 16)); }
+
 // Four registers of 16 rows: afterwards x[i] holds in lane l what all four had for row 4 l + i.
 TARGET_VBMI INLINE void transpose4(__m512i x[4]) {
     const __m512i a0 = _mm512_unpacklo_epi32(x[0], x[1]), a1 = _mm512_unpackhi_epi32(x[0], x[1]);
@@ -159,31 +228,46 @@ struct Lines {
 #pragma GCC unroll 2
         for (int q = 0; q < Q; ++q) _mm_storeu_ps(reinterpret_cast<float*>(at + far) + 4 * q, _mm512_extractf32x4_ps(v[q], 3));
     }
+    TARGET_VBMI INLINE_MEMBER void put_pairs(__m512 near, __m512 far3) const {
+        _mm256_storeu_ps(at, _mm512_castps512_ps256(near));
+        _mm256_storeu_ps(at + step, _mm512_extractf32x8_ps(near, 1));
+        _mm256_storeu_ps(at + 2 * step, _mm512_castps512_ps256(far3));
+        _mm256_storeu_ps(at + far, _mm512_extractf32x8_ps(far3, 1));
+    }
 };
 
-template <int NO>
-TARGET_VBMI INLINE void put_f32(const Sums<NO>& s, const float* scale, const float* offset, float* out, int64_t stride) {
-    __m512 a[NO / 4], b[NO / 4];
-    for (int q = 0; q < NO / 4; ++q) {
-        a[q] = _mm512_broadcast_f32x4(_mm_loadu_ps(scale + 4 * q));
-        b[q] = _mm512_broadcast_f32x4(_mm_loadu_ps(offset + 4 * q));
-    }
+TARGET_VBMI INLINE void put_f32(const Sums<4>& s, const float* scale, const float* offset, float* out, int64_t stride) {
+    const __m512 a = _mm512_broadcast_f32x4(_mm_loadu_ps(scale)), b = _mm512_broadcast_f32x4(_mm_loadu_ps(offset));
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
-        __m512i x[NO / 4][4];
-#pragma GCC unroll 2
-        for (int q = 0; q < NO / 4; ++q) {
+        __m512i x[4];
 #pragma GCC unroll 4
-            for (int i = 0; i < 4; ++i) x[q][i] = s.v[4 * q + i][h];
-            transpose4(x[q]);
-        }
+        for (int i = 0; i < 4; ++i) x[i] = s.v[i][h];
+        transpose4(x);
         Lines<float> lines(out + h * stride, stride);
 #pragma GCC unroll 4
         for (int i = 0; i < 4; ++i, lines.next()) {
-            __m512 y[NO / 4];
-#pragma GCC unroll 2
-            for (int q = 0; q < NO / 4; ++q) y[q] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(x[q][i]), a[q], b[q]);
+            const __m512 y[1] = {_mm512_fmadd_ps(_mm512_cvtepi32_ps(x[i]), a, b)};
             lines.put(y);
+        }
+    }
+}
+
+// Eight sums of a row are 16 bytes of two registers' lanes, then 32 bytes of floats.
+TARGET_VBMI INLINE void put_f32(const Sums<8>& s, const float* scale, const float* offset, float* out, int64_t stride) {
+    const __m512 a = _mm512_broadcast_f32x8(_mm256_loadu_ps(scale)), b = _mm512_broadcast_f32x8(_mm256_loadu_ps(offset));
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+        __m512i x[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) x[i] = two(s.v[2 * i][h], s.v[2 * i + 1][h]);
+        transpose4(x);
+        Lines<float> lines(out + h * stride, stride);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i, lines.next()) {
+            const __m512i near = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(x[i]));
+            const __m512i far = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(x[i], 1));
+            lines.put_pairs(_mm512_fmadd_ps(_mm512_cvtepi32_ps(near), a, b), _mm512_fmadd_ps(_mm512_cvtepi32_ps(far), a, b));
         }
     }
 }
@@ -193,7 +277,7 @@ TARGET_VBMI INLINE void put_u16(const Sums<8>& s, uint16_t* out, int64_t stride)
     for (int h = 0; h < 2; ++h) {
         __m512i x[4];
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) x[i] = _mm512_or_si512(s.v[2 * i][h], _mm512_slli_epi32(s.v[2 * i + 1][h], 16));
+        for (int i = 0; i < 4; ++i) x[i] = two(s.v[2 * i][h], s.v[2 * i + 1][h]);
         transpose4(x);
         Lines<uint16_t> lines(out + h * stride, stride);
 #pragma GCC unroll 4
@@ -226,11 +310,11 @@ template <int NO>
 TARGET_VBMI INLINE void put_columns(const Sums<NO>& s, uint16_t* out, int64_t stride) {
 #pragma GCC unroll 8
     for (int o = 0; o < NO; ++o)
-        _mm512_storeu_si512(out + o * stride, _mm512_or_si512(s.v[o][0], _mm512_slli_epi32(s.v[o][1], 16)));
+        _mm512_storeu_si512(out + o * stride, two(s.v[o][0], s.v[o][1]));
 }
 
 template <int NO, int KIND>
-TARGET_VBMI void tiles(const Job& job, int from, int to, int first, int64_t share, int64_t& spent) {
+TARGET_VBMI void tiles(const Job& job, int from, int to, int first, double block, double& done) {
     const Job j = job;  // a copy: stores through j.out might else change it
     int64_t stride = j.stride;
     const int count = padded(j.codebooks);
@@ -242,18 +326,16 @@ TARGET_VBMI void tiles(const Job& job, int from, int to, int first, int64_t shar
         OPAQUE(stride);
         const int64_t at = row * stride + first;
         if constexpr (KIND == kFloat)
-            put_f32<NO>(s, j.scale + first, j.offset + first, static_cast<float*>(j.out) + at, stride);
+            put_f32(s, j.scale + first, j.offset + first, static_cast<float*>(j.out) + at, stride);
         else if constexpr (KIND == kU16Columns)
             put_columns<NO>(s, static_cast<uint16_t*>(j.out) + first * stride + row, stride);
         else if constexpr (KIND == kU16)
             put_u16(s, static_cast<uint16_t*>(j.out) + at, stride);
         else
             put_u8(s, static_cast<uint8_t*>(j.out) + at, stride);
+        done += block;
+        if (j.beside && (count >= 16 || row + kBlock == to)) j.beside->at(done < 1 ? done : 1);
     }
-    if (!j.ahead) return;
-    spent += share * ((to - from) / kBlock);
-    const int64_t until = spent >> 20;
-    j.ahead->fetch(until < j.ahead->units ? static_cast<int>(until) : j.ahead->units);
 }
 
 // All outputs in eights; up to four that are left take a narrower tile where there is one. All tiles are whole: the last
@@ -262,18 +344,17 @@ template <int KIND>
 TARGET_VBMI void scan_kind(const Job& j) {
     constexpr bool narrow = KIND == kFloat || KIND == kU16Columns;
     const int pass = pass_rows(j, padded(j.codebooks)), groups = (j.m + 7) / 8;
-    const int64_t blocks = static_cast<int64_t>(groups) * (j.rows / kBlock);
-    const int64_t share = j.ahead ? (static_cast<int64_t>(j.ahead->units - j.ahead->next) << 20) / blocks + 1 : 0;
-    int64_t spent = j.ahead ? static_cast<int64_t>(j.ahead->next) << 20 : 0;
+    const double block = 1.0 / (static_cast<double>(groups) * (j.rows / kBlock));
+    double done = 0;
     for (int from = 0; from < j.rows; from += pass) {
         const int to = from + pass < j.rows ? from + pass : j.rows;
         for (int first = 0; first < j.m;) {
             const int left = j.m - first;
             if (narrow && (left <= 4 || j.m < 8)) {
-                tiles<narrow ? 4 : 8, KIND>(j, from, to, left < 4 ? j.m - 4 : first, share, spent);
+                tiles<narrow ? 4 : 8, KIND>(j, from, to, left < 4 ? j.m - 4 : first, block, done);
                 first += 4;
             } else {
-                tiles<8, KIND>(j, from, to, left < 8 ? j.m - 8 : first, share, spent);
+                tiles<8, KIND>(j, from, to, left < 8 ? j.m - 8 : first, block, done);
                 first += 8;
             }
         }
@@ -292,7 +373,7 @@ TARGET_VBMI void scan_pair(const Job& j) {
     for (int from = 0; from < j.rows; from += kTileRows) {
         const int rows = j.rows - from < kTileRows ? j.rows - from : kTileRows;
         scan({j.codes + from / kBlock * code_bytes(j.codebooks), tables, j.codebooks, rows, 4, kU16Columns, nullptr,
-              nullptr, sums, rows, j.ahead, nullptr});
+              nullptr, sums, rows, j.beside, nullptr});
         rows_of_columns(sums, rows, rows, j.m, j.scale, j.offset, static_cast<float*>(j.out) + from * j.stride, j.stride);
     }
 }
@@ -312,7 +393,7 @@ TARGET_VBMI void scan_few(const Job& j) {
         const int rows = j.rows - from < 256 ? j.rows - from : 256;
         const int64_t stride = columns ? rows : 8;
         const Job part{j.codes + from / kBlock * code_bytes(j.codebooks), tables, j.codebooks, rows, 8, j.kind, none, none,
-                       out, stride, j.ahead, nullptr};
+                       out, stride, j.beside, nullptr};
         scan(part);
         const int lines = columns ? j.m : rows;
         const size_t bytes = element * static_cast<size_t>(columns ? rows : j.m);

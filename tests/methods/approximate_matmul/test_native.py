@@ -143,8 +143,8 @@ def test_large_outputs_are_the_same_by_every_habit(level, n, m):
     sums = sum(lookups(walk(a, columns, thresholds), tables))
     prepared = binding.prepare(tables)
     try:
-        for staging, fetching in ((False, False), (True, False), (False, True), (True, True)):
-            binding.habits(staging, fetching)
+        for asking, fetching in ((False, False), (True, False), (False, True), (True, True)):
+            binding.habits(asking, fetching)
             for given in (a, np.asfortranarray(a)):
                 y = binding.matmul(given, columns, thresholds, prepared, threads=2, level=level)
                 np.testing.assert_array_equal(y, sums)
