@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from harness.errors import Unsupported, UserError
+from harness.errors import UserError
 from methods.kfac import products
 from methods.kfac.brand_state import Held, Rows, empty, widened
 from methods.kfac.damping import mean_diagonal
@@ -28,6 +28,7 @@ from methods.kfac.policy import Schedule, value_at
 from methods.kfac.randomized import SIDES, Loose, RandomizedKFAC
 from methods.kfac.rank import Ranks, Rule
 from methods.kfac.refresh import Job
+from methods.kfac.sharding import summed, world
 from methods.kfac.statistics import moment
 
 _TINY = 1e-30
@@ -83,6 +84,8 @@ class BrandKFAC(RandomizedKFAC):
         in_range("correction_share", correction_share, 0.0, 1.0, left=False)
         if options.get("subsample", 1.0) != 1.0:
             raise UserError(f"subsample has to be 1 with Brand's update; got {options['subsample']!r}.")
+        if options.get("sharding", "none") != "none":
+            raise UserError("Brand's update keeps the pairs of all layers on every rank: sharding has to be none.")
         # The published code's rule for Brand ranks.
         rule = Rule(above=0.015, below=0.02, up=10, down=5, floor=70, cap=500) if adaptive_brand_rank else None
         chosen, name = (options.get("rank", 220), "rank") if brand_rank is None else (brand_rank, "brand_rank")
@@ -93,6 +96,7 @@ class BrandKFAC(RandomizedKFAC):
         self.keeps_dense = bool(overwrite_period or correction_period)
         self.held: dict[Layer, Held] = {}
         self._rows: dict[Layer, Rows] = {}
+        self._agreed = False
         super().__init__(model, lr, inverse=inverse, **options)
         self.update = Loose(self)
         #: Brand updates and corrections whose eigendecomposition did not converge.
@@ -101,15 +105,14 @@ class BrandKFAC(RandomizedKFAC):
     # -- rows ----------------------------------------------------------------------------------------------------------
 
     def _sides(self, layer: Layer, rows: int) -> tuple[bool, bool]:
-        """Which sides Brand's update follows, decided by the first batch."""
+        """Which sides Brand's update follows, decided by the first batch (of several ranks: of equal size)."""
         if (held := self.held.get(layer)) is not None:
             return held.sides
         rank = self.brand_ranks.start(0)
+        rows *= world()
         linear = all(isinstance(module, nn.Linear) for module in layer.modules)
         found = (linear and rank + rows < layer.d_in, linear and rank + rows < layer.d_out)
         if any(found):
-            if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-                raise Unsupported("Brand's update does not gather the rows of several processes; use training.rs-kfac.")
             count = torch.zeros((), dtype=layer.dtype, device=layer.weight.device)
             self.held[layer] = Held(found, count, [rank, rank], self.options.factor_decay, self.options.factor_init)
         return found
@@ -145,31 +148,59 @@ class BrandKFAC(RandomizedKFAC):
     # -- running means -------------------------------------------------------------------------------------------------
 
     def _fold(self, scale: Tensor | float, passes: int) -> Tensor | None:
+        self._agree()
         finite = super()._fold(scale, passes)
-        rows, self._rows = self._rows, {}
+        rows, self._rows = self._gathered(), {}
         if not rows:
             return finite
         with self._parts.span("factor", self._cuda()):
             home = self.layers[0].weight.device
-            sums = [torch.cat(one).abs().amax().to(home) for held in rows.values() for one in (held.a, held.g)]
+            sums = [one.abs().amax().to(home) for a, g, _ in rows.values() for one in (a, g)]
             good = torch.stack(sums).isfinite().all()
             if finite is None:
                 self.count(good)
             else:
                 good = good & finite.to(home)
-            for layer, held in rows.items():
-                self._enter(layer, held, scale, passes, good.to(layer.weight.device))
+            for layer, (a, g, terms) in rows.items():
+                weight = self.statistics.weight(terms, passes, self.columns is not None)
+                if self.statistics.reduction == "mean" and self.columns is None:
+                    weight /= world() ** 2
+                scaled = (a / len(a) ** 0.5, g * weight**0.5 / scale)
+                self._enter(layer, scaled, good.to(layer.weight.device))
         return good
 
-    def _enter(self, layer: Layer, rows: Rows, scale: Tensor | float, passes: int, good: Tensor) -> None:
-        """One batch of one layer."""
+    def _agree(self) -> None:
+        """Refuse ranks whose first batches, by their sizes, chose different sides: they would wait for each other."""
+        if self._agreed or world() == 1:
+            return
+        home = self.layers[0].weight.device
+        sides = [self.held[layer].sides if layer in self.held else (False, False) for layer in self.layers]
+        own = torch.tensor(sides, dtype=torch.int32, device=home)
+        others = [torch.empty_like(own) for _ in range(world())]
+        distributed.all_gather(others, own)
+        if any(not torch.equal(one, own) for one in others):
+            raise UserError(
+                "the ranks chose different layers for Brand's update, which the rows of the first batch decide: give "
+                "every rank a first batch of the same size."
+            )
+        self._agreed = bool(self.held)
+
+    def _gathered(self) -> dict[Layer, tuple[Tensor, Tensor, int]]:
+        """Rows (n, d) of both sides and the number of loss terms since the last step, of all ranks."""
+        layers = [layer for layer in self.layers if layer in self._rows]
+        rows = [torch.cat(one) for layer in layers for one in (self._rows[layer].a, self._rows[layer].g)]
+        terms = [self._rows[layer].terms.count for layer in layers]
+        if layers and world() > 1:
+            rows, terms = self.ranks.gathered(rows, 0), summed(terms, rows[0].device)
+        return {layer: (rows[2 * i], rows[2 * i + 1], terms[i]) for i, layer in enumerate(layers)}
+
+    def _enter(self, layer: Layer, scaled: tuple[Tensor, Tensor], good: Tensor) -> None:
+        """One batch of one layer, its rows scaled so that their moments are the batch's."""
         held = self._held(layer)
-        opt, weight = self.options, self.statistics.weight(rows.terms.count, passes, self.columns is not None)
+        opt = self.options
         keep = torch.full_like(held.count, opt.factor_decay)
         if opt.factor_init == "first-batch":
             keep = (held.count > 0).to(keep.dtype) * keep
-        inside, outside = torch.cat(rows.a), torch.cat(rows.g)
-        scaled = (inside / len(inside) ** 0.5, outside * weight**0.5 / scale)
         read = held.weight()
         held.count = held.count + good.to(held.count.dtype)
         for index, batch in enumerate(scaled):

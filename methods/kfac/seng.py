@@ -3,7 +3,8 @@
     v <- mu v + (U^T U + lam I)^-1 dW + wd W;   w <- w - lr v
 
 with U the single samples' gradients of one batch, renewed every ``update_period`` steps; see
-:mod:`methods.kfac.seng_sketch`. Any batch size; batches may differ in size.
+:mod:`methods.kfac.seng_sketch`. Any batch size; batches may differ in size. Of several processes each gathers the
+samples of all, so that U is that of the whole batch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from harness.errors import Unsupported, UserError
 from methods.kfac.inverse.cholesky import Cholesky
@@ -21,6 +22,7 @@ from methods.kfac.layers import Layer
 from methods.kfac.options import flag, in_range, values
 from methods.kfac.policy import Schedule, value_at
 from methods.kfac.seng_sketch import Samples, also, chosen, explicit, implicit, joined
+from methods.kfac.sharding import summed, world
 from methods.kfac.statistics import Terms
 
 _FIXED = ("inverse", "damping_mode", "sharing", "loss_terms", "subsample", "refresh_period", "factor_decay")
@@ -65,6 +67,8 @@ class SENG(KFAC):
         for name in _FIXED:
             if name in options:
                 raise UserError(f"seng has no {name}: it keeps gradients of single samples, not Kronecker factors.")
+        if options.get("sharding", "none") != "none":
+            raise UserError("seng keeps the samples of all layers on every rank: sharding has to be none.")
         for name, value in (("svd_rank", svd_rank), ("col_sample", col_sample)):
             if value is not None:
                 in_range(name, value, 1, whole=True)
@@ -127,8 +131,6 @@ class SENG(KFAC):
         rows, terms, self._rows, self._terms = self._rows, self._terms, {}, {}
         if not rows:
             return None
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-            raise Unsupported("seng does not gather the samples of several processes.")
         for layer in self.layers:
             if layer.weight.grad is not None and layer not in rows and layer not in self.sketches:
                 raise Unsupported(
@@ -137,16 +139,35 @@ class SENG(KFAC):
                 )
         with self._parts.span("factor", self._cuda()):
             home = self.layers[0].weight.device
-            fresh = {layer: joined(parts) for layer, parts in rows.items()}
+            fresh, counts = self._gathered(
+                {layer: joined(rows[layer]) for layer in self.layers if layer in rows}, terms
+            )
             tops = [t.abs().amax().to(home) for one in fresh.values() for t in one.present().values()]
             finite = torch.stack(tops).isfinite().all()
             for layer, one in fresh.items():
-                weight = self.statistics.weight(terms[layer].count, passes, self.columns is not None)
+                weight = self.statistics.weight(counts[layer], passes, self.columns is not None)
+                if self.statistics.reduction == "mean" and self.columns is None:
+                    weight /= world() ** 2
                 good = finite.to(layer.weight.device)
                 self.sketches[layer] = chosen(good, one.scaled(weight**0.5 / scale), self.sketches.get(layer))
         self._fresh = dict.fromkeys(fresh, finite)
         self.count(finite)
         return finite
+
+    def _gathered(
+        self, samples: Mapping[Layer, Samples], terms: Mapping[Layer, Terms]
+    ) -> tuple[dict[Layer, Samples], dict[Layer, int]]:
+        """The samples and numbers of loss terms of all ranks."""
+        counts = [terms[layer].count for layer in samples]
+        if world() == 1:
+            return dict(samples), dict(zip(samples, counts, strict=True))
+        names = [(layer, name) for layer, one in samples.items() for name in one.present()]
+        tensors = self.ranks.gathered([samples[layer].present()[name] for layer, name in names], 1)
+        total = summed(counts, tensors[0].device)
+        found: dict[Layer, dict[str, Tensor]] = {}
+        for (layer, name), tensor in zip(names, tensors, strict=True):
+            found.setdefault(layer, {})[name] = tensor
+        return {layer: Samples(**one) for layer, one in found.items()}, dict(zip(samples, total, strict=True))
 
     def _refresh(self) -> None:
         """(lam I + U U^T)^-1 of the layers with new samples, equal counts in one batch."""

@@ -51,6 +51,43 @@ def average(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(piece / size)
 
 
+def gathered(parts: Sequence[Tensor], dim: int) -> list[Tensor]:
+    """Every tensor of all ranks, one rank after the other along ``dim``; waits for the device.
+
+    Other dimensions grow to the largest of any rank, with zeros behind.
+
+    Raises:
+        UserError: the ranks have different numbers of tensors (layers whose backward pass not every rank has seen).
+    """
+    size = world()
+    if size == 1:
+        return list(parts)
+    home = parts[0].device
+    longest = max(part.ndim for part in parts)
+    own = torch.tensor([[*part.shape, *[0] * (longest - part.ndim)] for part in parts], device=home)
+    numbers_ = torch.tensor(own.shape, device=home)
+    others = [torch.empty_like(numbers_) for _ in range(size)]
+    distributed.all_gather(others, numbers_)
+    if any(not torch.equal(one, numbers_) for one in others):
+        raise UserError(
+            f"the ranks have statistics of different layers ({[int(one[0]) for one in others]} tensors): each has to "
+            f"send a batch through the same layers."
+        )
+    tables = [torch.empty_like(own) for _ in range(size)]
+    distributed.all_gather(tables, own)
+    shapes = torch.stack(tables).cpu()
+    found = []
+    for index, part in enumerate(parts):
+        most = [int(n) for n in shapes[:, index].amax(0)[: part.ndim]]
+        after = [n - held for n, held in zip(most, part.shape, strict=True)]
+        filled = torch.nn.functional.pad(part, [pad for more in reversed(after) for pad in (0, more)]).contiguous()
+        pieces = [torch.empty_like(filled) for _ in range(size)]
+        distributed.all_gather(pieces, filled)
+        counts = [int(n) for n in shapes[:, index, dim]]
+        found.append(torch.cat([piece.narrow(dim, 0, n) for piece, n in zip(pieces, counts, strict=True)], dim))
+    return found
+
+
 def summed(counts: Sequence[int], device: torch.device) -> list[int]:
     """Sums of whole numbers over the ranks; waits for the device."""
     if world() == 1 or not counts:
@@ -166,6 +203,11 @@ class Sharing:
                     g /= size**2
                 found[layer] = (a, g, rows.to(a), terms.to(g))
         return found
+
+    def gathered(self, parts: Sequence[Tensor], dim: int) -> list[Tensor]:
+        """:func:`gathered`, its time counted."""
+        with self._parts.span("communication", parts[0].is_cuda):
+            return gathered(parts, dim)
 
     def _reduce(self, tensor: Tensor, layer: Layer) -> Any:
         """Start to sum one tensor over the ranks, to its owner or to all."""

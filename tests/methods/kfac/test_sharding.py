@@ -21,6 +21,35 @@ def found(warm):
     return json.loads(done.stdout)
 
 
+@pytest.fixture(scope="module")
+def gathered(warm):
+    script = Path(__file__).parent / "ranks_gathered.py"
+    done = warm.run([sys.executable, str(script)], timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", ["seng", "seng-sampled", "b-kfac", "b-r-kfac-c"])
+def test_gathered_samples_train_to_the_weights_of_one_process(name, gathered):
+    one = gathered["arms"][name]
+    assert one["moved"] > 0.01
+    assert one["apart"] < 1e-9
+    assert one["between"] == 0.0
+    assert "communication" in one["parts"]
+    assert all(not any(count.values()) for count in one["counters"]), one["counters"]
+
+
+def test_brand_sides_are_those_of_the_whole_batch(gathered):
+    for name in ("b-kfac", "b-r-kfac-c"):
+        one = gathered["arms"][name]
+        assert any(any(sides) for sides in one["alone"])
+        assert one["sides"] == [one["alone"]] * 3
+
+
+def test_ranks_that_chose_different_sides_are_told_and_do_not_wait(gathered):
+    assert all("a first batch of the same size" in text for text in gathered["apart"])
+
+
 def test_owners_and_copies_train_to_the_weights_of_one_process(found):
     assert found["moved"] > 0.01
     assert found["plain"] < 1e-10
