@@ -36,19 +36,16 @@ struct Columns {
     int64_t stride, ahead;
 };
 
-// What the next chunk will read, fetched little by little while look-ups leave the memory idle. Along rows, unit u is
-// the row base + u * stride with `n` lines at which[i]; else it is the column base + which[u] * stride with `n` lines.
-// Kernels spread what is left of them over a job.
+// What the next chunk will read of A's columns, fetched little by little while look-ups leave the memory idle: unit u is
+// the column base + which[u] * stride with `n` lines. Kernels spread what is left of them over a job.
 struct Ahead {
     const float* base = nullptr;
     int64_t stride = 0;
     const int32_t* which = nullptr;
     int n = 0, units = 0, next = 0;
-    bool rows = false;
     void fetch(int until) {
         for (; next < until; ++next)
-            for (int i = 0; i < n; ++i)
-                __builtin_prefetch(rows ? base + next * stride + which[i] : base + which[next] * stride + 16 * i, 0, 2);
+            for (int i = 0; i < n; ++i) __builtin_prefetch(base + which[next] * stride + 16 * i, 0, 2);
     }
 };
 

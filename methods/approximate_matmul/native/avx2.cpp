@@ -88,6 +88,8 @@ AVX2 void encode(Columns a, const int32_t* columns, const float* own, int codebo
 }
 
 // 8 rows x 4 columns at a time: rows r and r + 4 share a register, so two rounds of interleaving finish the transpose.
+constexpr int kRowsAhead = 16;
+
 AVX2 void gather(const float* a, int64_t row_stride, const int32_t* groups, const int32_t* slots, int n_groups,
                  int rows, float* out, int64_t out_stride) {
     for (int r = 0; r < rows; r += 8) {
@@ -95,6 +97,9 @@ AVX2 void gather(const float* a, int64_t row_stride, const int32_t* groups, cons
         for (int g = 0; g < n_groups; ++g) {
             const float* p = row + groups[g];
             const int32_t* slot = slots + 4 * g;
+            if (g == 0 || (groups[g] ^ groups[g - 1]) >> 4)  // another line: the same of later rows, too short to be foreseen
+#pragma GCC unroll 8
+                for (int i = 0; i < 8; ++i) __builtin_prefetch(p + (i + kRowsAhead) * row_stride, 0, 2);
             __m256 q[4];
 #pragma GCC unroll 4
             for (int i = 0; i < 4; ++i)
