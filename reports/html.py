@@ -202,6 +202,7 @@ class _Site:
             "training.j2", f"{place.slug}.html", f"{place.workload} on {place.device}", workload=place.workload,
             device=place.device, lead=training.lead(place), siblings=siblings, claims=claims,
             metric=plain.spoken(place.metric), rows=training.table(place), levels=training_levels.rows(place),
+            asked=training_levels.asked(place),
             sections=[*training_charts.sections(place), *product_finetuning.sections(place)],
             facts=training.facts(place), hyper=training.hyper_rows(place), runs=training.run_rows(place),
             run_count=len(place.runs),

@@ -8,7 +8,8 @@ from statistics import median
 from typing import Any
 
 from harness.judge.stats import wilson
-from harness.judge.trained_runs import Trained
+from harness.judge.trained_runs import Trained, counting
+from reports import plain
 from reports.training import Place, count_text, level_text, time_text
 
 Row = dict[str, Any]
@@ -33,6 +34,28 @@ def rows(place: Place) -> list[Row]:
             total = len(axes["time"])
             if total:
                 found.append(_row(place, level, row["arm"], axes))
+    return found
+
+
+def asked(place: Place) -> list[Row]:
+    """Runs that were to end at a level (``--until``): one row per file, level and arm, aliases of the baseline too.
+
+    Their ends are not the schedule's, so that they speak for nothing but this level, beside the arms of their own file.
+    """
+    together: dict[tuple[str, float], list[Trained]] = {}
+    for run in place.runs:
+        level = (run.detail.get("spec") or {}).get("until")
+        if level is not None and not run.tuning and not run.synthetic:
+            together.setdefault((run.file, float(level)), []).append(run)
+    found = []
+    for (file, level), runs in sorted(together.items(), reverse=True):
+        for arm in dict.fromkeys(run.arm for run in runs):
+            kept = counting(runs, arm, metric=f"time_to_target_{level:g}_s").values()
+            axes = {axis: _hits(kept, f"{axis}_to_target_{level:g}{unit}") for axis, unit in AXES.items()}
+            if axes["time"]:
+                reached = [value for value in axes["time"] if math.isfinite(value)]
+                spread = f"{time_text(min(reached))} to {time_text(max(reached))}" if reached else ""
+                found.append({**_row(place, level, arm, axes), "spread": spread, "file": plain.base(file)})
     return found
 
 

@@ -47,3 +47,25 @@ def test_a_smaller_metric_is_harder(place: training.Place) -> None:
     runs = [run for kept in arms.values() for run in kept.values()]
     turned = replace(place, described={"target": goal}, arms=arms, runs=runs)
     assert training_levels.levels(turned) == [1.2, 0.9]
+
+
+def test_runs_ended_on_request_stand_beside_the_arms_of_their_file() -> None:
+    folder = RECORD.parent
+    files = [folder / "20261123T180146259017Z-vm-1415.jsonl.gz", folder / "20261123T150135154372Z-vm-2233.jsonl.gz"]
+    (found,) = training.places(read_runs(files), read_headers(files))
+    rows = training_levels.asked(found)
+    assert [(row["arm"], row["hits_text"], row["file"][9:13]) for row in rows] == [
+        ("training.kfac-cholesky", "5 of 5", "1801"),
+        ("training.kfac-cholesky#aa", "6 of 6", "1801"),
+        ("training.rs-kfac-warm", "5 of 5", "1801"),
+        ("training.kfac-cholesky#aa", "2 of 2", "1501"),
+        ("training.rs-kfac-warm", "2 of 2", "1501"),
+        ("training.kfac-cholesky", "3 of 3", "1501"),
+    ]
+    assert {row["level"] for row in rows} == {0.91}
+    assert (round(rows[2]["time"], 1), rows[2]["spread"]) == (83.0, "74.6 s to 88.0 s"), "the median of five seeds"
+    assert found.rows == [], "they speak for nothing else"
+
+
+def test_no_run_was_ended_on_request(place: training.Place) -> None:
+    assert training_levels.asked(place) == []
