@@ -13,7 +13,7 @@ from harness import read_runs
 from harness.catalogue import registry
 from harness.catalogue.registry import ROOT
 from harness.errors import DuplicateName, Unavailable, UnknownName
-from harness.measure import plan
+from harness.measure import availability, plan
 
 PROJECT = """
 [build-system]
@@ -113,6 +113,25 @@ def test_a_plugin_that_exits_or_is_no_json_is_broken_alone(plugin, tmp_path, cap
     assert "SystemExit" in broken["toy.exits"]
     assert "tuple of strings" in broken["toy.odd"]
     assert capsys.readouterr().out == ""
+
+
+def test_a_plugin_whose_function_is_not_there_says_so_before_it_runs(plugin):
+    names = ("there", "absent", "elsewhere", "torn", "late")
+    folder = plugin({f"toy.{name}": f"my_methods:{name.upper()}" for name in names})
+    targets = ("my_methods:work", "my_methods:wrok", "no_such_module:work", "torn:work", "open_ended:work")
+    made = "".join(
+        f"{name.upper()} = Method(name='toy.{name}', impl='{target}', summary='s', source='s')\n"
+        for name, target in zip(names, targets, strict=True)
+    )
+    (folder / "my_methods.py").write_text(f"from harness import Method\nif True:\n    def work(x): return x\n{made}")
+    (folder / "torn.py").write_text("def work(:\n")
+    (folder / "open_ended.py").write_text("from math import *\n")
+    found = {name: availability.reason(registry.methods("toy")[f"toy.{name}"]) for name in names}
+    assert found["there"] is None
+    assert found["absent"] == "its impl is my_methods:wrok, but my_methods.py has no wrok"
+    assert found["elsewhere"] == "its impl is no_such_module:work, but there is no module no_such_module"
+    assert "torn.py cannot be read (SyntaxError" in found["torn"]
+    assert found["late"] is None, "a star may bring it"
 
 
 def test_two_owners_of_one_name_are_an_error_that_names_both(plugin):
