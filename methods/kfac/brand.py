@@ -14,7 +14,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from harness.errors import UserError
 from methods.kfac import products
@@ -28,7 +28,7 @@ from methods.kfac.policy import Schedule, value_at
 from methods.kfac.randomized import SIDES, Loose, RandomizedKFAC
 from methods.kfac.rank import Ranks, Rule
 from methods.kfac.refresh import Job
-from methods.kfac.sharding import summed, world
+from methods.kfac.sharding import world
 from methods.kfac.statistics import moment
 
 _TINY = 1e-30
@@ -96,7 +96,6 @@ class BrandKFAC(RandomizedKFAC):
         self.keeps_dense = bool(overwrite_period or correction_period)
         self.held: dict[Layer, Held] = {}
         self._rows: dict[Layer, Rows] = {}
-        self._agreed = False
         super().__init__(model, lr, inverse=inverse, **options)
         self.update = Loose(self)
         #: Brand updates and corrections whose eigendecomposition did not converge.
@@ -148,12 +147,14 @@ class BrandKFAC(RandomizedKFAC):
     # -- running means -------------------------------------------------------------------------------------------------
 
     def _fold(self, scale: Tensor | float, passes: int) -> Tensor | None:
-        self._agree()
+        if self.captures(self.steps):
+            # Ranks whose first batches, by their sizes, chose different sides would wait for each other.
+            self.ranks.compare([self._seen(layer) for layer in self.layers], self.layers[0].weight.device)
         finite = super()._fold(scale, passes)
-        rows, self._rows = self._gathered(), {}
-        if not rows:
+        if not self._rows:
             return finite
         with self._parts.span("factor", self._cuda()):
+            rows, self._rows = self._gathered(), {}
             home = self.layers[0].weight.device
             sums = [one.abs().amax().to(home) for a, g, _ in rows.values() for one in (a, g)]
             good = torch.stack(sums).isfinite().all()
@@ -169,29 +170,18 @@ class BrandKFAC(RandomizedKFAC):
                 self._enter(layer, scaled, good.to(layer.weight.device))
         return good
 
-    def _agree(self) -> None:
-        """Refuse ranks whose first batches, by their sizes, chose different sides: they would wait for each other."""
-        if self._agreed or world() == 1:
-            return
-        home = self.layers[0].weight.device
-        sides = [self.held[layer].sides if layer in self.held else (False, False) for layer in self.layers]
-        own = torch.tensor(sides, dtype=torch.int32, device=home)
-        others = [torch.empty_like(own) for _ in range(world())]
-        distributed.all_gather(others, own)
-        if any(not torch.equal(one, own) for one in others):
-            raise UserError(
-                "the ranks chose different layers for Brand's update, which the rows of the first batch decide: give "
-                "every rank a first batch of the same size."
-            )
-        self._agreed = bool(self.held)
+    def _seen(self, layer: Layer) -> int:
+        """What backward passes have brought of a layer and which sides are followed, as one number."""
+        sides = self.held[layer].sides if layer in self.held else (False, False)
+        flags = (layer in self._rows, layer in self.statistics.sums, *sides)
+        return sum(flag << place for place, flag in enumerate(flags))
 
     def _gathered(self) -> dict[Layer, tuple[Tensor, Tensor, int]]:
         """Rows (n, d) of both sides and the number of loss terms since the last step, of all ranks."""
         layers = [layer for layer in self.layers if layer in self._rows]
         rows = [torch.cat(one) for layer in layers for one in (self._rows[layer].a, self._rows[layer].g)]
         terms = [self._rows[layer].terms.count for layer in layers]
-        if layers and world() > 1:
-            rows, terms = self.ranks.gathered(rows, 0), summed(terms, rows[0].device)
+        rows, terms = self.ranks.gathered(rows, terms, 0)
         return {layer: (rows[2 * i], rows[2 * i + 1], terms[i]) for i, layer in enumerate(layers)}
 
     def _enter(self, layer: Layer, scaled: tuple[Tensor, Tensor], good: Tensor) -> None:

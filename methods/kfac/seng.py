@@ -22,7 +22,7 @@ from methods.kfac.layers import Layer
 from methods.kfac.options import flag, in_range, values
 from methods.kfac.policy import Schedule, value_at
 from methods.kfac.seng_sketch import Samples, also, chosen, explicit, implicit, joined
-from methods.kfac.sharding import summed, world
+from methods.kfac.sharding import world
 from methods.kfac.statistics import Terms
 
 _FIXED = ("inverse", "damping_mode", "sharing", "loss_terms", "subsample", "refresh_period", "factor_decay")
@@ -129,6 +129,9 @@ class SENG(KFAC):
 
     def _fold(self, scale: Tensor | float, passes: int) -> Tensor | None:
         rows, terms, self._rows, self._terms = self._rows, self._terms, {}, {}
+        if self.captures(self.steps):
+            seen = [int(layer in rows) + 2 * int(self._is_explicit.get(layer, False)) for layer in self.layers]
+            self.ranks.compare(seen, self.layers[0].weight.device)
         if not rows:
             return None
         for layer in self.layers:
@@ -158,16 +161,13 @@ class SENG(KFAC):
         self, samples: Mapping[Layer, Samples], terms: Mapping[Layer, Terms]
     ) -> tuple[dict[Layer, Samples], dict[Layer, int]]:
         """The samples and numbers of loss terms of all ranks."""
-        counts = [terms[layer].count for layer in samples]
-        if world() == 1:
-            return dict(samples), dict(zip(samples, counts, strict=True))
         names = [(layer, name) for layer, one in samples.items() for name in one.present()]
-        tensors = self.ranks.gathered([samples[layer].present()[name] for layer, name in names], 1)
-        total = summed(counts, tensors[0].device)
+        parts = [samples[layer].present()[name] for layer, name in names]
+        tensors, counts = self.ranks.gathered(parts, [terms[layer].count for layer in samples], 1)
         found: dict[Layer, dict[str, Tensor]] = {}
         for (layer, name), tensor in zip(names, tensors, strict=True):
             found.setdefault(layer, {})[name] = tensor
-        return {layer: Samples(**one) for layer, one in found.items()}, dict(zip(samples, total, strict=True))
+        return {layer: Samples(**one) for layer, one in found.items()}, dict(zip(samples, counts, strict=True))
 
     def _refresh(self) -> None:
         """(lam I + U U^T)^-1 of the layers with new samples, equal counts in one batch."""

@@ -54,25 +54,14 @@ def average(tensors: Sequence[Tensor]) -> None:
 def gathered(parts: Sequence[Tensor], dim: int) -> list[Tensor]:
     """Every tensor of all ranks, one rank after the other along ``dim``; waits for the device.
 
-    Other dimensions grow to the largest of any rank, with zeros behind.
-
-    Raises:
-        UserError: the ranks have different numbers of tensors (layers whose backward pass not every rank has seen).
+    The ranks have equally many tensors (:meth:`Sharing.compare` tells before). Other dimensions grow to the largest of
+    any rank, with zeros behind.
     """
     size = world()
-    if size == 1:
+    if size == 1 or not parts:
         return list(parts)
-    home = parts[0].device
     longest = max(part.ndim for part in parts)
-    own = torch.tensor([[*part.shape, *[0] * (longest - part.ndim)] for part in parts], device=home)
-    numbers_ = torch.tensor(own.shape, device=home)
-    others = [torch.empty_like(numbers_) for _ in range(size)]
-    distributed.all_gather(others, numbers_)
-    if any(not torch.equal(one, numbers_) for one in others):
-        raise UserError(
-            f"the ranks have statistics of different layers ({[int(one[0]) for one in others]} tensors): each has to "
-            f"send a batch through the same layers."
-        )
+    own = torch.tensor([[*part.shape, *[0] * (longest - part.ndim)] for part in parts], device=parts[0].device)
     tables = [torch.empty_like(own) for _ in range(size)]
     distributed.all_gather(tables, own)
     shapes = torch.stack(tables).cpu()
@@ -204,10 +193,39 @@ class Sharing:
                 found[layer] = (a, g, rows.to(a), terms.to(g))
         return found
 
-    def gathered(self, parts: Sequence[Tensor], dim: int) -> list[Tensor]:
-        """:func:`gathered`, its time counted."""
+    def compare(self, codes: Sequence[int], device: torch.device) -> None:
+        """Refuse, on every rank, that they have seen different layers; waits for the device.
+
+        To be called at the same steps everywhere, also by a rank that has seen nothing: without it the ranks would wait
+        for each other, or take one layer's statistics for another's.
+
+        Args:
+            codes: one number for each layer, saying what has been seen of it.
+            device: of the collective.
+
+        Raises:
+            UserError: naming the layers.
+        """
+        if self.size == 1:
+            return
+        with self._parts.span("communication", device.type == "cuda"):
+            own = torch.tensor(list(codes), device=device)
+            others = [torch.empty_like(own) for _ in range(self.size)]
+            distributed.all_gather(others, own)
+            table = torch.stack(others).cpu()
+        unequal = (table != table[0]).any(0).tolist()
+        if names := [layer.name for layer, odd in zip(self._layers, unequal, strict=True) if odd]:
+            raise UserError(
+                f"the ranks have different statistics of {', '.join(names)}: every rank has to send a batch through "
+                f"the same layers in each step that takes statistics, the first of them of the same size."
+            )
+
+    def gathered(self, parts: Sequence[Tensor], counts: Sequence[int], dim: int) -> tuple[list[Tensor], list[int]]:
+        """:func:`gathered` and :func:`summed`, their time counted."""
+        if self.size == 1 or not parts:
+            return list(parts), list(counts)
         with self._parts.span("communication", parts[0].is_cuda):
-            return gathered(parts, dim)
+            return gathered(parts, dim), summed(counts, parts[0].device)
 
     def _reduce(self, tensor: Tensor, layer: Layer) -> Any:
         """Start to sum one tensor over the ranks, to its owner or to all."""

@@ -55,15 +55,46 @@ def trained(ranks, name, first=9, sizes=(10, 11, 9)):
     return {"weights": weights, "sides": sides, "parts": sorted(optimizer.parts()), "counters": optimizer.counters}
 
 
-def apart(ranks):
+class Branches(nn.Module):
+    """Two layers of one shape, of which a call takes those that it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(40, 30), nn.Linear(40, 30)
+
+    def forward(self, x, which):
+        return sum(getattr(self, name)(x) for name in which)
+
+
+def refused(ranks, kind, hyper, first, then):
+    """What is said when the ranks go through different layers in the second step; ``none``: no backward at all."""
+    torch.manual_seed(0)
+    model = Branches().double()
+    optimizer = kind(model, 0.1, **hyper)
+    told = ""
+    for which in (first, then):
+        optimizer.zero_grad()
+        if which[ranks.rank]:
+            model(torch.randn(3, 40).double(), which[ranks.rank]).square().mean().backward()
+        used = [p for name, p in model.named_parameters() if name[0] in "".join(which)]
+        for parameter in used:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        ranks.average(used)
+        try:
+            optimizer.step()
+        except UserError as error:
+            told = str(error)
+    return told
+
+
+def uneven(ranks):
     """A first batch of 11, 4 + 4 + 3, and a width between 4 + 3 * 3 and 4 + 3 * 4 rows."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(13, 5)).double()
     optimizer = BrandKFAC(model, 0.1, **BRAND)
     begin, here = ranks.slice(0, 11)
-    nn.functional.cross_entropy(
-        model(torch.randn(11, 13).double()[begin : begin + here]), torch.arange(here)
-    ).backward()
+    x = torch.randn(11, 13).double()[begin : begin + here]
+    nn.functional.cross_entropy(model(x), torch.arange(here)).backward()
     try:
         optimizer.step()
     except UserError as error:
@@ -71,10 +102,39 @@ def apart(ranks):
     return ""
 
 
+def skipped(ranks, kind, hyper):
+    """One rank's batch is not finite: no rank moves, and all count it."""
+    model = net(kind)
+    optimizer = kind(model, 0.1, **hyper)
+    before = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    x, y = batch(0, 4)
+    x = x * float("nan") if ranks.rank == 1 else x
+    nn.functional.cross_entropy(model(x), y).backward()
+    for parameter in model.parameters():
+        parameter.grad.nan_to_num_()
+    optimizer.step()
+    after = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    return [torch.equal(before, after), optimizer.counters["skipped_batches"]]
+
+
 def one(ranks):
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    return {**{name: trained(ranks, name) for name in ARMS}, "apart": apart(ranks)}
+    dense = {**BRAND, "overwrite_period": 2}
+    every = {"damping": 0.3, "update_period": 1}
+    kinds = {"seng": (SENG, every), "b-kfac": (BrandKFAC, BRAND), "b-r-kfac": (BrandKFAC, dense)}
+    refusals = {
+        f"{name}, {case}": refused(ranks, kind, hyper, first, then)
+        for name, (kind, hyper) in kinds.items()
+        for case, first, then in (
+            ("other layers", ("ab", "ab", "ab"), ("a", "a", "b")),
+            ("a layer less", ("ab", "ab", "ab"), ("ab", "ab", "a")),
+            ("nothing", ("ab", "ab", "ab"), ("ab", "", "ab")),
+            ("a late layer", ("a", "a", "a"), ("ab", "ab", "a")),
+        )
+    }
+    told = {**{name: trained(ranks, name) for name in ARMS}, "refusals": refusals, "uneven": uneven(ranks)}
+    return {**told, "skipped": {name: skipped(ranks, *kinds[name]) for name in ("seng", "b-kfac")}}
 
 
 def main():
@@ -93,7 +153,8 @@ def main():
             "sides": [r[name]["sides"] for r in many], "alone": whole["sides"], "parts": many[0][name]["parts"],
             "counters": [r[name]["counters"] for r in many],
         }  # fmt: skip
-    print(json.dumps({"arms": told, "apart": [r["apart"] for r in many]}))
+    others = {name: [r[name] for r in many] for name in ("refusals", "uneven", "skipped")}
+    print(json.dumps({"arms": told, **others}))
 
 
 main()

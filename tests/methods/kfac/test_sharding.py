@@ -46,8 +46,18 @@ def test_brand_sides_are_those_of_the_whole_batch(gathered):
         assert one["sides"] == [one["alone"]] * 3
 
 
-def test_ranks_that_chose_different_sides_are_told_and_do_not_wait(gathered):
-    assert all("a first batch of the same size" in text for text in gathered["apart"])
+def test_ranks_that_saw_different_layers_are_all_told_and_do_not_wait(gathered):
+    for told in gathered["refusals"]:
+        assert len(told) == 12
+        for case, text in told.items():
+            assert "the ranks have different statistics of " in text, case
+            wanted = "a, b:" if "other layers" in case or "nothing" in case else "b:"
+            assert f"statistics of {wanted}" in text, case
+    assert all("the first of them of the same size" in text for text in gathered["uneven"])
+
+
+def test_one_rank_that_is_not_finite_stops_the_gathering_methods_too(gathered):
+    assert gathered["skipped"] == [{"seng": [True, 1], "b-kfac": [True, 1]}] * 3
 
 
 def test_owners_and_copies_train_to_the_weights_of_one_process(found):
