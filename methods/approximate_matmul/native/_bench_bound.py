@@ -10,10 +10,10 @@ from typing import Any
 FLAGS = ("avx2", "avx512bw", "avx512vbmi", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
 #: Look-ups of a 64-byte permute, one a cycle (port 5 on Intel's cores; two halves a cycle on Zen 4).
 LOOKUPS_PER_CYCLE = 64.0
-#: 4 compares, 2 permutes, 5 masked moves for 16 codes, then packing: 50 instructions on two ports for 64 codes.
-CODES_PER_CYCLE = 64 / 25
-#: Instructions that turn 16 sums into stored floats: 2 interleavings, convert, multiply-add, on two ports.
-CYCLES_OF_16_FLOATS = 2.0
+#: 4 compares, 2 permutes, 5 masked moves for 16 codes, then packing: 52 instructions on two ports for 64 codes.
+CODES_PER_CYCLE = 64 / 26
+#: What turns 16 sums into stored floats: 2.5 permutes on their one port, beside shift, or, convert and multiply-add.
+CYCLES_OF_16_FLOATS = 2.5
 #: Multiply-adds of bytes a cycle: AMX tiles of 16 x 64 x 16 in 16 cycles; two 64-byte VNNI instructions a cycle.
 AMX_MACS, VNNI_MACS = 1024.0, 128.0
 #: Levels to which these bounds apply.

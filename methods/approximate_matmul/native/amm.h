@@ -66,6 +66,17 @@ struct Beside {
     }
 };
 
+// Rows that are gathered ask for later ones: a row's lines are too few and too far apart to be foreseen by the processor.
+inline bool begins_line(const int32_t* groups, int g) { return g == 0 || (groups[g] ^ groups[g - 1]) >> 4; }
+
+// How many rows ahead: as many as half of a small L2 holds beside the present ones, 16 to 64.
+inline int rows_ahead(const int32_t* groups, int n_groups) {
+    int lines = 0;
+    for (int g = 0; g < n_groups; ++g) lines += begins_line(groups, g);
+    const int rows = 2048 / (lines > 0 ? lines : 1) / 8 * 8;
+    return rows < 16 ? 16 : rows > 64 ? 64 : rows;
+}
+
 // Sums of a chunk of whole blocks and their way into the caller's memory.
 struct Job {
     const uint8_t *codes, *tables;  // tables [m][ceil4(C)][16]

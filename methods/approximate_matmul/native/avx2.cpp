@@ -88,16 +88,6 @@ AVX2 void encode(Columns a, const int32_t* columns, const float* own, int codebo
 }
 
 // 8 rows x 4 columns at a time: rows r and r + 4 share a register, so two rounds of interleaving finish the transpose.
-inline bool begins_line(const int32_t* groups, int g) { return g == 0 || (groups[g] ^ groups[g - 1]) >> 4; }
-
-// How many rows ahead to ask for: as many as half of a small L2 holds beside the present ones, 16 to 64.
-int rows_ahead(const int32_t* groups, int n_groups) {
-    int lines = 0;
-    for (int g = 0; g < n_groups; ++g) lines += begins_line(groups, g);
-    const int rows = 2048 / (lines > 0 ? lines : 1) / 8 * 8;
-    return rows < 16 ? 16 : rows > 64 ? 64 : rows;
-}
-
 AVX2 void gather(const float* a, int64_t row_stride, const int32_t* groups, const int32_t* slots, int n_groups,
                  int rows, float* out, int64_t out_stride) {
     const int ahead = rows_ahead(groups, n_groups);
@@ -106,7 +96,7 @@ AVX2 void gather(const float* a, int64_t row_stride, const int32_t* groups, cons
         for (int g = 0; g < n_groups; ++g) {
             const float* p = row + groups[g];
             const int32_t* slot = slots + 4 * g;
-            if (begins_line(groups, g))  // a row's lines are too few and too far apart to be foreseen by the processor
+            if (begins_line(groups, g))
 #pragma GCC unroll 8
                 for (int i = 0; i < 8; ++i) __builtin_prefetch(p + (i + ahead) * row_stride, 0, 2);
             __m256 q[4];

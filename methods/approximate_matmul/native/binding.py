@@ -144,7 +144,7 @@ def habits(asking: bool = True, fetching: bool = True) -> None:
 
     Args:
         asking: the lines of more than a mebibyte of outputs are asked for a little before they are written.
-        fetching: what the next rows will read is fetched during the look-ups of the present ones.
+        fetching: of A by column, what the next rows will read is fetched during the look-ups of the present ones.
     """
     _load().amm_set_habits(int(asking) + 2 * int(fetching))
 

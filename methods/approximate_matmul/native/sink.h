@@ -126,6 +126,9 @@ inline int rows_of_tiles(const Sink& s, Span span) {
     return s.kind == kFloat && s.m > 64 && s.m <= kNearWidth ? std::min(kNearRows, span.rows) : span.rows;
 }
 
+// Up to where this thread has asked for lines: its next span goes on there.
+inline thread_local const char* asked = nullptr;
+
 // The lines that a span's outputs fill are asked for a little before they are written, else every store waits for its
 // line; the first lines of the next span too if this thread goes on with it.
 inline void ask_for_outputs(const Kernels& k, const Sink& s, Span span, bool alone, Beside& beside) {
@@ -138,7 +141,8 @@ inline void ask_for_outputs(const Kernels& k, const Sink& s, Span span, bool alo
     beside.bytes = span.rows * row;
     beside.lead = lead;
     beside.end = out + (alone ? s.n : span.row + span.valid) * row;
-    if (beside.next < beside.begin || beside.next > beside.begin + beside.lead) beside.next = beside.begin;
+    const bool on = asked >= beside.begin && asked <= beside.begin + beside.lead;
+    beside.next = on ? asked : beside.begin;
 }
 
 inline void scan_span(const Kernels& k, const Sink& s, Span span, const uint8_t* codes, Beside& beside, bool alone) {
@@ -151,12 +155,14 @@ inline void scan_span(const Kernels& k, const Sink& s, Span span, const uint8_t*
             const double from = static_cast<double>(r) / span.rows, to = static_cast<double>(r + rows) / span.rows;
             scan_tiles(k, s, {span.row + r, rows, rows}, codes + r / kBlock * code_bytes(s.codebooks), &beside, from, to);
         }
+        asked = beside.next;
         return;
     }
     const int64_t element = s.kind == kFloat ? 4 : s.kind == kU8 ? 1 : 2;
     const int64_t at = s.kind == kU16Columns ? span.row : span.row * s.stride;
     k.scan({codes, s.tables, s.codebooks, span.rows, s.m, s.kind, s.scale, s.offset,
             static_cast<char*>(s.out) + element * at, s.stride, &beside, s.own});
+    asked = beside.next;
 }
 
 inline int check_sink(int64_t n, const Sink& s, int64_t tables_bytes, int64_t out_elements) {

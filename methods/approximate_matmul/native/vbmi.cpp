@@ -29,9 +29,13 @@ struct Tree {
 
 // Codes of 16 GROUPS rows by two trees at most, level by level: one walk after the other is longer than what a scheduler
 // sees at a time.
-template <int TREES, int GROUPS>
-TARGET_VBMI INLINE void walk(const float* const x[2][4], const Tree (&tree)[2], __m512i i[2][GROUPS]) {
-    const auto value = [&](int t, int level, int g) TARGET_VBMI { return _mm512_loadu_ps(x[t][level] + 16 * g); };
+template <int TREES, int GROUPS, bool AHEAD>
+TARGET_VBMI INLINE void walk(const float* const x[2][4], const Tree (&tree)[2], int64_t ahead, __m512i i[2][GROUPS]) {
+    const auto value = [&](int t, int level, int g) TARGET_VBMI {
+        const float* const at = x[t][level] + 16 * g;
+        if (AHEAD) __builtin_prefetch(at + ahead);
+        return _mm512_loadu_ps(at);
+    };
     __m512 v[TREES][GROUPS];
 #pragma GCC unroll 2
     for (int t = 0; t < TREES; ++t)
@@ -70,12 +74,11 @@ TARGET_VBMI INLINE void walk(const float* const x[2][4], const Tree (&tree)[2], 
 // to indices of a permute, even rows first.
 template <int TREES, bool FIRST, bool LAST, int GROUPS>
 TARGET_VBMI INLINE void encode_rows(const float* const x[2][4], const Tree (&tree)[2], int64_t ahead, int64_t step, uint8_t* codes) {
-    if (ahead)
-        for (int t = 0; t < TREES; ++t)
-            for (int level = 0; level < 4; ++level)
-                for (int g = 0; g < GROUPS; ++g) __builtin_prefetch(x[t][level] + 16 * g + ahead);
     __m512i i[2][GROUPS];
-    walk<TREES, GROUPS>(x, tree, i);
+    if (ahead)
+        walk<TREES, GROUPS, true>(x, tree, ahead, i);
+    else
+        walk<TREES, GROUPS, false>(x, tree, 0, i);
     const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     const __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1)), base = _mm512_set1_epi32(0x30201000);
 #pragma GCC unroll 2
@@ -215,24 +218,18 @@ struct Lines {
         at += two;
         OPAQUE(at);  // else all 32 addresses are computed beforehand and kept on the stack
     }
-    // As floats whatever they are: compilers then store a quarter without the shuffle that extracts it. What one row gets
-    // is stored together.
-    template <int Q>
-    TARGET_VBMI INLINE_MEMBER void put(const __m512 (&v)[Q]) const {
-#pragma GCC unroll 2
-        for (int q = 0; q < Q; ++q) _mm_storeu_ps(reinterpret_cast<float*>(at) + 4 * q, _mm512_castps512_ps128(v[q]));
-#pragma GCC unroll 2
-        for (int q = 0; q < Q; ++q) _mm_storeu_ps(reinterpret_cast<float*>(at + step) + 4 * q, _mm512_extractf32x4_ps(v[q], 1));
-#pragma GCC unroll 2
-        for (int q = 0; q < Q; ++q) _mm_storeu_ps(reinterpret_cast<float*>(at + 2 * step) + 4 * q, _mm512_extractf32x4_ps(v[q], 2));
-#pragma GCC unroll 2
-        for (int q = 0; q < Q; ++q) _mm_storeu_ps(reinterpret_cast<float*>(at + far) + 4 * q, _mm512_extractf32x4_ps(v[q], 3));
+    // As floats whatever they are: compilers then store a quarter without the shuffle that extracts it.
+    TARGET_VBMI INLINE_MEMBER void put(__m512 v) const {
+        _mm_storeu_ps(reinterpret_cast<float*>(at), _mm512_castps512_ps128(v));
+        _mm_storeu_ps(reinterpret_cast<float*>(at + step), _mm512_extractf32x4_ps(v, 1));
+        _mm_storeu_ps(reinterpret_cast<float*>(at + 2 * step), _mm512_extractf32x4_ps(v, 2));
+        _mm_storeu_ps(reinterpret_cast<float*>(at + far), _mm512_extractf32x4_ps(v, 3));
     }
-    TARGET_VBMI INLINE_MEMBER void put_pairs(__m512 near, __m512 far3) const {
-        _mm256_storeu_ps(at, _mm512_castps512_ps256(near));
-        _mm256_storeu_ps(at + step, _mm512_extractf32x8_ps(near, 1));
-        _mm256_storeu_ps(at + 2 * step, _mm512_castps512_ps256(far3));
-        _mm256_storeu_ps(at + far, _mm512_extractf32x8_ps(far3, 1));
+    TARGET_VBMI INLINE_MEMBER void put(__m512 first_two, __m512 last_two) const {
+        _mm256_storeu_ps(at, _mm512_castps512_ps256(first_two));
+        _mm256_storeu_ps(at + step, _mm512_extractf32x8_ps(first_two, 1));
+        _mm256_storeu_ps(at + 2 * step, _mm512_castps512_ps256(last_two));
+        _mm256_storeu_ps(at + far, _mm512_extractf32x8_ps(last_two, 1));
     }
 };
 
@@ -247,8 +244,7 @@ TARGET_VBMI INLINE void put_f32(const Sums<4>& s, const float* scale, const floa
         Lines<float> lines(out + h * stride, stride);
 #pragma GCC unroll 4
         for (int i = 0; i < 4; ++i, lines.next()) {
-            const __m512 y[1] = {_mm512_fmadd_ps(_mm512_cvtepi32_ps(x[i]), a, b)};
-            lines.put(y);
+            lines.put(_mm512_fmadd_ps(_mm512_cvtepi32_ps(x[i]), a, b));
         }
     }
 }
@@ -267,7 +263,7 @@ TARGET_VBMI INLINE void put_f32(const Sums<8>& s, const float* scale, const floa
         for (int i = 0; i < 4; ++i, lines.next()) {
             const __m512i near = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(x[i]));
             const __m512i far = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(x[i], 1));
-            lines.put_pairs(_mm512_fmadd_ps(_mm512_cvtepi32_ps(near), a, b), _mm512_fmadd_ps(_mm512_cvtepi32_ps(far), a, b));
+            lines.put(_mm512_fmadd_ps(_mm512_cvtepi32_ps(near), a, b), _mm512_fmadd_ps(_mm512_cvtepi32_ps(far), a, b));
         }
     }
 }
@@ -282,8 +278,7 @@ TARGET_VBMI INLINE void put_u16(const Sums<8>& s, uint16_t* out, int64_t stride)
         Lines<uint16_t> lines(out + h * stride, stride);
 #pragma GCC unroll 4
         for (int i = 0; i < 4; ++i, lines.next()) {
-            const __m512 y[1] = {_mm512_castsi512_ps(x[i])};
-            lines.put(y);
+            lines.put(_mm512_castsi512_ps(x[i]));
         }
     }
 }

@@ -32,8 +32,8 @@ inline void thresholds512(const float* heap, int codebooks, float* own) {
     }
 }
 
-// Codes of 16 rows as 32-bit numbers, COUNT trees or groups of rows side by side, level by level: one after the other
-// they are longer than what a scheduler sees at a time. Bits of `i` outside the lowest four stay.
+// Codes of 16 rows as 32-bit numbers, COUNT groups of rows side by side, level by level: one after the other they are
+// longer than what a scheduler sees at a time.
 template <int COUNT>
 TARGET_PLAIN INLINE void walk16(const float* const x[COUNT][4], const float* const v[COUNT], __m512i i[COUNT]) {
     __mmask16 b[COUNT];
