@@ -110,8 +110,8 @@ def test_ctrl_c_leaves_a_row_and_the_same_plan_resumes(toys, tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         executor.execute(build(asked), tmp_path, "test", Stops("progress", 2))
     [path] = tmp_path.glob("*.jsonl")
-    [cut] = rows(path).itertuples()
-    assert cut.status == "interrupted"
+    before = rows(path)  # on a busy machine the first run may have ended before the second message came
+    [cut] = before[before["status"] == "interrupted"].itertuples()
     assert "resumes" in cut.reason
     result = executor.execute(build(asked), tmp_path, "test")
     assert result.resumed
