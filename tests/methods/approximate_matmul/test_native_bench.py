@@ -88,8 +88,8 @@ def test_all_lines_of_a_report(monkeypatch):
 
 
 def test_bounds_are_the_arithmetic_of_the_readme():
-    assert bound.product_us(10000, 100, 16, 3.0) == pytest.approx((62500 + 250000 + 125000) / 3e3)
-    assert bound.product_us(10000, 100, 64, 3.0) == pytest.approx((250000 + 1000000 + 125000) / 3e3)
+    assert bound.product_us(10000, 100, 16, 3.0) == pytest.approx((65000 + 250000 + 156250) / 3e3)
+    assert bound.product_us(10000, 100, 64, 3.0) == pytest.approx((260000 + 1000000 + 156250) / 3e3)
     assert bound.int8_us(10000, 512, 100, 3.0, {"amx_int8": True}) == pytest.approx(500000 / 3e3)
     assert bound.int8_us(10000, 512, 100, 3.0, {"avx512_vnni": True}) == pytest.approx(4000000 / 3e3)
     assert bound.int8_us(10000, 512, 100, 3.0, {}) is None
