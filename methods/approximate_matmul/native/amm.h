@@ -36,16 +36,19 @@ struct Columns {
     int64_t stride, ahead;
 };
 
-// What the next chunk will read of A's columns, fetched little by little while look-ups leave the memory idle: unit u is
-// the column base + which[u] * stride with `n` lines. Kernels spread what is left of them over a job.
+// What the next chunk will read, fetched little by little while look-ups leave the memory idle. Along rows, unit u is
+// the row base + u * stride with `n` lines at which[i]; else it is the column base + which[u] * stride with `n` lines.
+// Kernels spread what is left of them over a job.
 struct Ahead {
     const float* base = nullptr;
     int64_t stride = 0;
     const int32_t* which = nullptr;
     int n = 0, units = 0, next = 0;
+    bool rows = false;
     void fetch(int until) {
         for (; next < until; ++next)
-            for (int i = 0; i < n; ++i) __builtin_prefetch(base + which[next] * stride + 16 * i, 0, 2);
+            for (int i = 0; i < n; ++i)
+                __builtin_prefetch(rows ? base + next * stride + which[i] : base + which[next] * stride + 16 * i, 0, 2);
     }
 };
 
@@ -69,12 +72,13 @@ struct Beside {
 // Rows that are gathered ask for later ones: a row's lines are too few and too far apart to be foreseen by the processor.
 inline bool begins_line(const int32_t* groups, int g) { return g == 0 || (groups[g] ^ groups[g - 1]) >> 4; }
 
-// How many rows ahead: as many as half of a small L2 holds beside the present ones, 16 to 64.
+// How many rows ahead: as many as half of a small L2 holds beside the present ones, at least 16; 0: none.
 inline int rows_ahead(const int32_t* groups, int n_groups) {
     int lines = 0;
     for (int g = 0; g < n_groups; ++g) lines += begins_line(groups, g);
-    const int rows = 2048 / (lines > 0 ? lines : 1) / 8 * 8;
-    return rows < 16 ? 16 : rows > 64 ? 64 : rows;
+    if (lines < 16) return 0;  // few: fetched during look-ups (Ahead), whole chunks at a time
+    const int rows = 2048 / lines / 8 * 8;
+    return rows < 16 ? 16 : rows;
 }
 
 // Sums of a chunk of whole blocks and their way into the caller's memory.

@@ -96,7 +96,7 @@ AVX2 void gather(const float* a, int64_t row_stride, const int32_t* groups, cons
         for (int g = 0; g < n_groups; ++g) {
             const float* p = row + groups[g];
             const int32_t* slot = slots + 4 * g;
-            if (begins_line(groups, g))
+            if (ahead && begins_line(groups, g))
 #pragma GCC unroll 8
                 for (int i = 0; i < 8; ++i) __builtin_prefetch(p + (i + ahead) * row_stride, 0, 2);
             __m256 q[4];

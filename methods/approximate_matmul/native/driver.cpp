@@ -134,7 +134,7 @@ int amm_encode(int level, const float* a, int64_t n, int64_t d, int64_t row_stri
                int threads) try {
     const Kernels* k = kernels(level, kExact);
     if (!k) return kLevel;
-    Source s{a, n, row_stride, col_stride, codebooks, columns, {}, {}, {}, {}, {}};
+    Source s{a, n, row_stride, col_stride, codebooks, columns, {}, {}, {}, {}, {}, {}};
     if (const int error = check_source(s, d, thresholds)) return error;
     if (!packed && n > 0) return kNull;
     const int pairs = (codebooks + 1) / 2;
@@ -237,7 +237,7 @@ int amm_matmul(int level, const float* a, int64_t n, int64_t d, int64_t row_stri
                void* out, int64_t out_stride, int64_t out_elements, int threads) try {
     const Kernels* k = kernels(level, aggregation);
     if (!k) return kLevel;
-    Source s{a, n, row_stride, col_stride, codebooks, columns, {}, {}, {}, {}, {}};
+    Source s{a, n, row_stride, col_stride, codebooks, columns, {}, {}, {}, {}, {}, {}};
     Sink to(m, codebooks, aggregation, upcast, kind, tables, scale, offset, out, out_stride, n);
     if (n == 0) return kOk;
     if (const int error = check_source(s, d, thresholds)) return error;

@@ -30,7 +30,7 @@ void gather(const float* a, int64_t row_stride, const int32_t* groups, const int
             float* out, int64_t out_stride) {
     const int ahead = rows_ahead(groups, n_groups);
     for (int g = 0; g < n_groups; ++g)
-        if (begins_line(groups, g))
+        if (ahead && begins_line(groups, g))
             for (int r = 0; r < rows; ++r) __builtin_prefetch(a + (r + ahead) * row_stride + groups[g], 0, 2);
     for (int g = 0; g < n_groups; ++g)
         for (int i = 0; i < 4; ++i) {

@@ -55,6 +55,7 @@ struct Source {
     std::vector<float> own;                       // thresholds
     std::vector<int32_t> used, slots_of_columns;  // touched columns in order; slot of column (c, t)
     std::vector<int32_t> groups, slots;           // for Kernels::gather
+    std::vector<int32_t> lines;                   // cache lines of a row that are read, as its elements
 };
 
 inline bool prepare_source(const Kernels& k, Source& s, int64_t d, const float* thresholds) {
@@ -77,13 +78,14 @@ inline bool prepare_source(const Kernels& k, Source& s, int64_t d, const float* 
         }
         s.slots[s.slots.size() - 4 + (j - start)] = slot[j];
     }
+    for (int32_t start : s.groups)
+        if (s.lines.empty() || s.lines.back() != start / 16 * 16) s.lines.push_back(start / 16 * 16);
     s.slots_of_columns.resize(4 * static_cast<size_t>(s.codebooks));
     for (int i = 0; i < 4 * s.codebooks; ++i) s.slots_of_columns[i] = slot[s.columns[i]];
     return true;
 }
 
-// What `next` will read of whole columns, for as long as the present span is looked up. Rows are fetched as they are
-// gathered.
+// What `next` will read, for as long as the present span is looked up.
 inline Ahead ahead_of(const Source& s, Span next) {
     Ahead a;
     if (s.row_stride == 1 && next.valid == next.rows) {
@@ -92,6 +94,13 @@ inline Ahead ahead_of(const Source& s, Span next) {
         a.which = s.columns;
         a.n = (next.rows + 15) / 16;
         a.units = 4 * s.codebooks;
+    } else if (s.col_stride == 1 && !s.lines.empty()) {
+        a.rows = true;
+        a.base = s.a + next.row * s.row_stride;
+        a.stride = s.row_stride;
+        a.which = s.lines.data();
+        a.n = static_cast<int>(s.lines.size());
+        a.units = next.valid;
     }
     const int64_t most = a.n ? kAheadBytes / (64 * a.n) : 0;
     if (a.units > most) a.units = static_cast<int>(most);
