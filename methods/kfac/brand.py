@@ -28,7 +28,6 @@ from methods.kfac.policy import Schedule, value_at
 from methods.kfac.randomized import SIDES, Loose, RandomizedKFAC
 from methods.kfac.rank import Ranks, Rule
 from methods.kfac.refresh import Job
-from methods.kfac.sharding import world
 from methods.kfac.statistics import moment
 
 _TINY = 1e-30
@@ -108,7 +107,7 @@ class BrandKFAC(RandomizedKFAC):
         if (held := self.held.get(layer)) is not None:
             return held.sides
         rank = self.brand_ranks.start(0)
-        rows *= world()
+        rows *= self.ranks.size
         linear = all(isinstance(module, nn.Linear) for module in layer.modules)
         found = (linear and rank + rows < layer.d_in, linear and rank + rows < layer.d_out)
         if any(found):
@@ -163,9 +162,7 @@ class BrandKFAC(RandomizedKFAC):
             else:
                 good = good & finite.to(home)
             for layer, (a, g, terms) in rows.items():
-                weight = self.statistics.weight(terms, passes, self.columns is not None)
-                if self.statistics.reduction == "mean" and self.columns is None:
-                    weight /= world() ** 2
+                weight = self.statistics.weight(terms, passes, self.columns is not None, self.ranks.size)
                 scaled = (a / len(a) ** 0.5, g * weight**0.5 / scale)
                 self._enter(layer, scaled, good.to(layer.weight.device))
         return good

@@ -22,7 +22,6 @@ from methods.kfac.layers import Layer
 from methods.kfac.options import flag, in_range, values
 from methods.kfac.policy import Schedule, value_at
 from methods.kfac.seng_sketch import Samples, also, chosen, explicit, implicit, joined
-from methods.kfac.sharding import world
 from methods.kfac.statistics import Terms
 
 _FIXED = ("inverse", "damping_mode", "sharing", "loss_terms", "subsample", "refresh_period", "factor_decay")
@@ -148,9 +147,7 @@ class SENG(KFAC):
             tops = [t.abs().amax().to(home) for one in fresh.values() for t in one.present().values()]
             finite = torch.stack(tops).isfinite().all()
             for layer, one in fresh.items():
-                weight = self.statistics.weight(counts[layer], passes, self.columns is not None)
-                if self.statistics.reduction == "mean" and self.columns is None:
-                    weight /= world() ** 2
+                weight = self.statistics.weight(counts[layer], passes, self.columns is not None, self.ranks.size)
                 good = finite.to(layer.weight.device)
                 self.sketches[layer] = chosen(good, one.scaled(weight**0.5 / scale), self.sketches.get(layer))
         self._fresh = dict.fromkeys(fresh, finite)

@@ -162,13 +162,12 @@ class Sharing:
 
     # -- statistics ----------------------------------------------------------------------------------------------------
 
-    def collect(self, sums: Mapping[Layer, Any], per_rank: bool) -> dict[Layer, tuple[Tensor, Tensor, Any, Any]]:
+    def collect(self, sums: Mapping[Layer, Any]) -> dict[Layer, tuple[Tensor, Tensor, Any, Any]]:
         """Sums over all ranks as (a, g, rows, terms) of every layer that this rank keeps; the tensors are used up.
 
         Args:
             sums: :class:`methods.kfac.statistics.Sums` of the layers that this rank's backward has seen; the same
                 layers everywhere.
-            per_rank: rows b belong to the mean over this rank's samples (see the module), not to a sum.
         """
         size = world()
         if size == 1:
@@ -188,8 +187,6 @@ class Sharing:
         for layer, (rows, terms) in zip(layers, counts.unbind(), strict=True):
             if self.mine(layer):
                 a, g = pairs[layer]
-                if per_rank:
-                    g /= size**2
                 found[layer] = (a, g, rows.to(a), terms.to(g))
         return found
 

@@ -309,16 +309,24 @@ class Statistics:
     def _batch(self, scale: Tensor | float, passes: int, columns: bool) -> _Batch:
         """Sums over the ranks of each layer that this one keeps, and what they are to be multiplied with."""
         found: _Batch = {}
-        whole = self.ranks.collect(self.sums, per_rank=self.reduction == "mean" and not columns)
-        for layer, (a, g, rows, terms) in whole.items():
-            found[layer] = (a, g, 1.0 / rows, self.weight(terms, passes, columns) / scale**2)
+        for layer, (a, g, rows, terms) in self.ranks.collect(self.sums).items():
+            weight = self.weight(terms, passes, columns, self.ranks.size)
+            found[layer] = (a, g, 1.0 / rows, weight / scale**2)
         return found
 
-    def weight(self, terms: Any, passes: int, columns: bool) -> Any:
-        """What turns sum b b^T over all passes into G; ``terms`` counts the loss terms of all passes."""
+    def weight(self, terms: Any, passes: int, columns: bool, ranks: int = 1) -> Any:
+        """What turns sum b b^T over all passes into G.
+
+        Args:
+            terms: loss terms of all passes.
+            passes: backward passes.
+            columns: as for :meth:`fold`.
+            ranks: processes whose rows are in the sum; with a mean loss theirs are so many times too long, as they
+                belong to the mean over their own samples (:mod:`methods.kfac.sharding`).
+        """
         if columns:
             return passes / terms
-        return terms / passes**2 if self.reduction == "mean" else 1.0 / terms
+        return terms / (passes * ranks) ** 2 if self.reduction == "mean" else 1.0 / terms
 
     def held(self, layer: Layer) -> Factors:
         """The layer's running means, created at their start, on the weight's device."""

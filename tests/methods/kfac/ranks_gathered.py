@@ -19,6 +19,8 @@ ARMS = {
     "seng": (SENG, {**SENG_HYPER, "exact": True}),
     "seng-sampled": (SENG, {**SENG_HYPER, "col_sample": 5, "explicit_threshold": 40}),
     "b-kfac": (BrandKFAC, BRAND),
+    "seng-sum": (SENG, {**SENG_HYPER, "exact": True, "reduction": "sum"}),
+    "b-kfac-sum": (BrandKFAC, {**BRAND, "reduction": "sum"}),
     "b-r-kfac-c": (BrandKFAC, {**BRAND, "overwrite_period": 2, "correction_period": 2}),
 }
 
@@ -46,9 +48,13 @@ def trained(ranks, name, first=9, sizes=(10, 11, 9)):
         x, y = batch(step, count)
         begin, here = ranks.slice(0, count)
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(x[begin : begin + here]), y[begin : begin + here])
-        (loss * here * ranks.size / count).backward()
+        whole = hyper.get("reduction") == "sum"
+        for part in (slice(begin, begin + 1), slice(begin + 1, begin + here)):  # accumulated
+            loss = nn.functional.cross_entropy(model(x[part]), y[part], reduction="sum")
+            (loss if whole else loss * ranks.size / count).backward()
         ranks.average(list(model.parameters()))
+        for parameter in model.parameters() if whole else ():
+            parameter.grad *= ranks.size / count  # a mean's step, the statistics a sum's
         optimizer.step()
     sides = sorted(held.sides for held in optimizer.held.values()) if kind is BrandKFAC else []
     weights = torch.cat([p.detach().reshape(-1) for p in model.parameters()])

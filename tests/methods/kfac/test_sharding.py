@@ -13,23 +13,23 @@ from suites.training.nets.resnet import resnet18_cifar
 from suites.training.nets.vgg import VGG16
 
 
-@pytest.fixture(scope="module")
-def found(warm):
-    script = Path(__file__).parent / "ranks_kfac.py"
-    done = warm.run([sys.executable, str(script)], timeout=240)
+def printed(warm, script):
+    done = warm.run([sys.executable, str(Path(__file__).parent / script)], timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def found(warm):
+    return printed(warm, "ranks_kfac.py")
 
 
 @pytest.fixture(scope="module")
 def gathered(warm):
-    script = Path(__file__).parent / "ranks_gathered.py"
-    done = warm.run([sys.executable, str(script)], timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    return printed(warm, "ranks_gathered.py")
 
 
-@pytest.mark.parametrize("name", ["seng", "seng-sampled", "b-kfac", "b-r-kfac-c"])
+@pytest.mark.parametrize("name", ["seng", "seng-sampled", "seng-sum", "b-kfac", "b-kfac-sum", "b-r-kfac-c"])
 def test_gathered_samples_train_to_the_weights_of_one_process(name, gathered):
     one = gathered["arms"][name]
     assert one["moved"] > 0.01
