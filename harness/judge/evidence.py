@@ -1,4 +1,4 @@
-"""From a frame of stored runs to the numbers that a claim needs, never mixing files or environments in one ratio."""
+"""From a frame of stored runs to the numbers that a claim needs, never mixing files or environments in one block."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ WHOLE = "op_s"
 IDENTITY = ("file", "device", "commit", "protocol", "threads", "precision")
 COLUMNS = (
     *("run", "phase", "method", "problem", "workload", "seed", "block", "arm", "status", "reason", "metric", "clock"),
-    *("value", "samples", "device", "threads", "commit", "protocol", "precision", "discarded", "utc", "file", "detail"),
+    *("value", "samples", "device", "threads", "commit", "protocol", "precision", "conditions", "discarded", "utc"),
+    *("file", "detail"),
 )
 _DIFFERENCE = re.compile(r"^(\w+)\s+-\s+(\w+)$")
 
@@ -58,7 +59,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The rows of one invocation in one environment, as plain dictionaries."""
+    """The rows of one invocation in one environment, or of a training's several, as plain dictionaries."""
 
     rows: tuple[Row, ...]
     file: str
@@ -90,18 +91,21 @@ def complete(runs: pd.DataFrame) -> pd.DataFrame:
 def groups(claim: Claim, runs: pd.DataFrame, headers: Iterable[Mapping[str, Any]]) -> list[Group]:
     """The invocations that touched the claim, with *all* their rows on its problems (the A/A arm and rivals too).
 
-    A claim whose arms differ in their settings joins the invocations of one device and commit: no times enter it.
+    A claim whose arms differ in their settings joins the invocations of one device and commit: no times enter it. One
+    on a training joins those of one commit, machine model and versions: each seed is a block of its own, which one
+    invocation ran whole (:func:`harness.judge.trained_runs.in_whole_blocks`).
     """
     identity = ("device", "commit") if claim.across else IDENTITY
+    joined = claim.workload is not None and not claim.across
     tiers = {str(h.get("file")): str(h.get("plan", {}).get("tier", "")) for h in headers}
     runs = complete(runs)
     touched = matching(claim, runs)
     runs = _relevant(claim, runs[runs["file"].isin(set(touched["file"]))])
     gathered: dict[tuple[str, ...], list[Row]] = {}
     for row in runs[list(COLUMNS)].astype(object).to_dict("records"):
-        gathered.setdefault(tuple(_text(row[name]) for name in identity), []).append(
-            {str(key): None if absent(value) else value for key, value in row.items()}
-        )
+        made_by = {**row, "file": row["file"] if absent(row["conditions"]) else ""} if joined else row
+        key = (*(_text(made_by[name]) for name in identity), _text(row["conditions"]) if joined else "")
+        gathered.setdefault(key, []).append({str(k): None if absent(value) else value for k, value in row.items()})
     arms = {claim.candidate, claim.baseline}
     found = []
     for rows in gathered.values():

@@ -17,7 +17,7 @@ from harness.judge.stats import RatioEstimate
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a kind's rule found in one invocation."""
+    """What a kind's rule found in one invocation, or in several of a training (``file`` is then the newest used)."""
 
     outcome: Outcome
     estimate: RatioEstimate | None = None
@@ -25,6 +25,7 @@ class Finding:
     problems: list[dict[str, Any]] = field(default_factory=list)
     used: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    file: str | None = None
 
 
 def on_problems(claim: Claim, group: Group) -> Finding:

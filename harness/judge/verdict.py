@@ -242,7 +242,7 @@ def _verdict(claim: Claim, finding: Finding, group: Group | None, device: str, p
         counter=claim.counter,
         hardware=claim.hardware,
         note=claim.note,
-        file=group.file if group is not None else None,
+        file=finding.file or (group.file if group is not None else None),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import json
 import os
 import platform
 import re
@@ -222,6 +223,23 @@ def identity(environment: dict[str, Any]) -> dict[str, Any]:
     if stable.get("gpu"):
         stable["gpu"] = {k: v for k, v in stable["gpu"].items() if k != "other_processes"}
     return stable
+
+
+#: What two invocations must share beside the commit before their blocks count as those of one.
+_SHARED_BY_BLOCKS = ("device_name", "cpu", "cores_physical", "threads", "python", "torch", "triton", "numpy")
+
+
+def conditions(environment: dict[str, Any], project: dict[str, Any]) -> str | None:
+    """A digest of commit, machine model and versions: equal where blocks of two invocations are blocks of one.
+
+    None where the commit is unknown or the tree differed from it: such an invocation stands for itself alone.
+    """
+    if not project.get("commit") or project.get("diff"):
+        return None
+    shared = {name: environment.get(name) for name in _SHARED_BY_BLOCKS}
+    shared["driver"] = (environment.get("gpu") or {}).get("driver")
+    text = json.dumps([project["commit"], shared], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def python_command() -> str:

@@ -19,6 +19,7 @@ from harness.errors import BadRecord, UserError
 from harness.record import folders
 from harness.record.checks import odd_run
 from harness.record.copies import distinct
+from harness.record.environment import conditions
 from harness.record.lines import Source, check_header, ends, numbered, parsed, paths
 from harness.record.nvidia import POWER_CAP
 from harness.record.run import SCHEMA, Run
@@ -50,6 +51,7 @@ COLUMNS = (
     "commit",
     "protocol",
     "precision",
+    "conditions",
     "discarded",
     "utc",
     "file",
@@ -165,8 +167,10 @@ def read_runs(source: Source) -> pd.DataFrame:
 
     Returns:
         A frame with the columns :data:`COLUMNS`; ``value`` is the median of ``samples``. A run without
-        measurements is one row whose metric is None. ``discarded`` holds the reason why the whole block does
-        not count (thermal or power brake, or an SM clock under 90 % of the same arm's median), else None.
+        measurements is one row whose metric is None. ``conditions`` is equal where two files come from the same
+        commit, machine model and versions (None where the tree differed from its commit). ``discarded`` holds the
+        reason why the whole block does not count (thermal or power brake, or an SM clock under 90 % of the same arm's
+        median), else None.
 
     Raises:
         UserError: nothing at ``source``. BadRecord: a file that is no record.
@@ -197,6 +201,7 @@ def _append(columns: dict[str, list[Any]], path: Path) -> None:
                 "device_kind": environment.get("device"),
                 "threads": environment.get("threads"),
                 "commit": project.get("commit") or None,
+                "conditions": conditions(environment, project),
                 "file": file,
             }
             protocols = {s["task"]: s["protocol"] for s in record.get("plan", {}).get("suites", [])}

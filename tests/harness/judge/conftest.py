@@ -14,7 +14,7 @@ from harness.judge.claim import Claim
 COLUMNS = (
     *("run", "phase", "case", "task", "method", "problem", "workload", "seed", "block", "arm", "status", "reason"),
     *("metric", "unit", "clock", "value", "samples", "device", "device_kind", "threads", "commit", "protocol"),
-    *("precision", "discarded", "utc", "file", "detail"),
+    *("precision", "conditions", "discarded", "utc", "file", "detail"),
 )
 CANDIDATE, BASELINE, SUITE_BASELINE = "toy.new", "toy.old", "toy.plain"
 WORKLOAD = "toy-train"
