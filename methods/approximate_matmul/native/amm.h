@@ -18,6 +18,9 @@ constexpr int kMaxTrees = 1 << 15;  // codebooks that may be encoded
 constexpr int kMaxUpcast = 128;
 constexpr int kMaxCodebooks = 257;  // 257 * 255 = 65535: the largest count whose sums fit 16 bits
 
+inline int padded(int codebooks) { return (codebooks + 3) & ~3; }
+inline int64_t code_bytes(int codebooks) { return static_cast<int64_t>(padded(codebooks)) * kBlock; }
+
 // What the C functions return.
 enum Error {
     kOk = 0, kNull = 1, kSize = 2, kColumn = 3, kBuffer = 4, kCodebooks = 5, kUpcast = 6, kMemory = 7, kLevel = 8,
@@ -79,6 +82,13 @@ inline int rows_ahead(const int32_t* groups, int n_groups) {
     if (lines < 16) return 0;  // few: fetched during look-ups (Ahead), whole chunks at a time
     const int rows = 2048 / lines / 8 * 8;
     return rows < 16 ? 16 : rows;
+}
+
+// Rows of one pass of Kernels::scan over all outputs: what they store should stay in a 48 KiB L1, unless the tables are so
+// large that reading them again would cost more.
+inline int pass_rows(int m, int codebooks) {
+    const int64_t tables = static_cast<int64_t>(m) * padded(codebooks) * kPrototypes;
+    return tables > (1 << 19) || m <= 32 ? kTileRows : 2 * kBlock;
 }
 
 // Sums of a chunk of whole blocks and their way into the caller's memory.
@@ -152,8 +162,5 @@ bool amx_ready();  // what no compiler's own check tells: the system's leave
 #elif defined(__aarch64__)
 const Kernels& neon_kernels();
 #endif
-
-inline int padded(int codebooks) { return (codebooks + 3) & ~3; }
-inline int64_t code_bytes(int codebooks) { return static_cast<int64_t>(padded(codebooks)) * kBlock; }
 
 }  // namespace amm

@@ -14,18 +14,18 @@ TARGET_PLAIN void encode(Columns a, const int32_t* columns, const float* own, in
             for (int r = 0; r < rows; r += kBlock, to += step) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), none);
             continue;
         }
-        const float *x[4], *v[2] = {own + 32 * c, own + 32 * c};
-        columns_of(a, columns, c, x);
+        const Tree tree[2] = {Tree(own + 32 * c), Tree(own + 32 * c)};
+        const float* x[2][4];
+        columns_of(a, columns, c, x[0]);
         for (int r = 0; r < rows; r += kBlock, to += step) {
-            const float* at[2][4];
-            for (int t = 0; t < 4; ++t) {
-                at[0][t] = x[t] + r, at[1][t] = x[t] + r + 16;
-                if (a.ahead) __builtin_prefetch(at[0][t] + a.ahead), __builtin_prefetch(at[1][t] + a.ahead);
-            }
-            __m512i i[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-            walk16<2>(at, v, i);
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(i[0]));
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 16), _mm512_cvtepi32_epi8(i[1]));
+            __m512i i[2][2];
+            if (a.ahead)
+                walk<1, 2, true>(x, tree, a.ahead, i);
+            else
+                walk<1, 2, false>(x, tree, 0, i);
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(i[0][0]));
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 16), _mm512_cvtepi32_epi8(i[0][1]));
+            for (int level = 0; level < 4; ++level) x[0][level] += kBlock;
         }
     }
 }

@@ -14,7 +14,6 @@ namespace amm {
 enum Habit { kAsking = 1, kFetching = 2 };
 inline std::atomic<int> habits{kAsking | kFetching};
 
-constexpr int kAskedRows = 2 * kBlock;       // what a kernel of whole rows writes at a time
 constexpr int64_t kAskedBytes = 128 * 1024;  // never more: the second-level cache also holds tables and input
 constexpr int64_t kNearBytes = 1 << 20;      // outputs that such a cache holds anyway
 constexpr int kNearRows = 4 * kBlock, kNearWidth = 104;  // rows of tiles whose lines should be whole before they leave
@@ -133,7 +132,7 @@ inline thread_local const char* asked = nullptr;
 // line; the first lines of the next span too if this thread goes on with it.
 inline void ask_for_outputs(const Kernels& k, const Sink& s, Span span, bool alone, Beside& beside) {
     const int64_t row = s.m * (s.kind == kFloat ? 4 : s.kind == kU8 ? 1 : 2);
-    const int64_t lead = row * (k.scan ? kAskedRows : rows_of_tiles(s, span));
+    const int64_t lead = row * (k.scan ? pass_rows(s.m, s.codebooks) : rows_of_tiles(s, span));
     if (!(habits & kAsking) || s.kind == kU16Columns || s.stride != s.m) return;
     if (s.n * row <= kNearBytes || lead > kAskedBytes) return;
     const char* out = static_cast<const char*>(s.out);

@@ -12,64 +12,6 @@ namespace {
 
 constexpr int kSpare = (kMaxCodebooks + 3) / 4 * 4 * kPrototypes;
 
-// Rows of one pass over all outputs: what they store should stay in a 48 KiB L1, unless the tables are so large that
-// reading them again would cost more.
-INLINE int pass_rows(const Job& j, int count) {
-    const int64_t tables = static_cast<int64_t>(j.m) * count * kPrototypes;
-    return tables > (1 << 19) || j.m <= 32 ? 256 : 64;
-}
-
-// Thresholds of a tree in registers, see thresholds512.
-struct Tree {
-    __m512 root, left, right, third, last;
-    TARGET_VBMI INLINE_MEMBER explicit Tree(const float* own)
-        : root(_mm512_set1_ps(own[1])), left(_mm512_set1_ps(own[2])), right(_mm512_set1_ps(own[3])),
-          third(_mm512_loadu_ps(own)), last(_mm512_loadu_ps(own + 16)) {}
-};
-
-// Codes of 16 GROUPS rows by two trees at most, level by level: one walk after the other is longer than what a scheduler
-// sees at a time.
-template <int TREES, int GROUPS, bool AHEAD>
-TARGET_VBMI INLINE void walk(const float* const x[2][4], const Tree (&tree)[2], int64_t ahead, __m512i i[2][GROUPS]) {
-    const auto value = [&](int t, int level, int g) TARGET_VBMI {
-        const float* const at = x[t][level] + 16 * g;
-        if (AHEAD) __builtin_prefetch(at + ahead);
-        return _mm512_loadu_ps(at);
-    };
-    __m512 v[TREES][GROUPS];
-#pragma GCC unroll 2
-    for (int t = 0; t < TREES; ++t)
-#pragma GCC unroll 4
-        for (int g = 0; g < GROUPS; ++g) {
-            const __mmask16 b = _mm512_cmp_ps_mask(value(t, 0, g), tree[t].root, _CMP_GE_OQ);
-            i[t][g] = _mm512_maskz_mov_epi32(b, _mm512_set1_epi32(8));
-            v[t][g] = _mm512_mask_blend_ps(b, tree[t].left, tree[t].right);
-        }
-#pragma GCC unroll 2
-    for (int t = 0; t < TREES; ++t)
-#pragma GCC unroll 4
-        for (int g = 0; g < GROUPS; ++g) {
-            const __mmask16 b = _mm512_cmp_ps_mask(value(t, 1, g), v[t][g], _CMP_GE_OQ);
-            i[t][g] = _mm512_mask_or_epi32(i[t][g], b, i[t][g], _mm512_set1_epi32(4));
-            v[t][g] = _mm512_permutexvar_ps(i[t][g], tree[t].third);
-        }
-#pragma GCC unroll 2
-    for (int t = 0; t < TREES; ++t)
-#pragma GCC unroll 4
-        for (int g = 0; g < GROUPS; ++g) {
-            const __mmask16 b = _mm512_cmp_ps_mask(value(t, 2, g), v[t][g], _CMP_GE_OQ);
-            i[t][g] = _mm512_mask_or_epi32(i[t][g], b, i[t][g], _mm512_set1_epi32(2));
-            v[t][g] = _mm512_permutexvar_ps(i[t][g], tree[t].last);
-        }
-#pragma GCC unroll 2
-    for (int t = 0; t < TREES; ++t)
-#pragma GCC unroll 4
-        for (int g = 0; g < GROUPS; ++g) {
-            const __mmask16 b = _mm512_cmp_ps_mask(value(t, 3, g), v[t][g], _CMP_GE_OQ);
-            i[t][g] = _mm512_mask_or_epi32(i[t][g], b, i[t][g], _mm512_set1_epi32(1));
-        }
-}
-
 // The lower or the upper two codebooks of four: the first leave their bytes in the order of rows, the last complete them
 // to indices of a permute, even rows first.
 template <int TREES, bool FIRST, bool LAST, int GROUPS>
@@ -338,7 +280,7 @@ TARGET_VBMI void tiles(const Job& job, int from, int to, int first, double block
 template <int KIND>
 TARGET_VBMI void scan_kind(const Job& j) {
     constexpr bool narrow = KIND == kFloat || KIND == kU16Columns;
-    const int pass = pass_rows(j, padded(j.codebooks)), groups = (j.m + 7) / 8;
+    const int pass = pass_rows(j.m, j.codebooks), groups = (j.m + 7) / 8;
     const double block = 1.0 / (static_cast<double>(groups) * (j.rows / kBlock));
     double done = 0;
     for (int from = 0; from < j.rows; from += pass) {

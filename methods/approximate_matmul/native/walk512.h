@@ -1,5 +1,7 @@
 // What the AVX-512 levels share: the instructions' home and the walk down a tree, 16 rows at a time.
 #pragma once
+#include <type_traits>
+
 #include "amm.h"
 #if defined(__x86_64__)
 #ifdef AMM_INTRINSICS  // a header that emulates the instructions: lets tests run these levels on any x86 processor
@@ -32,34 +34,40 @@ inline void thresholds512(const float* heap, int codebooks, float* own) {
     }
 }
 
-// Codes of 16 rows as 32-bit numbers, COUNT groups of rows side by side, level by level: one after the other they are
-// longer than what a scheduler sees at a time.
-template <int COUNT>
-TARGET_PLAIN INLINE void walk16(const float* const x[COUNT][4], const float* const v[COUNT], __m512i i[COUNT]) {
-    __mmask16 b[COUNT];
-#pragma GCC unroll 8
-    for (int k = 0; k < COUNT; ++k)
-        b[k] = _mm512_cmp_ps_mask(_mm512_loadu_ps(x[k][0]), _mm512_set1_ps(v[k][1]), _CMP_GE_OQ);
-#pragma GCC unroll 8
-    for (int k = 0; k < COUNT; ++k) {
-        const __m512 v1 = _mm512_mask_blend_ps(b[k], _mm512_set1_ps(v[k][2]), _mm512_set1_ps(v[k][3]));
-        i[k] = _mm512_mask_or_epi32(i[k], b[k], i[k], _mm512_set1_epi32(8));
-        b[k] = _mm512_cmp_ps_mask(_mm512_loadu_ps(x[k][1]), v1, _CMP_GE_OQ);
-    }
-#pragma GCC unroll 8
-    for (int k = 0; k < COUNT; ++k) {
-        i[k] = _mm512_mask_or_epi32(i[k], b[k], i[k], _mm512_set1_epi32(4));
-        const __m512 v2 = _mm512_permutexvar_ps(i[k], _mm512_loadu_ps(v[k]));
-        b[k] = _mm512_cmp_ps_mask(_mm512_loadu_ps(x[k][2]), v2, _CMP_GE_OQ);
-    }
-#pragma GCC unroll 8
-    for (int k = 0; k < COUNT; ++k) {
-        i[k] = _mm512_mask_or_epi32(i[k], b[k], i[k], _mm512_set1_epi32(2));
-        const __m512 v3 = _mm512_permutexvar_ps(i[k], _mm512_loadu_ps(v[k] + 16));
-        b[k] = _mm512_cmp_ps_mask(_mm512_loadu_ps(x[k][3]), v3, _CMP_GE_OQ);
-    }
-#pragma GCC unroll 8
-    for (int k = 0; k < COUNT; ++k) i[k] = _mm512_mask_or_epi32(i[k], b[k], i[k], _mm512_set1_epi32(1));
+// Thresholds of a tree in registers.
+struct Tree {
+    __m512 root, left, right, third, last;
+    TARGET_PLAIN INLINE_MEMBER explicit Tree(const float* own)
+        : root(_mm512_set1_ps(own[1])), left(_mm512_set1_ps(own[2])), right(_mm512_set1_ps(own[3])),
+          third(_mm512_loadu_ps(own)), last(_mm512_loadu_ps(own + 16)) {}
+};
+
+// Codes, as 32-bit numbers, of 16 GROUPS rows by two trees at most, level by level: one walk after the other is longer
+// than what a scheduler sees at a time.
+template <int TREES, int GROUPS, bool AHEAD>
+TARGET_PLAIN INLINE void walk(const float* const x[2][4], const Tree (&tree)[2], int64_t ahead, __m512i i[2][GROUPS]) {
+    __m512 v[TREES][GROUPS];
+    // Bits of `level`, then thresholds of the next one; a template's parameter, so that loops are unrolled before use.
+    const auto level = [&](auto number) __attribute__((always_inline)) TARGET_PLAIN {
+        constexpr int at = decltype(number)::value;
+#pragma GCC unroll 2
+        for (int t = 0; t < TREES; ++t)
+#pragma GCC unroll 4
+            for (int g = 0; g < GROUPS; ++g) {
+                const float* const from = x[t][at] + 16 * g;
+                if (AHEAD) __builtin_prefetch(from + ahead);
+                const __m512 value = _mm512_loadu_ps(from), bound = at ? v[t][g] : tree[t].root;
+                const __mmask16 b = _mm512_cmp_ps_mask(value, bound, _CMP_GE_OQ);
+                const __m512i bit = _mm512_set1_epi32(8 >> at);
+                i[t][g] = at ? _mm512_mask_or_epi32(i[t][g], b, i[t][g], bit) : _mm512_maskz_mov_epi32(b, bit);
+                if (at == 0) v[t][g] = _mm512_mask_blend_ps(b, tree[t].left, tree[t].right);
+                if (at == 1 || at == 2) v[t][g] = _mm512_permutexvar_ps(i[t][g], at == 1 ? tree[t].third : tree[t].last);
+            }
+    };
+    level(std::integral_constant<int, 0>());
+    level(std::integral_constant<int, 1>());
+    level(std::integral_constant<int, 2>());
+    level(std::integral_constant<int, 3>());
 }
 
 INLINE void columns_of(Columns a, const int32_t* columns, int c, const float* x[4]) {
