@@ -108,7 +108,8 @@ def reason(method: Method, device: str | None = None, dtype: str | None = None) 
         return f"does not take {dtype}"
     # Of our own a test of the house looks at every one.
     entry = registry.entries("methods").get(method.name)
-    return unwritten(method.impl) if entry is not None and entry.owner != registry.OURS else None
+    why = unwritten(method.impl) if entry is not None and entry.owner != registry.OURS else None
+    return f"{why}; mend it in package {entry.owner!r} and install it again" if entry is not None and why else None
 
 
 def devices() -> tuple[str, ...]:

@@ -128,8 +128,9 @@ def test_a_plugin_whose_function_is_not_there_says_so_before_it_runs(plugin):
     (folder / "open_ended.py").write_text("from math import *\n")
     found = {name: availability.reason(registry.methods("toy")[f"toy.{name}"]) for name in names}
     assert found["there"] is None
-    assert found["absent"] == "its impl is my_methods:wrok, but my_methods.py has no wrok"
-    assert found["elsewhere"] == "its impl is no_such_module:work, but there is no module no_such_module"
+    absent = "its impl is my_methods:wrok, but my_methods.py has no wrok; "
+    assert found["absent"] == absent + "mend it in package 'toy-plugin' and install it again"
+    assert found["elsewhere"].startswith("its impl is no_such_module:work, but there is no module no_such_module; ")
     assert "torn.py cannot be read (SyntaxError" in found["torn"]
     assert found["late"] is None, "a star may bring it"
 
