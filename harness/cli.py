@@ -46,6 +46,9 @@ BlocksOption = Annotated[int | None, typer.Option("--blocks", help="Interleaved 
 #: more on two cores, so that a bench is done in about ten.
 BENCH_S = 450.0
 BudgetOption = Annotated[float | None, typer.Option("--budget-s", help="Seconds to spend; whole problems are dropped.")]
+EnergyOption = Annotated[
+    bool, typer.Option("--energy", help="Joules a call in every block too, half a second an arm: what a verdict needs.")
+]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu or cuda; default: cuda when there is one.")]
 #: What the parser raises for a line that it cannot read; typer's own copy of click's class has no public name.
 USAGE: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -182,6 +185,7 @@ def _request(
     blocks: int | None,
     budget_s: float | None,
     device: str | None,
+    energy: bool = False,
 ) -> Any:
     from harness.measure.plan import Request
 
@@ -193,6 +197,7 @@ def _request(
         blocks=blocks,
         budget_s=budget_s,
         device=device,
+        energy=energy,
     )
 
 
@@ -228,11 +233,13 @@ def run(
     blocks: BlocksOption = None,
     budget_s: BudgetOption = None,
     device: DeviceOption = None,
+    energy: EnergyOption = False,
     out: OutOption = Path("results"),
     as_json: Json = False,
 ) -> None:
     """Measure: gate, interleaved blocks, memory; append every run to OUT/*.jsonl, resuming an unfinished file."""
-    told = _measure(_request(suite, tier, method, problem, blocks, budget_s, device), out, as_json, quiet=as_json)
+    request = _request(suite, tier, method, problem, blocks, budget_s, device, energy)
+    told = _measure(request, out, as_json, quiet=as_json)
     if as_json:
         _print_json(told)
 

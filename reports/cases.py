@@ -204,7 +204,7 @@ class _Parts:
         self.discarded = _counts(once[(once["phase"] == "block") & once["discarded"].notna()])
         self.metrics = _metrics(frame[frame["phase"].isin(["gate", "memory"])])
         blocks = frame[(frame["phase"] == "block") & frame["discarded"].isna() & (frame["arm"] == frame["method"])]
-        extra = blocks[blocks["metric"].isin(EXTRA_TIMES) | (blocks["unit"] == "1")]
+        extra = blocks[blocks["metric"].isin(EXTRA_TIMES) | blocks["unit"].isin(["1", "J"])]
         self.block_metrics = _metrics(extra)
         self.blocks = _block_values(timed[timed["arm"] == timed["method"]])
 
@@ -252,7 +252,9 @@ def _case(
     plan = known.get((row["file"], task))
     blocks = parts.blocks.get(key, {})
     status, reason, note = _outcome(key, parts, bool(blocks))
-    metrics = {**parts.block_metrics.get(key, {}), **parts.metrics.get(key, {})}
+    of_blocks = parts.block_metrics.get(key, {})
+    metrics = {**of_blocks, **parts.metrics.get(key, {})}
+    energy = of_blocks.get("call_energy_j") or metrics.get("call_energy_j")
     gate = parts.gate.get(key, {}).get("detail") or {}
     memory = parts.memory.get(key, {}).get("detail") or {}
     peak = next((name for name in PEAKS if name in metrics), "")
@@ -282,7 +284,7 @@ def _case(
         alias=alias if is_baseline else None,
         peak_bytes=metrics[peak][0] if peak else None,
         peak_metric=peak,
-        energy_j=metrics["call_energy_j"][0] if "call_energy_j" in metrics else None,
+        energy_j=energy[0] if energy else None,
         energy_reason=str(memory.get("energy", "")),
         errors={name: value for name, (value, unit) in sorted(metrics.items()) if unit in ("1", "")},
         amounts={

@@ -33,6 +33,8 @@ Author = Literal["library", "published code", "re-implementation of the publishe
 
 #: Seeds of a printed training command: the default number of blocks of a verdict.
 TRAIN_SEEDS = 10
+#: Joules of a call by a counter of the device.
+ENERGY = "call_energy_j"
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -239,6 +241,11 @@ class Claim(BaseModel):
         return self.metric.endswith("_s") or self.metric == "device_s_to_target"
 
     @property
+    def scatters(self) -> bool:
+        """Whether the metric differs from block to block by what else the machine does: a time, or joules."""
+        return self.timed or self.metric == ENERGY
+
+    @property
     def across(self) -> bool:
         """Whether the two arms may come from different invocations, because their settings differ."""
         return bool(self.hyper or self.baseline_hyper)
@@ -280,7 +287,8 @@ class Claim(BaseModel):
             names = [self.workload] if self.workload is not None else self.workloads
             return " && ".join(command for name in names for command in self._train(program, name))
         chosen = " ".join(f"--method {name}" for name in methods)
-        return f"{program} run --suite {self.suite or self.task} --tier {self.tier} {chosen}"
+        energy = " --energy" if self.metric == ENERGY else ""
+        return f"{program} run --suite {self.suite or self.task} --tier {self.tier} {chosen}{energy}"
 
     def _train(self, program: str, workload: str) -> list[str]:
         """One command, or one for each arm's settings; ten seeds, so that a verdict is possible."""

@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from harness.judge import stats, trained_runs
-from harness.judge.claim import Claim
+from harness.judge.claim import ENERGY, Claim
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,7 +152,7 @@ def choose(claim: Claim, candidates: Sequence[Group]) -> Group:
             measured = measured or any(cell.candidate for cell in found)
         wrong = _status_of(group, claim, claim.candidate, WRONG) is not None
         blocks = max((len(cell.candidate) for cell in found), default=0)
-        enough = blocks >= stats.MIN_BLOCKS or wrong or not claim.timed
+        enough = blocks >= stats.MIN_BLOCKS or wrong or not claim.scatters
         covered = len(found) + 1 if wrong else sum(cell.measured for cell in found)
         return measured or wrong, enough, covered, group.tier != "quick", group.utc, group.file
 
@@ -194,7 +194,7 @@ def _cell(claim: Claim, problem: str, rows: list[Row]) -> Cell:
     found = frozenset(clocks)
     pair: tuple[dict[Unit, float], dict[Unit, float]] = ({}, {})
     # The rounding errors of a suite's exact baseline say nothing about those of two other methods.
-    if suite_baseline is not None and (claim.timed or suite_baseline in (claim.candidate, claim.baseline)):
+    if suite_baseline is not None and (claim.scatters or suite_baseline in (claim.candidate, claim.baseline)):
         pair = (arm(suite_baseline), arm(aliases[suite_baseline]))
     if suite_baseline is not None and claim.timed and not pair[0]:
         # A part of the operation that the baseline has not (encoding): the noise is that of whole calls beside it.
@@ -226,11 +226,13 @@ def values(
         if row["phase"] == "block":
             found["block", int(row["block"])] = float(row["value"])
         elif row["phase"] == "memory":
-            samples = row["samples"] if row["samples"] is not None else [row["value"]]
+            samples = row["samples"] if row["samples"] is not None and metric != ENERGY else [row["value"]]
             found.update({("memory", i): float(sample) for i, sample in enumerate(samples)})
         elif row["phase"] == "gate":
             samples = row["samples"] if row["samples"] is not None else [row["value"]]
             found.update({("seed", i): float(sample) for i, sample in enumerate(samples)})
+    if metric == ENERGY and any(unit[0] == "block" for unit in found):
+        return {unit: value for unit, value in found.items() if unit[0] == "block"}
     return found
 
 

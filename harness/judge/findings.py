@@ -87,9 +87,9 @@ def _counted(claim: Claim, estimate: RatioEstimate) -> RatioEstimate:
 
 
 def _floor(claim: Claim, cells: Sequence[Cell]) -> float | None:
-    """Noise floor of the cells together, from the suite baseline's A/A arm; None when a timing has no A/A arm."""
+    """Noise floor of the cells together, from the suite baseline's A/A arm; None for times or joules without one."""
     pairs = [c.aa for c in cells if c.has_aa]
-    if not claim.timed:
+    if not claim.scatters:
         return max([stats.floor_of(stats.paired_ratio(*pair)) for pair in pairs], default=stats.MIN_FLOOR)
     if not pairs:
         return None

@@ -218,7 +218,8 @@ def _files(claim: Claim, candidate: Runs, baseline: Runs) -> tuple[str, ...]:
 def _hits(claim: Claim, candidate: Runs, baseline: Runs) -> tuple[str, ...]:
     told = []
     for name, runs in ((claim.candidate, candidate), (str(claim.baseline), baseline)):
-        hits = sum(run.reached for run in runs.values())
+        asked = "_to_target" in claim.metric
+        hits = sum(run.hit(claim.metric).value is not None if asked else run.reached for run in runs.values())
         if not any(run.shortened for run in runs.values()):
             told.append(f"{name} hits {hits} of {len(runs)}")
         lost = [run for run in runs.values() if run.status in trained_runs.BROKEN]

@@ -408,7 +408,8 @@ class _Executor:
         took: dict[tuple[str, str, str], float],
     ) -> float:
         """Run one worker and add each arm's wall time to ``took``; returns the seconds of none."""
-        items = [self._item(part, block=block, problems=pending, seed=self.writer.path.stem) for part, pending in parts]
+        shared = {"block": block, "seed": self.writer.path.stem, "energy": self.plan.request.energy}
+        items = [self._item(part, problems=pending, **shared) for part, pending in parts]
         named = {part.suite.name: part for part, _ in parts}
         waiting = {part.suite.name: pending for part, pending in parts}
         current = (parts[0][0].suite.name, parts[0][1][0]["problem"]["id"], PREPARATION)
@@ -456,6 +457,8 @@ class _Executor:
             reason = f"a time of {fastest:.3g} s lies under the physical floor of {bound:.3g} s ({basis})"
         measurements = {name: ("s", samples, clock) for name, (clock, samples) in timings.items()}
         measurements |= {name: ("1", [value], None) for name, value in message["errors"].items()}
+        if timings and message.get("joules"):
+            measurements["call_energy_j"] = ("J", message["joules"], None)
         detail = {**message["detail"], "order": message["order"]}
         self._block_record(part, block, problem, arm, status, reason, measurements, detail)
 

@@ -9,7 +9,7 @@ from typing import Any
 from harness.catalogue.method import Method
 from harness.catalogue.suite import Case, Problem
 from harness.measure.plan import BUDGET_REASON, Plan, SuitePlan
-from harness.measure.worker import AA, PREPARATION
+from harness.measure.worker import AA, ENERGY_S, PREPARATION
 
 #: Part of the budget that is kept for writing, judging and rendering.
 RESERVE = 0.04
@@ -27,6 +27,8 @@ _GATE_PASSES, _ARM_PASSES = 30.0, 4.0
 _BYTES_PER_S = {"cpu": 2e9, "cuda": 1e12}
 #: Calls before the samples of an arm and after them.
 _BLOCK_CALLS = 2.0
+#: A window of energy with what finds its length and its first tick.
+_ENERGY_WINDOWS = 1.5
 #: Seconds of the smallest call, and of varying and copying for the smallest sample.
 _CALL_S, _SAMPLE_S = 1e-4, 1e-3
 #: Seconds that a compiled shape costs at the gate (6 read from the compiler's cache, 10 to 20 anew), and in a block.
@@ -148,6 +150,7 @@ class Forecast:
         sampled = max(call, min(protocol.inner_s, protocol.max_inner * (call + _SAMPLE_S)))
         sampled = protocol.gpu_arm_s * 3 if problem.device == "cuda" else sampled
         own = _ARM_STARTS * self.start_s + _ARM_PASSES * self._pass_s(part, problem)
+        own += _ENERGY_WINDOWS * max(ENERGY_S, call) if self.plan.request.energy else 0.0
         compiled = _CACHED_COMPILE_S if "compile" in method.tags else 0.0
         return compiled + len(names) * (own + _BLOCK_CALLS * call + sampled)
 

@@ -16,7 +16,7 @@ from harness.measure.clock import Clock
 from harness.measure.device import Device
 
 BUFFERS = 2
-#: As many as a verdict needs units (six blocks: an interval of 95 %).
+#: Of the memory pass: enough to see how far they scatter. They come from one process: together they are one unit.
 ENERGY_WINDOWS = 6
 #: NVML refreshes its energy counter about every 20 to 100 ms, RAPL every millisecond.
 LONGEST_TICK_S = 2.0
@@ -189,9 +189,15 @@ def memory_pass(*, op: Callable[[Any], Any], runtime: TaskRuntime, content: Any,
 
 
 def energy_pass(
-    *, op: Callable[[Any], Any], runtime: TaskRuntime, content: Any, device: Device, seconds: float
+    *,
+    op: Callable[[Any], Any],
+    runtime: TaskRuntime,
+    content: Any,
+    device: Device,
+    seconds: float,
+    count: int = ENERGY_WINDOWS,
 ) -> list[float] | str:
-    """Joules per call in several windows of ``seconds`` together or longer, each from tick to tick of the counter.
+    """Joules per call in ``count`` windows of ``seconds`` together or longer, each from tick to tick of the counter.
 
     Calls follow each other without waiting for the device between two looks at the counter: a look may take longer
     than a call, and one after each would charge it the idle device's joules.
@@ -227,8 +233,8 @@ def energy_pass(
     try:
         start, _ = until_tick(0.0)
         windows = []
-        for _ in range(ENERGY_WINDOWS):
-            end, made = until_tick(max(seconds / ENERGY_WINDOWS, BATCHES * batch_s if calls > 1 else 0.0))
+        for _ in range(count):
+            end, made = until_tick(max(seconds / count, BATCHES * batch_s if calls > 1 else 0.0))
             windows.append((end - start) / made)
             start = end
     except TimeoutError:

@@ -25,7 +25,7 @@ QUICK_REASON = "left out by the quick tier, which measures a chosen few methods 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the user asked for; ``suites`` and ``methods`` empty mean all."""
+    """What the user asked for; ``suites`` and ``methods`` empty mean all, ``energy`` joules a call in every block."""
 
     suites: tuple[str, ...] = ()
     tier: Tier = "standard"
@@ -35,6 +35,7 @@ class Request:
     device: str | None = None
     problems: tuple[str, ...] = ()
     inner_s: float | None = None
+    energy: bool = False
 
 
 @dataclass(kw_only=True)

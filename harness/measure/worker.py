@@ -232,7 +232,8 @@ def _block(job: Mapping[str, Any], pipe: Pipe) -> None:
         for position, arm in enumerate(arms):
             pipe.send(event="start", suite=job["suite"], problem=problem.id, arm=arm)
             limit = item["limits"].get(arm.removesuffix(AA))
-            result = _arm(arm, position, task, runtime, problem, content, oracle, device, protocol, limit)
+            energy = bool(job.get("energy"))
+            result = _arm(arm, position, task, runtime, problem, content, oracle, device, protocol, limit, energy)
             pipe.send(event="result", suite=job["suite"], problem=problem.id, arm=arm, order=position, **result)
 
 
@@ -270,6 +271,7 @@ def _arm(
     device: Device,
     protocol: Protocol,
     limit: float | None,
+    energy: bool = False,
 ) -> dict[str, Any]:
     method = registry.method(arm.removesuffix(AA))
     before = device.settings()
@@ -292,14 +294,22 @@ def _arm(
                 timing.notes["op_graph_s"] = f"the replayed graph is wrong: {replayed[1]}"
         if why := device.changed(before):
             status, reason = "impure", f"in a block: {why}"
+        joules: list[float] | str = []
+        if energy and status == "passed":
+            joules = micro.energy_pass(
+                op=op, runtime=runtime, content=content, device=device, seconds=ENERGY_S, count=1
+            )
     except Exception as error:
         status, reason = gate.failure(device, error)
         return {"status": status, "reason": f"in a block: {reason}", "timings": {}, "errors": {}, "detail": {}}
+    if isinstance(joules, str):
+        timing.notes["call_energy_j"] = joules
     return {
         "status": status,
         "reason": reason,
         "timings": {name: [clock, samples] for name, (clock, samples) in timing.samples.items()},
         "errors": errors,
+        "joules": joules if isinstance(joules, list) else [],
         "detail": {**timing.state, **({"notes": timing.notes} if timing.notes else {})},
     }
 

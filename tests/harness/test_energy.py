@@ -2,7 +2,9 @@
 
 import pytest
 
-from harness.measure import micro
+from harness import read_runs
+from harness.measure import executor, micro
+from harness.measure.plan import Request, build
 
 
 class Runtime:
@@ -34,8 +36,8 @@ def one_call_a_look(monkeypatch):
     monkeypatch.setattr(micro, "LOOKS", 0.0)
 
 
-def measure(device, seconds=0.03):
-    return micro.energy_pass(op=device.op, runtime=Runtime(), content=None, device=device, seconds=seconds)
+def measure(device, seconds=0.03, **more):
+    return micro.energy_pass(op=device.op, runtime=Runtime(), content=None, device=device, seconds=seconds, **more)
 
 
 @pytest.mark.parametrize("every", [1, 7])
@@ -43,13 +45,16 @@ def test_joules_a_call_in_as_many_windows_as_a_verdict_needs(every):
     assert measure(Device(every=every)) == pytest.approx([0.5] * micro.ENERGY_WINDOWS)
 
 
-def test_a_counter_that_wraps_costs_its_window(monkeypatch):
-    monkeypatch.setattr(micro, "ENERGY_WINDOWS", 3)
+def test_one_window_where_a_block_asks_for_one():
+    assert measure(Device(), count=1) == [pytest.approx(0.5)]
+
+
+def test_a_counter_that_wraps_costs_its_window():
     device = Device(top=60.0)
-    found = measure(device, seconds=0.0)
+    found = measure(device, seconds=0.0, count=3)
     assert all(joules == pytest.approx(0.5) for joules in found)
     device.calls = 116  # two calls more find how many go together
-    assert len(measure(device, seconds=0.0)) == 2
+    assert len(measure(device, seconds=0.0, count=3)) == 2
 
 
 def test_a_counter_that_stands_still_says_so(monkeypatch):
@@ -116,3 +121,32 @@ def test_slow_calls_need_few_of_them(monkeypatch):
     monkeypatch.setattr(micro, "LOOKS", 10.0)
     assert measure(device, seconds=0.4) == pytest.approx([3.0] * micro.ENERGY_WINDOWS, rel=0.05)
     assert len(made) <= micro.ENERGY_WINDOWS + 4
+
+
+COUNTED = """
+
+import time
+from harness.measure import device, worker
+
+worker.ENERGY_S = 0.002
+device.PlainDevice.energy_j = lambda self: 10 * time.monotonic()
+"""
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_every_block_has_joules_where_they_are_asked_for(asked, plugin, warm_workers, tmp_path):
+    folder = plugin(
+        {"toy.plain": "toy_methods:PLAIN", "toy.wrong": "toy_methods:WRONG"}, suites={"toy": "toy_task:SUITE"}
+    )
+    with (folder / "toy_task.py").open("a") as task:
+        task.write(COUNTED)
+    request = Request(suites=("toy",), tier="quick", blocks=6, problems=("uniform-2000-float64-cpu",), energy=asked)
+    frame = read_runs(executor.execute(build(request), tmp_path / "out", "test").path)
+    joules = frame[frame["metric"] == "call_energy_j"]
+    assert set(joules["unit"]) == {"J"}
+    assert set(joules[joules["phase"] == "memory"]["arm"]) == {"toy.plain"}
+    blocks = joules[joules["phase"] == "block"]
+    assert sorted(blocks["arm"]) == (6 * ["toy.plain"] + 6 * ["toy.plain#aa"] if asked else [])
+    assert (blocks["samples"].map(len) == 1).all()
+    times = frame[(frame["metric"] == "op_s") & (frame["arm"] == "toy.plain")]["value"]
+    assert not asked or blocks["value"].median() == pytest.approx(10 * times.median(), rel=3.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 import pytest
@@ -54,3 +55,38 @@ def test_they_are_where_the_exact_product_is_an_arm(store: Any, claim: Any) -> N
     verdict = one(limit, book)
     assert verdict.floor is not None
     assert verdict.floor > 1
+
+
+def joules(
+    book: Any, phase: str, ratio: float, arms: tuple[str, ...] = ("toy.old", "toy.new"), spread: float = 0.01
+) -> Any:
+    """Six windows of the memory pass, or one in each of six blocks."""
+    for arm in arms:
+        values = [(1 if arm.startswith("toy.old") else 1 / ratio) * (1 + spread * k) for k in (-3, -1, 1, 3, -2, 2)]
+        if arm.endswith("#aa"):
+            values.reverse()
+        shared = {"arm": arm, "problem": "gaussian-64x64-float32-cpu", "phase": phase, "status": "passed"}
+        shared |= {"method": arm.removesuffix("#aa"), "metric": "call_energy_j", "unit": "J"}
+        if phase == "memory":
+            book.row(**shared, value=median(values), samples=values)
+        for block, value in enumerate(values if phase == "block" else ()):
+            book.row(**shared, block=float(block), value=value)
+    return book
+
+
+def test_joules_of_windows_in_one_process_are_one_unit_without_a_floor(store: Any, claim: Any) -> None:
+    energy = claim(kind="metric-better", metric="call_energy_j", ratio=None, error_metric=None)
+    verdict = one(energy, joules(store(), "memory", 2.0))
+    assert (verdict.verdict, verdict.n, verdict.floor) == ("inconclusive", 1, None)
+
+
+@pytest.mark.parametrize(("spread", "word"), [(0.01, "reproduced"), (0.2, "not reproduced")])
+def test_joules_of_blocks_are_judged_against_the_alias(store: Any, claim: Any, spread: float, word: str) -> None:
+    energy = claim(kind="metric-better", metric="call_energy_j", ratio=None, error_metric=None)
+    arms = ("toy.old", "toy.old#aa", "toy.new")
+    book = joules(joules(store(), "memory", 9.0), "block", 2.0, arms, spread)
+    verdict = one(energy, book)
+    assert (verdict.verdict, verdict.n) == (word, 6)
+    assert verdict.ratio == pytest.approx(2.0)
+    assert verdict.floor == pytest.approx((1 + 2 * spread) / (1 - 3 * spread) - 1)
+    assert energy.reproduce().endswith(" --energy")

@@ -313,7 +313,9 @@ def test_a_run_ended_on_request_counts_up_to_the_level_it_was_ended_at(training:
 
     near = training(metric="time_to_target_0.9_s")
     alone = ended("b.jsonl", "2026-03-01T00:00:00Z")
-    assert one(near, alone).ratio == pytest.approx(2.0, rel=1e-6)
+    found = one(near, alone)
+    assert found.ratio == pytest.approx(2.0, rel=1e-6)
+    assert "toy.new hits 8 of 8" in found.reason
     for metric in ("time_to_target_s", "time_to_target_0.93_s"):
         found = one(training(metric=metric), alone)
         assert (found.verdict, found.ratio) == ("not testable here", None)
