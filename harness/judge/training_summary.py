@@ -65,8 +65,11 @@ def speaking(runs: Iterable[Trained]) -> dict[str, dict[int, Trained]]:
 
 
 def _lasting(every: list[Trained]) -> list[Trained]:
-    """The runs of the workload's own length, and for an arm without any its longest first parts; else all."""
-    whole = [run for run in every if not run.shortened]
+    """The runs of the workload's own length, and for an arm without any its longest first parts; else all.
+
+    One that was ended at a nearer level, as asked, is neither: it speaks for that level alone.
+    """
+    whole = [run for run in every if not run.shortened and run.watched(None)]
     known = {run.arm for run in whole}
     parts = [run for run in every if run.shortened and run.prefix and run.arm not in known]
     longest = {arm: max(_epochs(run) for run in own) for arm, own in trained_runs.arms(parts).items()}

@@ -219,3 +219,11 @@ def test_the_longest_first_part_speaks_for_an_arm_without_a_whole_training() -> 
     assert found["training.b"][0].hyper["epochs"] == 27.0
     alone = training_summary.speaking(cut("training.c", 3, 27.0, schedule="cosine"))
     assert {name: len(kept) for name, kept in alone.items()} == {"training.c": 3}
+
+
+def test_runs_ended_at_a_nearer_level_take_no_arm_s_first_parts_away() -> None:
+    ended = {"target": TARGET, "spec": {"until": 0.8}, "stopped_early": True, "hyper": {"values": {"epochs": 90.0}}}
+    asked = arm("training.b", [None] * 6, detail=ended, file="z.jsonl", utc="2026-12-01T00:00:00Z")
+    found = training_summary.speaking(arm("training.a", [1.0]) + cut("training.b", 2, 27.0) + asked)
+    assert {name: len(kept) for name, kept in found.items()} == {"training.a": 1, "training.b": 2}
+    assert {run.file for run in found["training.b"].values()} == {"g.jsonl"}
