@@ -171,13 +171,14 @@ class Run:
             return "target_reached", None
         sign = "at least" if target.larger_is_better else "at most"
         best = (max if target.larger_is_better else min)(values)
-        passed = f" (the budget of {self.spec.max_s:g} s is spent)" if "stopped_by" in self.detail else ""
+        shown = f"{self.metric} {values[-1]:.4g} at the end, {best:.4g} at best"
         if self.log.stopped_early and self.spec.until is not None:
-            passed = f" (stopped at {self.spec.until:g}, as asked)"
+            open_ = f"the target of {sign} {target.value:g} was left open"
+            return "budget_exhausted", f"{shown}; stopped at {self.spec.until:g}, as asked: {open_}"
+        passed = f" (the budget of {self.spec.max_s:g} s is spent)" if "stopped_by" in self.detail else ""
         if target.mode == "crossing" and any(target.met(v) for v in values[1:]):
             passed += "; it was met, but never at two evaluations in a row"
-        shown = f"{values[-1]:.4g} at the end, {best:.4g} at best"
-        return "budget_exhausted", f"{self.metric} {shown}; wanted {sign} {target.value:g}{passed}"
+        return "budget_exhausted", f"{shown}; wanted {sign} {target.value:g}{passed}"
 
     def _crossings(self) -> list[crossing.Crossing]:
         target, curve = self.workload.target, self.log.curve
