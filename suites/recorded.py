@@ -88,7 +88,7 @@ def recording(
             {
                 "utc": utc(),
                 "command": " ".join([f"python -m suites.{suite.name}", *sys.argv[1:]]),
-                "project": {"version": __version__, **environment.git()},
+                "project": {"version": __version__, **environment.code()},
                 "environment": environment.collect(device),
                 "plan": _plan(suite, problems, chosen, tier),
                 "methods": [method.describe() for method in chosen],

@@ -256,7 +256,7 @@ def _header(given: argparse.Namespace, workload: Workload, cells: Sequence[Any],
     return {
         "utc": _utc(),
         "command": ["python", "-m", "suites.spectrum", *sys.argv[1:]],
-        "project": environment.git(),
+        "project": environment.code(),
         "environment": environment.collect(device),
         "plan": {
             "tier": "quick" if given.quick else "standard",

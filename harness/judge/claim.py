@@ -258,7 +258,7 @@ class Claim(BaseModel):
     @property
     def guarded(self) -> bool:
         """Whether an error margin must stand beside the ratio: a timing of one problem against a baseline."""
-        return self.timed and not self.on_training and self.baseline is not None and self.kind != "exists"
+        return self.scatters and not self.on_training and self.baseline is not None and self.kind != "exists"
 
     @property
     def claimed(self) -> float | None:

@@ -1,4 +1,4 @@
-"""From a frame of stored runs to the numbers that a claim needs, never mixing files or environments in one block."""
+"""From a frame of stored runs to the numbers that a claim needs, never mixing files or environments in one ratio."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from harness.judge import stats, trained_runs
+from harness.judge import completed, stats, trained_runs
 from harness.judge.claim import ENERGY, Claim
 
 if TYPE_CHECKING:
@@ -59,13 +59,14 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The rows of one invocation in one environment, or of a training's several, as plain dictionaries."""
+    """The rows of one invocation in one environment, as plain dictionaries; ``also`` tells what others added to it."""
 
     rows: tuple[Row, ...]
     file: str
     device: str
     utc: str
     tier: str
+    also: tuple[str, ...] = ()
 
 
 def matching(claim: Claim, runs: pd.DataFrame) -> pd.DataFrame:
@@ -91,21 +92,20 @@ def complete(runs: pd.DataFrame) -> pd.DataFrame:
 def groups(claim: Claim, runs: pd.DataFrame, headers: Iterable[Mapping[str, Any]]) -> list[Group]:
     """The invocations that touched the claim, with *all* their rows on its problems (the A/A arm and rivals too).
 
-    A claim whose arms differ in their settings joins the invocations of one device and commit: no times enter it. One
-    on a training joins those of one commit, machine model and versions: each seed is a block of its own, which one
-    invocation ran whole (:func:`harness.judge.trained_runs.in_whole_blocks`).
+    A claim whose arms differ in their settings joins the invocations of one device and commit: no times enter it. A
+    training that was planned and not finished is completed (:mod:`harness.judge.completed`).
     """
     identity = ("device", "commit") if claim.across else IDENTITY
-    joined = claim.workload is not None and not claim.across
-    tiers = {str(h.get("file")): str(h.get("plan", {}).get("tier", "")) for h in headers}
+    known = {str(h.get("file")): h for h in headers}
+    tiers = {file: str(h.get("plan", {}).get("tier", "")) for file, h in known.items()}
     runs = complete(runs)
     touched = matching(claim, runs)
     runs = _relevant(claim, runs[runs["file"].isin(set(touched["file"]))])
     gathered: dict[tuple[str, ...], list[Row]] = {}
     for row in runs[list(COLUMNS)].astype(object).to_dict("records"):
-        made_by = {**row, "file": row["file"] if absent(row["conditions"]) else ""} if joined else row
-        key = (*(_text(made_by[name]) for name in identity), _text(row["conditions"]) if joined else "")
-        gathered.setdefault(key, []).append({str(k): None if absent(value) else value for k, value in row.items()})
+        gathered.setdefault(tuple(_text(row[name]) for name in identity), []).append(
+            {str(key): None if absent(value) else value for key, value in row.items()}
+        )
     arms = {claim.candidate, claim.baseline}
     found = []
     for rows in gathered.values():
@@ -114,7 +114,9 @@ def groups(claim: Claim, runs: pd.DataFrame, headers: Iterable[Mapping[str, Any]
         utc, file = max((_text(row["utc"]), _text(row["file"])) for row in rows)
         device = _text(rows[0]["device"])
         found.append(Group(rows=tuple(rows), file=file, device=device, utc=utc, tier=tiers.get(file, "")))
-    return found
+    if claim.workload is None or claim.across:
+        return found
+    return [completed.complete(claim, group, found, known.get(group.file, {})) for group in found]
 
 
 def _relevant(claim: Claim, runs: pd.DataFrame) -> pd.DataFrame:

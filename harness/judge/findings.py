@@ -17,7 +17,7 @@ from harness.judge.stats import RatioEstimate
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a kind's rule found in one invocation, or in several of a training (``file`` is then the newest used)."""
+    """What a kind's rule found in one invocation."""
 
     outcome: Outcome
     estimate: RatioEstimate | None = None
@@ -25,7 +25,6 @@ class Finding:
     problems: list[dict[str, Any]] = field(default_factory=list)
     used: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
-    file: str | None = None
 
 
 def on_problems(claim: Claim, group: Group) -> Finding:
@@ -43,7 +42,7 @@ def on_problems(claim: Claim, group: Group) -> Finding:
     absent = [p for p in claim.problems if not set(p) & set("*?[") and p not in held]
     others += [{"problem": p, "reason": "not in this run", "candidate": None, "baseline": None} for p in absent]
     wrong = evidence.wrong_answer(claim, group)
-    if wrong is not None and claim.timed and not (claim.kind == "speedup-up-to" and measured):
+    if wrong is not None and claim.scatters and not (claim.kind == "speedup-up-to" and measured):
         why = f"wrong answer: {wrong['status']} on {wrong['problem']}: {wrong['reason']}"
         return Finding(outcome=Outcome(word="not reproduced", why=why), problems=others)
     if not measured:
@@ -130,7 +129,7 @@ def numbers(estimate: RatioEstimate) -> dict[str, Any]:
 
 def _over_grid(claim: Claim, cells: Sequence[Cell], rule: Callable[[RatioEstimate, float], Outcome]) -> Finding:
     estimate, floor = _mean_ratio(claim, cells), _floor(claim, cells)
-    outcome = NO_AA if floor is None else rule(estimate, floor)
+    outcome = _without_floor(claim) if floor is None else rule(estimate, floor)
     if claim.kind == "at-most":
         estimate = estimate.inverse()
     used = tuple(c.problem for c in cells)
@@ -140,6 +139,13 @@ def _over_grid(claim: Claim, cells: Sequence[Cell], rule: Callable[[RatioEstimat
 #: In the reason of a time that no machine could have reached: the measurement, not the machine, is at fault.
 IMPOSSIBLE = "under the physical floor"
 NO_AA = Outcome(word="inconclusive", why="no A/A arm on these problems: the noise floor is unknown")
+NO_BLOCKS = Outcome(
+    word="inconclusive", why="joules of one process only: run with --energy, which reads them in blocks"
+)
+
+
+def _without_floor(claim: Claim) -> Outcome:
+    return NO_AA if claim.timed else NO_BLOCKS
 
 
 def _about(claim: Claim, group: Group, cells: Sequence[Cell]) -> Finding:
@@ -156,7 +162,9 @@ def _up_to(claim: Claim, group: Group, cells: Sequence[Cell]) -> Finding:
     for cell in cells:
         estimate, floor = _mean_ratio(claim, [cell], level), _floor(claim, [cell])
         outcome = (
-            NO_AA if floor is None else rules.ratio_rule(estimate, claim.ratio, claim.tolerance, floor, claim.gain)
+            rules.ratio_rule(estimate, claim.ratio, claim.tolerance, floor, claim.gain)
+            if floor is not None
+            else _without_floor(claim)
         )
         judged.append((outcome, estimate))
     best = rules.best_cell(judged)

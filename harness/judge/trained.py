@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -34,9 +33,6 @@ def on_workload(claim: Claim, group: Group) -> Finding:
 def _number(claim: Claim, group: Group) -> Finding:
     """A ratio of two arms, or the absolute number of one."""
     found = trained_runs.from_rows(group.rows)
-    if not claim.across:
-        arms: dict[str, Mapping[str, Any]] = {arm: {} for arm in (claim.candidate, claim.baseline) if arm is not None}
-        found = trained_runs.in_whole_blocks(found, arms, claim.metric)
     sides = {"candidate": _side(claim, found, claim.candidate, claim.hyper)}
     if claim.baseline is not None:
         sides["baseline"] = _side(claim, found, claim.baseline, claim.baseline_hyper)
@@ -56,14 +52,13 @@ def _number(claim: Claim, group: Group) -> Finding:
     cut = _cut_short(claim, candidate, baseline)
     if cut is not None:
         outcome = Outcome(word="inconclusive", why=cut)
-    remarks = (*remarks, *sides["baseline"][1], *_files(claim, candidate, baseline), *_hits(claim, candidate, baseline))
+    remarks = (*remarks, *sides["baseline"][1], *_hits(claim, candidate, baseline))
     if claim.guard is not None:
         outcome, told = guarded(claim.guard, outcome, candidate, baseline)
         remarks = (*remarks, *told)
     shown = estimate.inverse() if claim.kind == "at-most" else estimate
     rows = [{"problem": claim.workload, **numbers(shown), "floor": floor, "candidate": None, "baseline": None}]
-    file = max((run.utc, run.file) for runs in (candidate, baseline) for run in runs.values())[1]
-    return Finding(outcome=outcome, estimate=shown, floor=floor, problems=rows, remarks=remarks, file=file)
+    return Finding(outcome=outcome, estimate=shown, floor=floor, problems=rows, remarks=remarks)
 
 
 def _side(claim: Claim, runs: Sequence[Trained], arm: str, hyper: Mapping[str, Any]) -> tuple[Runs, tuple[str, ...]]:
@@ -163,12 +158,12 @@ def _values(runs: Runs, metric: str) -> dict[int, float]:
 
 
 def _floor(claim: Claim, runs: Sequence[Trained]) -> float | None:
-    """Largest A/A floor of the sources: the workload's baseline against its alias of an independent seed stream."""
+    """Largest A/A floor of the invocations: the workload's baseline against its alias of an independent seed stream."""
     if claim.metric in evidence.COUNTED:
         return stats.MIN_FLOOR
     floors = []
-    for source, alias in trained_runs.pairs(runs):
-        own = [run for run in runs if run.source == source]
+    for file, alias in trained_runs.pairs(runs):
+        own = [run for run in runs if run.file == file]
         first, second = (_side(claim, own, arm, {})[0] for arm in (alias.removesuffix(AA), alias))
         try:
             floors.append(stats.floor_of(seed_ratio(claim, first, second)))
@@ -207,12 +202,6 @@ def _absolute(claim: Claim, runs: Runs, floor: float | None, remarks: tuple[str,
     outcome = rules.screen(estimate) or rules.limit_rule(estimate, claim.ratio, usable)
     rows = [{"problem": claim.workload, **numbers(estimate), "floor": floor, "candidate": None, "baseline": None}]
     return Finding(outcome=outcome, estimate=estimate, floor=floor, problems=rows, remarks=remarks)
-
-
-def _files(claim: Claim, candidate: Runs, baseline: Runs) -> tuple[str, ...]:
-    """Which invocations a verdict's seeds come from, where there are several."""
-    names = sorted({Path(run.file).name for runs in (candidate, baseline) for run in runs.values()})
-    return (f"seeds of {len(names)} invocations: {', '.join(names)}",) if len(names) > 1 and not claim.across else ()
 
 
 def _hits(claim: Claim, candidate: Runs, baseline: Runs) -> tuple[str, ...]:

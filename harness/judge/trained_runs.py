@@ -67,7 +67,6 @@ class Trained:
     status: str
     reason: str = ""
     utc: str = ""
-    conditions: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     samples: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     detail: Mapping[str, Any] = field(default_factory=dict)
@@ -76,11 +75,6 @@ class Trained:
     def reached(self) -> bool:
         """Whether the run hit its target."""
         return self.status == REACHED
-
-    @property
-    def source(self) -> str:
-        """What its seeds are blocks of: every invocation of one commit, machine model and versions, else its file."""
-        return self.conditions or self.file
 
     @property
     def resumed(self) -> bool:
@@ -265,7 +259,7 @@ def from_frame(frame: pd.DataFrame) -> list[Trained]:
 
 _COLUMNS = (
     *("run", "phase", "file", "device", "workload", "method", "arm", "seed", "status", "reason", "utc", "detail"),
-    *("metric", "value", "samples", "conditions"),
+    *("metric", "value", "samples"),
 )
 
 
@@ -279,18 +273,22 @@ def from_rows(rows: Iterable[Row]) -> list[Trained]:
     return [_run(own) for own in gathered.values()]
 
 
+def seed_of(row: Row) -> int:
+    """The seed of a row's block: an alias stands in its baseline's, whatever stream it draws from."""
+    seed = 0 if _none(row.get("seed")) else int(row["seed"])
+    return seed - AA_STREAM if str(row["arm"]).endswith(AA) and seed >= AA_STREAM else seed
+
+
 def _run(rows: Sequence[Row]) -> Trained:
     first = rows[0]
     measured = [row for row in rows if isinstance(row.get("metric"), str)]
-    seed = 0 if _none(first.get("seed")) else int(first["seed"])
-    named = ("file", "device", "reason", "utc", "conditions")
-    texts = {name: "" if _none(first.get(name)) else str(first[name]) for name in named}
+    texts = {name: "" if _none(first.get(name)) else str(first[name]) for name in ("file", "device", "reason", "utc")}
     return Trained(
         **texts,
         workload=str(first["workload"]),
         method=str(first["method"]),
         arm=str(first["arm"]),
-        seed=seed - AA_STREAM if str(first["arm"]).endswith(AA) and seed >= AA_STREAM else seed,
+        seed=seed_of(first),
         status=str(first["status"]),
         metrics={row["metric"]: float(row["value"]) for row in measured},
         samples={row["metric"]: tuple(row["samples"]) for row in measured if row.get("samples") is not None},
@@ -342,30 +340,6 @@ def counting(
     return dict(sorted({run.seed: run for run in kept}.items()))
 
 
-def in_whole_blocks(
-    runs: Sequence[Trained], arms: Mapping[str, Mapping[str, Any]], metric: str | None = None
-) -> list[Trained]:
-    """The runs of one file for each seed, so that no ratio of two arms joins two machines or hours in one block.
-
-    Of several files with the seed the one in which more of the arms count, then the newest.
-
-    Args:
-        runs: of one or more sources, aliases among them.
-        arms: the arms of the ratio, with the hyper-parameters that are wanted of each (:func:`counting`).
-        metric: as for :func:`counting`.
-    """
-    kept = {arm: counting(runs, arm, wanted, metric) for arm, wanted in arms.items()}
-    settings = {arm: next(iter(own.values())).hyper for arm, own in kept.items() if own}
-    blocks: dict[tuple[str, int], dict[str, list[Trained]]] = {}
-    for run in runs:
-        blocks.setdefault((run.source, run.seed), {}).setdefault(run.file, []).append(run)
-
-    def rank(own: list[Trained]) -> tuple[int, tuple[str, str]]:
-        return sum(bool(counting(own, arm, found, metric)) for arm, found in settings.items()), max(map(_age, own))
-
-    return [run for files in blocks.values() for run in max(files.values(), key=rank)]
-
-
 def _got_there(run: Trained, metric: str) -> bool:
     try:
         return run.hit(metric).value is not None
@@ -402,5 +376,5 @@ def untimed(runs: Iterable[Trained]) -> set[tuple[str, int]]:
 
 
 def pairs(runs: Sequence[Trained]) -> Iterator[tuple[str, str]]:
-    """(source, alias) of every A/A arm."""
-    yield from dict.fromkeys((run.source, run.arm) for run in runs if run.arm.endswith(AA))
+    """(file, alias) of every A/A arm."""
+    yield from dict.fromkeys((run.file, run.arm) for run in runs if run.arm.endswith(AA))

@@ -21,13 +21,13 @@ MEMORY = ("peak_device_bytes", "peak_host_bytes")
 
 
 def rows(frame: pd.DataFrame) -> list[Row]:
-    """One row per device, workload and arm, from the newest source (see :func:`speaking`) with most seeds of that arm.
+    """One row per device, workload and arm, from the newest file with most seeds of that arm.
 
     Args:
         frame: as :func:`harness.read_runs` returns it.
 
     Returns:
-        Rows with the keys of :func:`summary`; a ratio is formed of seeds that one file holds for both arms.
+        Rows with the keys of :func:`summary`; a ratio is formed inside one file only.
     """
     return [row for runs in by_place(trained_runs.from_frame(frame)).values() for row in summary(runs)]
 
@@ -41,18 +41,18 @@ def by_place(runs: Iterable[Trained]) -> dict[tuple[str, str], list[Trained]]:
 
 
 def speaking(runs: Iterable[Trained]) -> dict[str, dict[int, Trained]]:
-    """Arm -> seed -> run: of each arm one source (:attr:`harness.judge.trained_runs.Trained.source`).
+    """Arm -> seed -> run: of each arm one file.
 
     One with enough seeds for a verdict comes before one with fewer, then one by the recipe before one with values from
-    the command line, then the newest. The alias of a baseline comes from the baseline's own source. Runs of another
+    the command line, then the newest. The alias of a baseline comes from the baseline's own file. Runs of another
     length than the workload's speak where no others are; beside others the longest first parts of a training speak for
     an arm that has no whole one.
     """
-    by_source: dict[str, list[Trained]] = {}
+    by_file: dict[str, list[Trained]] = {}
     for run in _lasting(list(runs)):
-        by_source.setdefault(run.source, []).append(run)
+        by_file.setdefault(run.file, []).append(run)
     best: dict[str, tuple[tuple[int, bool, str], dict[int, Trained]]] = {}
-    for own in by_source.values():
+    for own in by_file.values():
         for arm in dict.fromkeys(run.arm for run in own):
             kept = trained_runs.counting(own, arm)
             if not kept:
@@ -105,7 +105,7 @@ def summary(runs: Sequence[Trained], baseline: str | None = None) -> list[Row]:
     for arm, kept in arms.items():
         if not arm.endswith(AA):
             row = _row(arm, kept, horizon, goal)
-            found.append({**row, "is_baseline": arm == base, **_against(arms, runs, str(base), arm)})
+            found.append({**row, "is_baseline": arm == base, **_against(arms, runs, str(base), arm, row["file"])})
     return found
 
 
@@ -188,15 +188,13 @@ def _horizon(arms: Iterable[Mapping[int, Trained]]) -> float | None:
     return min(budgets) if budgets else max((hit.value for hit in hits if hit.value is not None), default=None)
 
 
-def _against(arms: Mapping[str, Mapping[int, Trained]], runs: Sequence[Trained], base: str, arm: str) -> Row:
-    """Ratio to the baseline in time to target, inside the arm's own source and in whole blocks.
+def _against(arms: Mapping[str, Mapping[int, Trained]], runs: Sequence[Trained], base: str, arm: str, file: str) -> Row:
+    """Ratio to the baseline in time to target, inside the arm's own file.
 
     Resumed and braked runs, and those with others beside them, have no time.
     """
     braked = trained_runs.untimed(runs)
-    source = next(iter(arms[arm].values())).source
-    own = [r for r in runs if r.source == source and r.alone and (r.file, r.seed) not in braked]
-    own = trained_runs.in_whole_blocks(own, {base: {}, arm: {}})
+    own = [r for r in runs if r.file == file and r.alone and (r.file, r.seed) not in braked]
     first, second = trained_runs.counting(own, base), trained_runs.counting(own, arm)
     estimate = None if arm == base else time_ratio(first, second)
     aa = time_ratio(first, trained_runs.counting(own, base + AA))

@@ -226,7 +226,7 @@ def _verdict(claim: Claim, finding: Finding, group: Group | None, device: str, p
         floor=finding.floor,
         n=estimate.n if estimate is not None else 0,
         device=device,
-        reason="; ".join(part for part in (outcome.why, *finding.remarks) if part),
+        reason="; ".join(part for part in (outcome.why, *finding.remarks, *(group.also if group else ())) if part),
         command=claim.reproduce(program),
         group=claim.group,
         title=claim.title,
@@ -242,7 +242,7 @@ def _verdict(claim: Claim, finding: Finding, group: Group | None, device: str, p
         counter=claim.counter,
         hardware=claim.hardware,
         note=claim.note,
-        file=finding.file or (group.file if group is not None else None),
+        file=group.file if group is not None else None,
     )
 
 

@@ -73,7 +73,7 @@ class _Executor:
 
     def run(self) -> Result:
         self.environment = machine.collect(self.plan.device)
-        self.project = {"version": __version__, **machine.git()}
+        self.project = {"version": __version__, **machine.code()}
         hash_ = self.plan.hash(self.project, machine.identity(self.environment))
         with gpu_lock(self.environment), cpu_lock(self.environment):
             path = unfinished(self.out, hash_)

@@ -294,14 +294,10 @@ def _arm(
                 timing.notes["op_graph_s"] = f"the replayed graph is wrong: {replayed[1]}"
         if why := device.changed(before):
             status, reason = "impure", f"in a block: {why}"
-        joules: list[float] | str = []
-        if energy and status == "passed":
-            joules = micro.energy_pass(
-                op=op, runtime=runtime, content=content, device=device, seconds=ENERGY_S, count=1
-            )
     except Exception as error:
         status, reason = gate.failure(device, error)
         return {"status": status, "reason": f"in a block: {reason}", "timings": {}, "errors": {}, "detail": {}}
+    joules = _joules(op, runtime, content, device) if energy and status == "passed" else []
     if isinstance(joules, str):
         timing.notes["call_energy_j"] = joules
     return {
@@ -312,6 +308,14 @@ def _arm(
         "joules": joules if isinstance(joules, list) else [],
         "detail": {**timing.state, **({"notes": timing.notes} if timing.notes else {})},
     }
+
+
+def _joules(op: Any, runtime: TaskRuntime, content: Any, device: Device) -> list[float] | str:
+    """One window of joules a call; a failure here is a remark, for the times beside it are taken already."""
+    try:
+        return micro.energy_pass(op=op, runtime=runtime, content=content, device=device, seconds=ENERGY_S, count=1)
+    except Exception as error:
+        return f"energy: {gate.failure(device, error)[1]}"
 
 
 def _judge_block(

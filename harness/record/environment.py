@@ -134,6 +134,19 @@ def compiler() -> str | None:
     return None
 
 
+#: What is measured, and how: folders and kinds of files.
+_SOURCES, _KINDS = ("harness", "methods", "suites"), {".py", ".cpp", ".h", ".toml"}
+
+
+def tree(root: Path = ROOT) -> str:
+    """A digest of the sources that a number depends on, whatever commit they are called and where there is no git."""
+    total = hashlib.sha256()
+    found = (path for folder in _SOURCES for path in (root / folder).rglob("*") if path.suffix in _KINDS)
+    for path in sorted(found):
+        total.update(str(path.relative_to(root)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
 def git(root: Path = ROOT) -> dict[str, str]:
     """Commit and hash of the uncommitted difference.
 
@@ -153,6 +166,11 @@ def git(root: Path = ROOT) -> dict[str, str]:
         path = root / os.fsdecode(name)
         difference += name + (path.read_bytes() if path.is_file() and path.stat().st_size < 2**20 else b"")
     return {"commit": commit, "diff": hashlib.sha256(difference).hexdigest() if difference else ""}
+
+
+def code(root: Path = ROOT) -> dict[str, str]:
+    """What measured: commit, uncommitted difference, digest of the sources (not those of other packages' methods)."""
+    return {**git(root), "tree": tree(root)}
 
 
 def collect(device: str = "cpu") -> dict[str, Any]:
@@ -225,21 +243,35 @@ def identity(environment: dict[str, Any]) -> dict[str, Any]:
     return stable
 
 
-#: What two invocations must share beside the commit before their blocks count as those of one.
-_SHARED_BY_BLOCKS = ("device_name", "cpu", "cores_physical", "threads", "python", "torch", "triton", "numpy")
+#: What two invocations must share beside the code before their blocks count as those of one.
+_SHARED_BY_BLOCKS = (
+    "device_name",
+    "cpu",
+    "cores_physical",
+    "cores_usable",
+    "threads",
+    "python",
+    "torch",
+    "triton",
+    "numpy",
+)
+_SHARED_OF_GPU = ("driver", "memory_bytes", "power_limit_w", "max_sm_mhz", "max_memory_mhz")
 
 
 def conditions(environment: dict[str, Any], project: dict[str, Any]) -> str | None:
-    """A digest of commit, machine model and versions: equal where blocks of two invocations are blocks of one.
+    """A digest of code, machine model, limits and versions: equal where blocks of two invocations are blocks of one.
 
-    None where the commit is unknown or the tree differed from it: such an invocation stands for itself alone.
+    Of records without a digest of the sources the commit stands for the code. None where it is unknown or the tree
+    differed from it: such an invocation stands for itself alone.
     """
-    if not project.get("commit") or project.get("diff"):
+    clean = project.get("commit") if "diff" in project and not project["diff"] else None
+    code = project.get("tree") or clean
+    if not code:
         return None
-    shared = {name: environment.get(name) for name in _SHARED_BY_BLOCKS}
-    shared["driver"] = (environment.get("gpu") or {}).get("driver")
-    text = json.dumps([project["commit"], shared], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    gpu = environment.get("gpu")
+    shared = [environment.get(name) for name in _SHARED_BY_BLOCKS]
+    shared += [gpu.get(name) if isinstance(gpu, dict) else None for name in _SHARED_OF_GPU]
+    return hashlib.sha256(json.dumps([code, shared], default=str).encode()).hexdigest()[:16]
 
 
 def python_command() -> str:

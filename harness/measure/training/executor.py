@@ -183,7 +183,7 @@ class TrainExecutor:
 
     def _run(self) -> TrainResult:
         self.environment = _labelled(machine.collect(self.plan.device), self.plan)
-        self.project = {"version": __version__, **machine.git()}
+        self.project = {"version": __version__, **machine.code()}
         self.hash = self.plan.hash(self.project, machine.identity(self.environment))
         with contextlib.ExitStack() as held:
             for environment in [self.environment, *_other_gpus(self.plan)]:

@@ -296,7 +296,7 @@ def _part(workload: Workload, request: TrainRequest, device: str) -> Part:
     baseline = workload.baseline if workload.baseline in names else names[0]
     count = request.seeds if request.seeds is not None else workload.seeds
     first = next(arm for arm in arms if arm.name == baseline)
-    if len(arms) > 1 and count > 1:
+    if len(arms) > 1 and (count > 1 or request.seed_start > 0):  # a later part of a plan, or two seeds: no smoke run
         arms.append(Arm(name=baseline + AA, method=baseline, hyper=first.hyper, why=first.why))
     seeds = list(range(request.seed_start, request.seed_start + count))
     return Part(workload=workload, baseline=baseline, arms=arms, seeds=seeds)

@@ -132,7 +132,8 @@ inline thread_local const char* asked = nullptr;
 // line; the first lines of the next span too if this thread goes on with it.
 inline void ask_for_outputs(const Kernels& k, const Sink& s, Span span, bool alone, Beside& beside) {
     const int64_t row = s.m * (s.kind == kFloat ? 4 : s.kind == kU8 ? 1 : 2);
-    const int64_t lead = row * (k.scan ? pass_rows(s.m, s.codebooks) : rows_of_tiles(s, span));
+    int64_t lead = row * (k.scan ? pass_rows(s.m, s.codebooks) : rows_of_tiles(s, span));
+    if (k.scan && lead > kAskedBytes) lead = row * 2 * kBlock;  // a part of a long pass is better than none
     if (!(habits & kAsking) || s.kind == kU16Columns || s.stride != s.m) return;
     if (s.n * row <= kNearBytes || lead > kAskedBytes) return;
     const char* out = static_cast<const char*>(s.out);

@@ -75,16 +75,23 @@ def joules(
 
 
 def test_joules_of_windows_in_one_process_are_one_unit_without_a_floor(store: Any, claim: Any) -> None:
-    energy = claim(kind="metric-better", metric="call_energy_j", ratio=None, error_metric=None)
+    energy = claim(kind="metric-better", metric="call_energy_j", ratio=None)
     verdict = one(energy, joules(store(), "memory", 2.0))
     assert (verdict.verdict, verdict.n, verdict.floor) == ("inconclusive", 1, None)
+    assert "--energy" in verdict.reason
 
 
-@pytest.mark.parametrize(("spread", "word"), [(0.01, "reproduced"), (0.2, "not reproduced")])
-def test_joules_of_blocks_are_judged_against_the_alias(store: Any, claim: Any, spread: float, word: str) -> None:
-    energy = claim(kind="metric-better", metric="call_energy_j", ratio=None, error_metric=None)
+@pytest.mark.parametrize(
+    ("spread", "error", "word"),
+    [(0.01, 0.1, "reproduced"), (0.01, 1.0, "partly"), (0.2, 0.1, "not reproduced")],
+)
+def test_joules_of_blocks_are_judged_against_the_alias(
+    store: Any, claim: Any, spread: float, error: float, word: str
+) -> None:
+    energy = claim(kind="metric-better", metric="call_energy_j", ratio=None)
     arms = ("toy.old", "toy.old#aa", "toy.new")
-    book = joules(joules(store(), "memory", 9.0), "block", 2.0, arms, spread)
+    book = store().errors("toy.old", 0.1).errors("toy.new", error)
+    book = joules(joules(book, "memory", 9.0), "block", 2.0, arms, spread)
     verdict = one(energy, book)
     assert (verdict.verdict, verdict.n) == (word, 6)
     assert verdict.ratio == pytest.approx(2.0)
