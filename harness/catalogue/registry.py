@@ -266,8 +266,14 @@ def resolve(target: str) -> Any:
 
 
 def load(name: str) -> Any:
-    """The implementation of a method, e.g. ``load("polar.aol-triton")`` -> a callable on tensors."""
-    return resolve(method(name).impl)
+    """The implementation of a method, e.g. ``load("polar.aol-triton")`` -> a callable on tensors.
+
+    A method that is an implementation with options of its own comes with them set (``functools.partial``); keyword
+    arguments of the call go before them.
+    """
+    found = method(name)
+    made = resolve(found.impl)
+    return functools.partial(made, **found.hyper) if found.hyper else made
 
 
 def list_methods(task: str | None = None) -> list[str]:

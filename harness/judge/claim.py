@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.catalogue import registry
 from harness.errors import UserError
@@ -150,6 +150,7 @@ class Claim(BaseModel):
         baseline_author: who wrote what runs as the baseline.
         anchors: published-code times.
         command: command that reproduces the row; None = built from suite, tier and methods.
+        since: runs before it do not speak: a method was another then; the note says what changed. None = all do.
         note: what the reader should know, e.g. an arithmetic bound.
         evidence: dated observations for ``exists``.
         file: where the claim was read.
@@ -193,6 +194,7 @@ class Claim(BaseModel):
     baseline_author: Author = "third party"
     anchors: tuple[Anchor, ...] = ()
     command: str | None = None
+    since: AwareDatetime | None = None
     note: str = ""
     evidence: tuple[Evidence, ...] = ()
     file: str = ""
@@ -208,6 +210,8 @@ class Claim(BaseModel):
             raise ValueError(f"a claimed speed-up is over 1, got ratio {self.ratio}")
         if self.kind in _NEEDS_BASELINE and self.baseline is None:
             raise ValueError(f"kind {self.kind!r} needs a baseline")
+        if self.since is not None and not self.note:
+            raise ValueError("since needs a note that says what changed then")
         if self.kind == "exists" and not self.evidence:
             raise ValueError("kind 'exists' needs dated evidence")
         if self.kind == "only-reaches" and self.workload is None:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -70,10 +71,17 @@ class Group:
 
 
 def matching(claim: Claim, runs: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the claim's candidate or baseline on its problems or workload."""
+    """Rows of the claim's candidate or baseline on its problems or workload, old ones too (:func:`speaking`)."""
     runs = complete(runs)
     mine = runs[runs["method"].isin([claim.candidate, claim.baseline])]
     return mine[_concerned(claim, mine)]
+
+
+def speaking(claim: Claim, runs: pd.DataFrame) -> pd.DataFrame:
+    """Without the rows from before the claim's ``since``."""
+    if claim.since is None or runs.empty:
+        return runs
+    return runs[runs["utc"].astype(str) >= claim.since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")]
 
 
 def _concerned(claim: Claim, runs: pd.DataFrame) -> pd.Series[bool]:
@@ -98,7 +106,7 @@ def groups(claim: Claim, runs: pd.DataFrame, headers: Iterable[Mapping[str, Any]
     identity = ("device", "commit") if claim.across else IDENTITY
     known = {str(h.get("file")): h for h in headers}
     tiers = {file: str(h.get("plan", {}).get("tier", "")) for file, h in known.items()}
-    runs = complete(runs)
+    runs = speaking(claim, complete(runs))
     touched = matching(claim, runs)
     runs = _relevant(claim, runs[runs["file"].isin(set(touched["file"]))])
     gathered: dict[tuple[str, ...], list[Row]] = {}

@@ -108,7 +108,8 @@ def _judge(
     by_device: dict[str, list[Group]] = {}
     for group in evidence.groups(claim, runs, list(headers)):
         by_device.setdefault(group.device, []).append(group)
-    if not by_device:
+    outdated = _outdated(claim, runs, by_device)
+    if not by_device and not outdated:
         finding = Finding(outcome=Outcome(word="not testable here", why=_missing(claim, runs)))
         return [_verdict(claim, finding, None, devices[0] if len(devices) == 1 else "", program)]
     verdicts = []
@@ -116,7 +117,19 @@ def _judge(
         group = evidence.choose(claim, groups)
         finding = searched.screened(claim, _find(claim, group), runs)
         verdicts.append(_verdict(claim, finding, group, device, program))
-    return verdicts
+    for device in outdated:
+        why = f"its runs are older than {claim.since:%Y-%m-%d %H:%M} UTC, when what is compared changed (see the note)"
+        finding = Finding(outcome=Outcome(word="not testable here", why=why))
+        verdicts.append(_verdict(claim, finding, None, device, program))
+    return sorted(verdicts, key=lambda verdict: verdict.device)
+
+
+def _outdated(claim: Claim, runs: pd.DataFrame, speaking: Iterable[str]) -> list[str]:
+    """Devices whose only runs are from before the claim's ``since``."""
+    if claim.since is None:
+        return []
+    known = set(speaking)
+    return [device for device in _devices(evidence.matching(claim, runs)) if device not in known]
 
 
 def judge_all(

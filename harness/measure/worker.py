@@ -254,7 +254,8 @@ def _warm(
     arms: list[str], runtime: TaskRuntime, problem: Problem, content: Any, device: Device, protocol: Protocol
 ) -> None:
     baseline = next((arm for arm in arms if arm.endswith(AA)), arms[0]).removesuffix(AA)
-    op = runtime.bind(registry.load(baseline), problem, registry.method(baseline).hyper)
+    method = registry.method(baseline)
+    op = runtime.bind(registry.resolve(method.impl), problem, method.hyper)
     buffer = runtime.buffer_like(content)
     runtime.fill(buffer, content)
     device.warm_up(lambda: op(buffer), protocol.gpu_warmup_s)

@@ -227,3 +227,14 @@ def test_load_gives_the_implementation():
     out = harness.load("polar.svd")(torch.eye(3) * 5)
     assert torch.allclose(out, torch.eye(3))
     assert "polar.svd" in harness.list_methods("polar")
+
+
+def test_load_sets_a_method_s_own_options():
+    pytest.importorskip("torch")
+    import harness
+
+    option = "approximate_matmul.maddness-float-tables"
+    assert registry.method(option).hyper["lut_bits"] is None
+    made, plain = harness.load(option), harness.load("approximate_matmul.maddness")
+    assert made(codebooks=2).hyper["lut_bits"] is None
+    assert made(codebooks=2, lut_bits=8).hyper["lut_bits"] == plain(codebooks=2).hyper["lut_bits"] == 8

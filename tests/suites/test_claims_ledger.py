@@ -100,7 +100,7 @@ def test_without_runs_every_claim_is_not_testable_and_says_why(claim: Claim) -> 
 def runs(claim: Claim, ratio: float, device: str, error: float = 1.0) -> pd.DataFrame:
     """Ten noiseless blocks on all the claim's problems: the candidate ``ratio`` times better than the baseline."""
     clock = {"op": "op-cold", "host": "host"}.get(str(claim.clock), "host")
-    shared = {"file": "x.jsonl", "device": device, "utc": "2026-01-01", "status": "passed", "phase": "block"}
+    shared = {"file": "x.jsonl", "device": device, "utc": "2027-01-01T00:00:00Z", "status": "passed", "phase": "block"}
     rows = []
     for problem in problems(claim):
         better = ratio if claim.larger_is_better else 1 / ratio

@@ -15,6 +15,7 @@ from harness.errors import Unsupported, UserError
 from methods.approximate_matmul.learned.geometry import unsupported
 from methods.approximate_matmul.learned.layers import NAME, MaddnessConv2d, MaddnessLayer, MaddnessLinear
 from methods.approximate_matmul.learned.report import Replaced, Report, Skipped
+from methods.approximate_matmul.tables import largest_exact
 
 #: Columns that a codebook sees unless told: the window of one channel of a 3 x 3 convolution (arXiv 2311.10207).
 PATCH = 9
@@ -45,7 +46,9 @@ def replace_layers(
         model: the network.
         calibration_batches: inputs of the model: a tensor, or a tuple of arguments, per batch.
         codebooks: C of every layer, or of layers by name; others follow ``patch``.
-        patch: columns per codebook, C = max(D // patch, 1). With 9 a 3 x 3 convolution has one codebook per channel.
+        patch: columns per codebook, C = max(D // patch, 1). With 9 a 3 x 3 convolution has one codebook per channel,
+            up to 257 channels: of 8-bit entries (``lut_bits``) no more codebooks sum in 16 bits, so that beyond
+            D = 257 ``patch`` a codebook sees more columns.
         skip: layers to keep: names or patterns (``blocks.*``), ``first`` and ``last`` in order of execution.
         on_unsupported: ``error``, or ``skip`` to list such layers in the report instead.
         rows: training rows of a layer, spread evenly over all that the batches give.
@@ -182,7 +185,9 @@ def _unfitted(
     layer: nn.Module, codebooks: int | None, patch: int, options: Mapping[str, Any]
 ) -> MaddnessLinear | MaddnessConv2d:
     assert isinstance(layer, nn.Linear | nn.Conv2d)
-    count = max(layer.weight[0].numel() // patch, 1) if codebooks is None else codebooks
+    inner, bits = layer.weight[0].numel(), options.get("lut_bits", 8)
+    most = largest_exact(bits) if isinstance(bits, int) and bits > 0 else inner
+    count = min(max(inner // patch, 1), most) if codebooks is None else codebooks
     return _like(layer, {"codebooks": count, **options})
 
 

@@ -247,3 +247,21 @@ def test_batch_norms_take_the_new_statistics():
     assert net[2].training
     with pytest.raises(UserError, match="at least one batch"):
         renormalise(net, [])
+
+
+def test_a_convolution_of_more_channels_than_bytes_can_sum_gets_fewer_codebooks_unless_told():
+    torch.manual_seed(0)
+    images = torch.randn(4, 300, 6, 6)
+    exact = nn.Conv2d(300, 5, 3, padding=1)
+
+    def replaced(**more):
+        net = nn.Sequential(copy.deepcopy(exact), nn.ReLU())
+        (layer,) = replace_layers(net, [images], skip=(), **more).replaced
+        return net, layer.codebooks
+
+    net, count = replaced()
+    assert count == 257
+    assert torch.isfinite(net(images)).all()
+    assert replaced(lut_bits=None)[1] == 300
+    with pytest.raises(UserError, match="300 codebooks"):
+        replaced(codebooks=300)
