@@ -90,6 +90,7 @@ def train(
         tier=tier,
         seeds=seeds,
         seed_start=seed_start,
+        part=seed_start > 0,
         hyper=tuple(hyper or ()),
         batches=batches,
         lr_rule=lr_rule,

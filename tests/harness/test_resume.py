@@ -95,7 +95,7 @@ def test_another_plan_does_not_resume_the_file(toy, warm_workers, tmp_path):
 COMMAND = """
 from harness.cli import main
 from harness.measure import executor
-executor.machine.git = lambda: {"commit": "c", "diff": ""}  # whoever edits the tree now must not part the plans
+executor.machine.code = lambda: {"commit": "c", "diff": ""}  # whoever edits the tree now must not part the plans
 main()
 """
 

@@ -29,7 +29,8 @@ class TrainRequest:
 
     ``side_by_side`` runs share the device at once, so their times are another device's and enter no verdict.
     ``batches`` takes the members of the one workload's family, with rates by ``lr_rule``; ``overrides`` changes fields
-    of the workload, ``notes`` go into the record's detail.
+    of the workload, ``notes`` go into the record's detail. ``part``: seeds that another invocation planned, of which
+    even one needs the baseline's alias beside it.
     """
 
     workloads: tuple[str, ...] = ()
@@ -37,6 +38,7 @@ class TrainRequest:
     tier: str = "standard"
     seeds: int | None = None
     seed_start: int = 0
+    part: bool = False
     hyper: tuple[str, ...] = ()
     batches: str | None = None
     lr_rule: str = "linear"
@@ -296,7 +298,7 @@ def _part(workload: Workload, request: TrainRequest, device: str) -> Part:
     baseline = workload.baseline if workload.baseline in names else names[0]
     count = request.seeds if request.seeds is not None else workload.seeds
     first = next(arm for arm in arms if arm.name == baseline)
-    if len(arms) > 1 and (count > 1 or request.seed_start > 0):  # a later part of a plan, or two seeds: no smoke run
+    if len(arms) > 1 and (count > 1 or request.part):
         arms.append(Arm(name=baseline + AA, method=baseline, hyper=first.hyper, why=first.why))
     seeds = list(range(request.seed_start, request.seed_start + count))
     return Part(workload=workload, baseline=baseline, arms=arms, seeds=seeds)

@@ -99,7 +99,7 @@ def test_a_rank_that_dies_ends_the_run_with_one_record(toys, tmp_path, method, t
 
 
 def test_a_killed_run_of_several_ranks_resumes(toys, tmp_path, monkeypatch):
-    monkeypatch.setattr(executor.machine, "git", lambda: {"commit": "the same in both invocations"})
+    monkeypatch.setattr(executor.machine, "code", lambda: {"commit": "the same in both invocations"})
 
     class Stops(executor.Silent):
         """Stops a block after the one that saved, which no rank can have begun before all had saved."""

@@ -38,6 +38,12 @@ def test_a_training_beside_another_run_on_this_cpu_is_marked(toys, tmp_path, mon
     assert BESIDE in store.read_headers(result.path)[0]["environment"]["warnings"]
 
 
+@pytest.mark.parametrize(("seeds", "part", "alias"), [(1, False, False), (1, True, True), (2, False, True)])
+def test_a_lone_seed_has_an_alias_where_it_is_a_part_of_a_plan(seeds, part, alias, toys):
+    (planned,) = build(replace(ASKED, seeds=seeds, seed_start=4, part=part)).parts
+    assert ("training.toy-sgd#aa" in {arm.name for arm in planned.arms}) == alias
+
+
 class Stops(Silent):
     """A listener that interrupts at the given event."""
 
@@ -98,7 +104,7 @@ def test_crashes_hangs_and_refusals_cost_their_own_run_only(toys, tmp_path):
 
 
 def test_ctrl_c_leaves_a_row_and_the_same_plan_resumes(toys, tmp_path, monkeypatch):
-    monkeypatch.setattr(executor.machine, "git", lambda: {"commit": "c", "diff": ""})
+    monkeypatch.setattr(executor.machine, "code", lambda: {"commit": "c", "diff": ""})
     asked = replace(
         ASKED,
         workloads=("blobs-long",),
@@ -138,7 +144,7 @@ import sys
 from pathlib import Path
 from harness.measure.training import executor
 from harness.measure.training.plan import TrainRequest, build
-executor.machine.git = lambda: {"commit": "c", "diff": ""}  # whoever edits the tree now must not part the plans
+executor.machine.code = lambda: {"commit": "c", "diff": ""}  # whoever edits the tree now must not part the plans
 asked = TrainRequest(workloads=("blobs-long",), methods=("toy-slow",), seeds=1, hyper=("epochs=10",), block_updates=5,
                      checkpoint_updates=5)
 print(executor.execute(build(asked), Path(sys.argv[1]), "test").path)

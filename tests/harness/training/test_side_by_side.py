@@ -75,7 +75,7 @@ class Stops(Silent):
 
 
 def test_an_interruption_stops_all_and_the_same_plan_resumes(toys, tmp_path, monkeypatch):
-    monkeypatch.setattr(executor.machine, "git", lambda: {"commit": "c", "diff": ""})
+    monkeypatch.setattr(executor.machine, "code", lambda: {"commit": "c", "diff": ""})
     asked = replace(
         ASKED,
         workloads=("blobs-long",),

@@ -58,7 +58,7 @@ def test_mistakes_are_named(toys, fields, text):
 
 
 def test_one_file_holds_the_sweep_resumes_and_gives_the_page(toys, tmp_path, monkeypatch):
-    monkeypatch.setattr(executor.machine, "git", lambda: {"commit": "the same in both invocations"})
+    monkeypatch.setattr(executor.machine, "code", lambda: {"commit": "the same in both invocations"})
 
     class Stops(executor.Silent):
         """Stops after the first workload."""
