@@ -40,7 +40,10 @@ def sections(runs: pd.DataFrame, headers: list[dict[str, Any]], device: str) -> 
 
 
 def medians(runs: pd.DataFrame, headers: list[dict[str, Any]], device: str) -> pd.DataFrame:
-    """Columns problem, method, threads, seconds: medians over the counting blocks of all files."""
+    """Columns problem, method, threads, seconds: medians over the counting blocks of each count's newest file.
+
+    An older file may be of older kernels, whose times would stand for the number of threads.
+    """
     empty = pd.DataFrame(columns=["problem", "method", "threads", "seconds"])
     if runs.empty:
         return empty
@@ -58,7 +61,10 @@ def medians(runs: pd.DataFrame, headers: list[dict[str, Any]], device: str) -> p
     ]
     if own.empty:
         return empty
-    found = own.groupby(["problem", "method", "threads"], sort=False)["value"].median().reset_index()
+    key = ["problem", "method", "threads"]
+    age = own.groupby([*key, "file"], sort=False)["utc"].max().reset_index().sort_values("utc", kind="stable")
+    own = own.merge(age.drop_duplicates(key, keep="last")[[*key, "file"]], on=[*key, "file"])
+    found = own.groupby(key, sort=False)["value"].median().reset_index()
     return found.rename(columns={"value": "seconds"})
 
 

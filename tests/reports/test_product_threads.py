@@ -17,7 +17,8 @@ PROBLEM = "cifar10_net_c16-10000x512x100-float32-cpu"
 def runs(times: dict[tuple[str, int], float], **changes: Any) -> pd.DataFrame:
     rows = [
         {
-            "file": f"{threads}.jsonl", "task": "approximate_matmul", "problem": PROBLEM, "method": method,
+            "file": f"{threads}.jsonl", "utc": f"2026-11-22T10:00:0{threads}Z",
+            "task": "approximate_matmul", "problem": PROBLEM, "method": method,
             "arm": method,
             "phase": "block", "status": "passed", "metric": "op_s", "value": value * factor, "threads": threads,
             "device": DEVICE, "device_kind": "cpu", "discarded": None, "block": block, **changes,
@@ -40,6 +41,14 @@ TIMES = {
     ("approximate_matmul.exact", 4): 8e-3,
     ("approximate_matmul.pca", 1): 1e-2,
 }
+
+
+def test_of_each_number_of_threads_the_newest_file_counts() -> None:
+    old = runs({key: 10 * time for key, time in TIMES.items()}, file="old.jsonl", utc="2026-11-21T10:00:00Z")
+    headers = [*HEADERS, {"file": "old.jsonl", "utc": "2026-11-21T10:00:00Z", "environment": {"cpu": DEVICE}}]
+    alone = product_threads.medians(runs(TIMES), HEADERS, DEVICE)
+    both = product_threads.medians(pd.concat([runs(TIMES), old]), headers, DEVICE)
+    assert both["seconds"].tolist() == alone["seconds"].tolist()
 
 
 def test_speed_ups_are_over_the_fewest_threads_of_the_same_method() -> None:
