@@ -232,8 +232,8 @@ def _block(job: Mapping[str, Any], pipe: Pipe) -> None:
         for position, arm in enumerate(arms):
             pipe.send(event="start", suite=job["suite"], problem=problem.id, arm=arm)
             limit = item["limits"].get(arm.removesuffix(AA))
-            energy = bool(job.get("energy"))
-            result = _arm(arm, position, task, runtime, problem, content, oracle, device, protocol, limit, energy)
+            given = (problem, content, oracle, device, protocol, limit, job["energy"])
+            result = _arm(arm, position, task, runtime, *given)
             pipe.send(event="result", suite=job["suite"], problem=problem.id, arm=arm, order=position, **result)
 
 

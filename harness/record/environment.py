@@ -265,13 +265,13 @@ def conditions(environment: dict[str, Any], project: dict[str, Any]) -> str | No
     differed from it: such an invocation stands for itself alone.
     """
     clean = project.get("commit") if "diff" in project and not project["diff"] else None
-    code = project.get("tree") or clean
-    if not code:
+    sources = project.get("tree") or clean
+    if not sources:
         return None
     gpu = environment.get("gpu")
     shared = [environment.get(name) for name in _SHARED_BY_BLOCKS]
     shared += [gpu.get(name) if isinstance(gpu, dict) else None for name in _SHARED_OF_GPU]
-    return hashlib.sha256(json.dumps([code, shared], default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([sources, shared], default=str).encode()).hexdigest()[:16]
 
 
 def python_command() -> str:

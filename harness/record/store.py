@@ -168,9 +168,9 @@ def read_runs(source: Source) -> pd.DataFrame:
     Returns:
         A frame with the columns :data:`COLUMNS`; ``value`` is the median of ``samples``. A run without
         measurements is one row whose metric is None. ``conditions`` is equal where two files come from the same
-        commit, machine model and versions (None where the tree differed from its commit). ``discarded`` holds the
-        reason why the whole block does not count (thermal or power brake, or an SM clock under 90 % of the same arm's
-        median), else None.
+        sources, machine model, limits and versions (:func:`harness.record.environment.conditions`). ``discarded`` holds
+        the reason why the whole block does not count (thermal or power brake, or an SM clock under 90 % of the same
+        arm's median), else None.
 
     Raises:
         UserError: nothing at ``source``. BadRecord: a file that is no record.
