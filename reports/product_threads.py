@@ -21,8 +21,8 @@ HEADING = "Threads"
 #: Figures, and methods in one of them.
 PROBLEMS, METHODS = 3, 8
 NOTE = (
-    "Speed-up = the method's own median time with the fewest threads ÷ that with more, each from its newest file on the "
-    "device; dashed: as many times as threads."
+    "Speed-up = the method's own median time with the fewest threads ÷ that with more, each from its newest file; "
+    "dashed: as many times as threads."
 )
 
 
