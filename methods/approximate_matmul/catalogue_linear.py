@@ -93,14 +93,14 @@ FP8 = Method(
 PCA = Method(
     name="approximate_matmul.pca",
     impl=f"{_HERE}.pca:make",
-    summary="Projection on the d leading principal directions of the training rows, mean not subtracted",
-    source="Jolliffe, Principal Component Analysis (2002), chapter 2; the comparison of arXiv 2106.10860",
-    formula="Y = (A V)(Vᵀ B)",
+    summary="Projection of the rows less their mean on the d leading principal directions of the training rows",
+    source="Jolliffe, Principal Component Analysis (2002), chapter 2",
+    formula="Y = mu B + ((A - mu) V)(Vᵀ B)",
     needs=("torch",),
     reference=f"{_HERE}.reference_factors:pca",
     cost=f"{_HERE}.cost:rank_one",
     dtypes=_DTYPES,
-    hyper={"rank": 16, "centre": False},
+    hyper={"rank": 16, "centre": True},
     origin="published design",
 )
 

@@ -74,7 +74,7 @@ def fast_jl(
     return _sketched("fast-jl", rank, draw)
 
 
-def pca(*, rank: int = 16, centre: bool = False) -> Plain:
+def pca(*, rank: int = 16, centre: bool = True) -> Plain:
     """Singular value decomposition of the centred training rows."""
 
     def learn(a_train: Array, b: Array) -> Product:

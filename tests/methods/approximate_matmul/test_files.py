@@ -180,6 +180,7 @@ def test_sums_that_overflow_16_bits_are_refused(tmp_path: Path) -> None:
         ("int8-static", {}, 12, torch.int8),
         ("int8-static", {"granularity": "column"}, 12, torch.int8),
         ("pca", {}, 4, torch.float32),
+        ("pca", {"centre": False}, 4, torch.float32),
         ("gauss", {}, 4, torch.float32),
         ("hash-jl", {"backend": "sparse"}, 4, torch.float32),
         ("fast-jl", {"backend": "transform"}, 4, torch.float32),
@@ -205,6 +206,8 @@ def test_linear_codes_are_what_the_product_multiplies(name, more, columns, kind,
         product *= a.double().abs().amax(dim=1, keepdim=True) / 127
     if "scale" in op.state:
         product *= op.state["scale"].double()
+    if "offset" in op.state:
+        product += op.state["offset"].double()
     assert float((product - op(a).double()).norm()) < 5e-3 * float(product.norm())
 
 

@@ -241,14 +241,14 @@ def test_sampling_never_draws_an_absent_column() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "more"), [("pca", {}), ("pca", {"centre": True}), ("svd", {}), ("svd", {"side": "train"})]
+    ("name", "more"), [("pca", {}), ("pca", {"centre": False}), ("svd", {}), ("svd", {"side": "train"})]
 )
 def test_exact_when_the_rows_span_no_more_than_the_rank(name: str, more: dict) -> None:
     generator = torch.Generator().manual_seed(3)
     basis = torch.randn(4, 20, generator=generator, dtype=torch.float64)
     weights = torch.randn(60, 4, generator=generator, dtype=torch.float64)
     rows = weights @ basis
-    if more.get("centre"):
+    if name == "pca" and more.get("centre", True):
         rows = rows + torch.linspace(-3, 3, 20, dtype=torch.float64)
     # svd of both factors is exact when B has that rank as well
     b = torch.randn(20, 10, generator=generator, dtype=torch.float64)
@@ -263,7 +263,7 @@ def test_exact_when_the_rows_span_no_more_than_the_rank(name: str, more: dict) -
 def test_the_mean_term_is_exactly_what_the_published_form_lacks() -> None:
     a, b = matrices(300, 10, 6, dtype=torch.float64)
     a = a + 5.0 * torch.linspace(1, 2, 10, dtype=torch.float64).flip(0)
-    plain, centred = fit("pca", a, b, rank=2)(a), fit("pca", a, b, rank=2, centre=True)(a)
+    plain, centred = fit("pca", a, b, rank=2, centre=False)(a), fit("pca", a, b, rank=2)(a)
     v = torch.linalg.svd(a - a.mean(dim=0)).Vh[:2].T
     term = (a.mean(dim=0) @ (torch.eye(10, dtype=torch.float64) - v @ v.T)) @ b
     assert torch.allclose(centred - plain, term.expand_as(plain))
@@ -275,7 +275,7 @@ def test_centred_pca_has_the_least_error_of_its_rank() -> None:
     a, _ = matrices(200, 10, 1, dtype=torch.float64)
     b = torch.linalg.qr(torch.randn(10, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
     values = torch.linalg.svdvals(a - a.mean(dim=0))
-    error = float((fit("pca", a, b, rank=4, centre=True)(a) - a @ b).norm() ** 2)
+    error = float((fit("pca", a, b, rank=4)(a) - a @ b).norm() ** 2)
     assert error == pytest.approx(float((values[4:] ** 2).sum()), rel=1e-9)
 
 
