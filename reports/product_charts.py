@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from reports import break_even, plain, product_figures, products
+from reports import break_even, kept_share, plain, product_figures, products
 from reports.cases import Case
 from reports.charts import Section
 from reports.figures import Chart
@@ -49,6 +49,7 @@ def sections(
         "C codebooks, or a rank for sketches and low rank. Colours are families. Variants of MADDNESS in one option "
         "are in the table of options below."
     )
+    kernels = kept_share.chart(cases, problems, styles, device)
     encoding = [encode_rates(cases, found, styles, device), lookup_rates(cases, found, styles, device)]
     kept = [chart for chart in encoding if chart is not None]
     if gpu:
@@ -58,11 +59,16 @@ def sections(
         even, text = [], f"Drawn on the page of {' and '.join(elsewhere)}." if elsewhere else NO_GPU
     return [
         ("Speed against accuracy", note + rest if drawn else "No timed method has an accuracy here.", drawn[:FRONTS]),
+        *([("Kernel classifiers", KERNELS, [kernels])] if kernels is not None else []),
         ("Encoding and scanning", RATES if kept else "No time of encoding and no look-ups were recorded.", kept),
         ("Break-even on a GPU", text, even),
     ]
 
 
+KERNELS = (
+    "Series of the UCR archive, resampled to 320 points, and the prototypes of an RBF classifier; one point a "
+    "method and number of codebooks, where it was timed on every set."
+)
 RATES = (
     "A code is the choice of one of 16 prototypes; a look-up adds one entry of a table to one output. "
     "Problems with the most work first."

@@ -126,6 +126,7 @@ class Claim(BaseModel):
         candidate: method that the claim praises.
         baseline: method it is compared with; None = ``ratio`` is absolute.
         problems: problem ids or shell patterns.
+        baseline_problem: the baseline's problem, where a claim compares a metric that is no time on two of them.
         workload: training workload, instead of problems.
         workloads: several, for ``often``: each judged by itself, then counted; the metric ``final`` is the final value
             of each workload's own target metric.
@@ -173,6 +174,7 @@ class Claim(BaseModel):
     candidate: str
     baseline: str | None = None
     problems: tuple[str, ...] = ()
+    baseline_problem: str | None = None
     workload: str | None = None
     workloads: tuple[str, ...] = ()
     ratio: float | None = Field(default=None, gt=0)
@@ -220,6 +222,12 @@ class Claim(BaseModel):
             raise ValueError("a claim needs problems or a workload")
         if self.workloads and (self.kind != "often" or self.baseline is None or self.workload or self.problems):
             raise ValueError("workloads belong to kind 'often' with a baseline, without workload or problems")
+        if self.baseline_problem is not None and (
+            self.scatters or len(self.problems) != 1 or self.baseline is None or self.kind == "growth"
+        ):
+            raise ValueError(
+                "baseline_problem needs a baseline, one problem and a metric that is neither time nor joules"
+            )
         if self.kind == "growth" and self.workload is not None:
             raise ValueError("kind 'growth' compares problems of several sizes, not a workload")
         if not self.on_training and (self.guard or self.hyper or self.baseline_hyper or self.search):
@@ -272,6 +280,10 @@ class Claim(BaseModel):
     def covers(self, problem: str) -> bool:
         """Whether ``problem`` is one of the claim's."""
         return any(fnmatch.fnmatchcase(problem, pattern) for pattern in self.problems)
+
+    def concerns(self, problem: str) -> bool:
+        """Whether a run on ``problem`` may enter the verdict: as a problem of the claim or the baseline's own."""
+        return self.covers(problem) or problem == self.baseline_problem
 
     def same_hardware(self, device: str) -> bool:
         """Whether ``device`` is the hardware that the source measured on."""

@@ -87,7 +87,7 @@ def speaking(claim: Claim, runs: pd.DataFrame) -> pd.DataFrame:
 def _concerned(claim: Claim, runs: pd.DataFrame) -> pd.Series[bool]:
     if claim.workload is not None:
         return runs["workload"] == claim.workload
-    known = [p for p in runs["problem"].dropna().unique() if claim.covers(str(p))]
+    known = [p for p in runs["problem"].dropna().unique() if claim.concerns(str(p))]
     return runs["problem"].isin(known)
 
 
@@ -185,12 +185,14 @@ def cells(claim: Claim, group: Group) -> list[Cell]:
     """One cell for each of the claim's problems that the invocation holds."""
     by_problem: dict[str, list[Row]] = {}
     for row in group.rows:
-        if row["problem"] is not None and claim.covers(row["problem"]):
+        if row["problem"] is not None and claim.concerns(row["problem"]):
             by_problem.setdefault(row["problem"], []).append(row)
-    return [_cell(claim, problem, rows) for problem, rows in sorted(by_problem.items(), key=_by_size)]
+    elsewhere = by_problem.pop(claim.baseline_problem, []) if claim.baseline_problem is not None else None
+    return [_cell(claim, problem, rows, elsewhere) for problem, rows in sorted(by_problem.items(), key=_by_size)]
 
 
-def _cell(claim: Claim, problem: str, rows: list[Row]) -> Cell:
+def _cell(claim: Claim, problem: str, rows: list[Row], elsewhere: list[Row] | None) -> Cell:
+    """``elsewhere``: the baseline's rows where they belong to a problem of its own."""
     discarded = {row["block"] for row in rows if row["phase"] == "block" and row["discarded"]}
     kept = [row for row in rows if row["block"] is None or row["block"] not in discarded]
     aliases = {row["method"]: row["arm"] for row in kept if str(row["arm"]).endswith("#aa")}
@@ -201,6 +203,8 @@ def _cell(claim: Claim, problem: str, rows: list[Row]) -> Cell:
         return {} if name is None else values(kept, name, claim.metric, claim.clock, clocks)
 
     candidate, baseline = arm(claim.candidate), arm(claim.baseline)
+    if elsewhere is not None and claim.baseline is not None:
+        baseline = values(elsewhere, claim.baseline, claim.metric)
     found = frozenset(clocks)
     pair: tuple[dict[Unit, float], dict[Unit, float]] = ({}, {})
     # The rounding errors of a suite's exact baseline say nothing about those of two other methods.
@@ -296,7 +300,7 @@ def _status_of(group: Group, claim: Claim, method: str, statuses: frozenset[str]
 def _concerns(claim: Claim, problem: Any, workload: Any) -> bool:
     if claim.workload is not None:
         return bool(workload == claim.workload)
-    return isinstance(problem, str) and claim.covers(problem)
+    return isinstance(problem, str) and claim.concerns(problem)
 
 
 def shape(problem: str) -> tuple[int, ...]:
