@@ -64,12 +64,15 @@ __all__ = [
     "library",
     "matmul",
     "nearest",
+    "own_pool",
     "pack",
+    "pool",
     "prepare",
     "scan",
     "sums",
     "told",
     "unpack",
+    "workers",
 ]
 
 #: By the processor's family, the least first.
@@ -82,7 +85,7 @@ LEVELS = (
 CEILING = "avx512vbmi"
 #: Limits the level from outside, e.g. to compare levels on one machine.
 VARIABLE = "SPEEDCLAIM_SIMD"
-_ABI = 5
+_ABI = 6
 _KINDS = {"float32": 0, "uint16": 1, "uint8": 3}
 _ERRORS = {
     1: "a null pointer was passed",
@@ -209,21 +212,61 @@ def level_index(wanted: str | None) -> int:
 
 
 def default_threads() -> int:
-    """``$OMP_NUM_THREADS``, else torch's own count when torch is loaded, else 1."""
-    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    if text.isdigit() and int(text) > 0:
-        return int(text)
+    """The number torch uses when torch is loaded, else ``$OMP_NUM_THREADS``, else 1."""
     torch = sys.modules.get("torch")
-    return int(torch.get_num_threads()) if torch is not None else 1
+    if torch is not None:
+        return int(torch.get_num_threads())
+    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(text) if text.isdigit() and int(text) > 0 else 1
+
+
+def workers(threads: int | None = None) -> int:
+    """Threads of a call; with more than one the kernels get torch's own, if torch is loaded and has them."""
+    count = threads or default_threads()
+    if count > 1 and "torch" in sys.modules:
+        pool()
+    return count
+
+
+@functools.lru_cache(maxsize=1)
+def pool() -> str:
+    """Whose threads share rows: file name of the OpenMP run-time that torch loaded, or "own".
+
+    After each of its operations torch's threads look for work for milliseconds. A second pool beside them waits for
+    their cores, so that two threads took as long as one between operations of torch.
+    """
+    torch = sys.modules["torch"]
+    beside = sorted((Path(str(torch.__file__)).parent / "lib").glob("libgomp*.so*"))
+    # Only a run-time that is loaded: another copy would bring threads of its own.
+    loaded = [(p.name, str(p), os.RTLD_NOW | os.RTLD_NOLOAD) for p in beside]
+    for name, path, mode in [*loaded, ("OpenMP", None, os.RTLD_NOW)]:
+        with contextlib.suppress(OSError, AttributeError):
+            _use_openmp(ctypes.cast(ctypes.CDLL(path, mode=mode).GOMP_parallel, ctypes.c_void_p))
+            return name
+    return "own"
+
+
+def own_pool() -> None:
+    """From now on a pool of its own, to compare; ``pool.cache_clear()`` undoes it."""
+    pool()
+    _use_openmp(None)
+
+
+def _use_openmp(parallel: ctypes.c_void_p | None) -> None:
+    function = _load().amm_use_openmp
+    function.argtypes, function.restype = [ctypes.c_void_p], None
+    function(parallel)
 
 
 def describe(threads: int | None = None) -> dict[str, Any]:
     """What really runs: back-end, level, threads, compiler, and when it was built."""
     at_install = Path(_load()._name) == build.installed()
+    count = workers(threads)
     return {
         "backend": "native",
         "level": level(),
-        "threads": threads or default_threads(),
+        "threads": count,
+        **({"pool": pool() if "torch" in sys.modules else "own"} if count > 1 else {}),
         "compiler": build.installed_compiler() if at_install else build.version(build.compiler()),
         "built": "at install" if at_install else "at first use",
     }
@@ -289,7 +332,7 @@ def encode(
     check(
         function(
             level_index(level), pointer, n, d, rows, cols, *given, trees.codebooks, pointer_to(data), data.nbytes,
-            threads or default_threads(),
+            workers(threads),
         )
     )  # fmt: skip
     return Packed(data, n, trees.codebooks)
@@ -309,7 +352,7 @@ def nearest(a: Any, given: Centroids, *, threads: int | None = None, level: str 
     check(
         _load().amm_nearest(
             level_index(level), pointer, n, d, rows, cols, *given.pointers, given.own.size, given.codebooks,
-            pointer_to(data), data.nbytes, threads or default_threads(),
+            pointer_to(data), data.nbytes, workers(threads),
         )
     )  # fmt: skip
     return Packed(data, n, given.codebooks)
@@ -379,7 +422,7 @@ def scan(
         _load().amm_scan(
             level_index(level), pointer_to(data), data.nbytes, packed.n, table, t.data.nbytes, t.codebooks, t.m, factor,
             shift, int(t.aggregation == "average"), t.upcast, kind, pointer, stride, elements,
-            threads or default_threads(),
+            workers(threads),
         )
     )  # fmt: skip
     return array  # type: ignore[no-any-return]
@@ -421,7 +464,7 @@ def matmul(
         _load().amm_matmul(
             level_index(level), pointer, n, d, rows, cols, *trees.pointers, table, t.data.nbytes, t.codebooks, t.m,
             factor, shift, int(t.aggregation == "average"), t.upcast, kind, target, stride, elements,
-            threads or default_threads(),
+            workers(threads),
         )
     )  # fmt: skip
     return array

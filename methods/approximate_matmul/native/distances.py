@@ -74,7 +74,7 @@ def distances(
     binding.check(
         binding.library().amm_distances(
             binding.level_index(level), pointer_to(each), n, pointer_to(outputs.data), outputs.data.shape[1], m, words,
-            *pointers, pointer_to(out), out.size, threads or binding.default_threads(),
+            *pointers, pointer_to(out), out.size, binding.workers(threads),
         )
     )  # fmt: skip
     return out

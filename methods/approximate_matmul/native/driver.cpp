@@ -89,7 +89,7 @@ using namespace amm;
 
 extern "C" {
 
-int amm_abi() { return 5; }
+int amm_abi() { return 6; }
 
 int amm_highest_level() { return highest_level(); }
 
@@ -112,6 +112,9 @@ double amm_gigahertz() {
 }
 
 void amm_set_habits(int bits) { habits = bits; }
+
+// The address of GOMP_parallel in the OpenMP run-time whose threads are to be used; null: threads of its own.
+void amm_use_openmp(void* parallel) { borrow(reinterpret_cast<Parallel>(parallel)); }
 
 const char* amm_level_name(int level) {
     const Kernels* k = kernels(level, kExact);

@@ -104,7 +104,28 @@ Pool* pool() {
     return current.load();
 }
 
+// OpenMP's threads look for work long after a parallel region ends, and on a core that one of them holds a thread of
+// another pool gets next to nothing: so the work goes to them where they exist.
+std::atomic<Parallel> borrowed{nullptr};
+std::atomic<pid_t> lender{0};
+
+struct Team {
+    const std::function<void(int64_t)>& work;
+    const int64_t chunks;
+    alignas(64) std::atomic<int64_t> next{0};
+
+    static void body(void* data) noexcept {
+        Team* team = static_cast<Team*>(data);
+        for (int64_t i; (i = team->next.fetch_add(1)) < team->chunks;) team->work(i);
+    }
+};
+
 }  // namespace
+
+void borrow(Parallel parallel) {
+    lender = getpid();
+    borrowed = parallel;
+}
 
 void share(int64_t chunks, int threads, const std::function<void(int64_t)>& work) {
     if (threads > chunks) threads = static_cast<int>(chunks);
@@ -112,6 +133,12 @@ void share(int64_t chunks, int threads, const std::function<void(int64_t)>& work
         Pool* p = pool();
         std::unique_lock<std::mutex> mine(p->caller, std::try_to_lock);
         if (mine.owns_lock()) {
+            // A fork holds OpenMP's state but none of its threads; its pool of its own is new.
+            if (const Parallel parallel = borrowed; parallel && lender == getpid()) {
+                Team team{work, chunks};
+                parallel(Team::body, &team, static_cast<unsigned>(threads), 0);
+                return;
+            }
             p->run(chunks, threads - 1, work);
             return;
         }

@@ -1,5 +1,6 @@
 """The C++ kernels: every level of this processor against a NumPy oracle, bit for bit."""
 
+import ctypes
 import functools
 import math
 import os
@@ -9,6 +10,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
 from harness.errors import Unavailable, Unsupported, UserError
 from methods.approximate_matmul.native import binding, build
@@ -279,9 +281,53 @@ def test_the_variable_limits_the_level(monkeypatch):
 
 def test_threads_default(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3,2")
+    assert binding.default_threads() == torch.get_num_threads()
+    monkeypatch.delitem(sys.modules, "torch")
     assert binding.default_threads() == 3
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert binding.default_threads() >= 1
+    assert binding.default_threads() == 1
+
+
+def test_torchs_threads_share_the_rows_and_give_what_a_pool_of_its_own_gives():
+    if not torch.backends.openmp.is_available() or sys.platform != "linux":
+        pytest.skip("needs a torch with OpenMP")
+    assert binding.pool() != "own"
+    assert binding.describe(threads=2)["pool"] == binding.pool()
+    assert "pool" not in binding.describe(threads=1)
+    a, c, v, q = problem(5003, 40, 8, 11)
+    want = binding.matmul(a, c, v, q, threads=1)
+    codes = binding.encode(a, c, v, threads=1)
+    try:
+        for borrowed in (True, False):
+            if not borrowed:
+                binding.own_pool()
+            for threads in (2, 3, 64):
+                assert np.array_equal(binding.matmul(a, c, v, q, threads=threads), want)
+                assert np.array_equal(binding.encode(a, c, v, threads=threads).data, codes.data)
+    finally:
+        binding.pool.cache_clear()
+        assert binding.pool() != "own"
+
+
+def test_rows_are_shared_by_as_many_threads_as_the_runtime_gives():
+    """A run-time may give one thread of many: the work is taken by whoever comes."""
+    given = []
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    def alone(body, data, threads, flags):
+        given.append(threads)
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(body)(data)
+
+    a, c, v, q = problem(5003, 40, 8, 11)
+    want = binding.matmul(a, c, v, q, threads=1)
+    binding.workers(2)
+    try:
+        binding._use_openmp(ctypes.cast(alone, ctypes.c_void_p))
+        assert np.array_equal(binding.matmul(a, c, v, q, threads=4), want)
+        assert given == [4]
+    finally:
+        binding.pool.cache_clear()
+        binding.workers(2)
 
 
 def test_concurrent_callers_and_a_forked_child():
