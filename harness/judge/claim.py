@@ -145,6 +145,8 @@ class Claim(BaseModel):
         search: what must have been searched before "not reproduced"; without it the verdict is "inconclusive (recipe
             unpublished)".
         hardware: device that the source measured on ("A or B" for several); None = not stated.
+        threads: that the source's runs used; None = not stated. A number without a baseline speaks only from runs with
+            as many; a ratio is read from them first, and its verdict says when it comes from others.
         hardware_free: judged strictly on any device (errors, iterations, flops).
         needs: what a machine must have, e.g. ``cuda``.
         candidate_author: who wrote what runs as the candidate.
@@ -190,6 +192,7 @@ class Claim(BaseModel):
     baseline_hyper: dict[str, Setting] = Field(default_factory=dict)
     search: Search | None = None
     hardware: str | None = None
+    threads: int | None = Field(default=None, ge=1)
     hardware_free: bool = False
     needs: tuple[str, ...] = ()
     candidate_author: Author = "third party"
@@ -304,7 +307,8 @@ class Claim(BaseModel):
             return " && ".join(command for name in names for command in self._train(program, name))
         chosen = " ".join(f"--method {name}" for name in methods)
         energy = " --energy" if self.metric == ENERGY else ""
-        return f"{program} run --suite {self.suite or self.task} --tier {self.tier} {chosen}{energy}"
+        threads = f"OMP_NUM_THREADS={self.threads} " if self.threads is not None else ""
+        return f"{threads}{program} run --suite {self.suite or self.task} --tier {self.tier} {chosen}{energy}"
 
     def _train(self, program: str, workload: str) -> list[str]:
         """One command, or one for each arm's settings; ten seeds, so that a verdict is possible."""

@@ -78,7 +78,9 @@ def matching(claim: Claim, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def speaking(claim: Claim, runs: pd.DataFrame) -> pd.DataFrame:
-    """Without the rows from before the claim's ``since``."""
+    """Without the rows from before the claim's ``since``, and of an absolute number without those of other threads."""
+    if claim.threads is not None and claim.baseline is None and not runs.empty:
+        runs = runs[runs["threads"] == claim.threads]
     if claim.since is None or runs.empty:
         return runs
     return runs[runs["utc"].astype(str) >= claim.since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")]
@@ -121,10 +123,19 @@ def groups(claim: Claim, runs: pd.DataFrame, headers: Iterable[Mapping[str, Any]
             continue
         utc, file = max((_text(row["utc"]), _text(row["file"])) for row in rows)
         device = _text(rows[0]["device"])
-        found.append(Group(rows=tuple(rows), file=file, device=device, utc=utc, tier=tiers.get(file, "")))
+        also = _other_threads(claim, rows[0])
+        found.append(Group(rows=tuple(rows), file=file, device=device, utc=utc, tier=tiers.get(file, ""), also=also))
     if claim.workload is None or claim.across:
         return found
     return [completed.complete(claim, group, found, known.get(group.file, {})) for group in found]
+
+
+def _other_threads(claim: Claim, row: Row) -> tuple[str, ...]:
+    """What a verdict says of runs with other threads than the source's."""
+    used = row["threads"]
+    if claim.threads is None or used is None or int(used) == claim.threads:
+        return ()
+    return (f"runs with {int(used)} threads, the source's with {claim.threads}",)
 
 
 def _relevant(claim: Claim, runs: pd.DataFrame) -> pd.DataFrame:
@@ -149,13 +160,13 @@ def choose(claim: Claim, candidates: Sequence[Group]) -> Group:
     """The invocation that speaks for a device.
 
     One with both arms (or with a wrong answer of the candidate) before one without; six blocks before fewer; more of
-    the claim's problems before fewer; a standard or full tier before a quick one; then the newest. Of trainings the
-    one with enough seeds of both arms.
+    the claim's problems before fewer; the source's threads before others; a standard or full tier before a quick one;
+    then the newest. Of trainings the one with enough seeds of both arms.
     """
     if claim.workload is not None:
         return max(candidates, key=lambda group: _seeds_rank(claim, group))
 
-    def rank(group: Group) -> tuple[bool, bool, int, bool, str, str]:
+    def rank(group: Group) -> tuple[bool, bool, int, bool, bool, str, str]:
         found = cells(claim, group)
         measured = any(cell.measured for cell in found)
         if claim.baseline is None:
@@ -164,7 +175,8 @@ def choose(claim: Claim, candidates: Sequence[Group]) -> Group:
         blocks = max((len(cell.candidate) for cell in found), default=0)
         enough = blocks >= stats.MIN_BLOCKS or wrong or not claim.scatters
         covered = len(found) + 1 if wrong else sum(cell.measured for cell in found)
-        return measured or wrong, enough, covered, group.tier != "quick", group.utc, group.file
+        same = not _other_threads(claim, group.rows[0])
+        return measured or wrong, enough, covered, same, group.tier != "quick", group.utc, group.file
 
     return max(candidates, key=rank)
 

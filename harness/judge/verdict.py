@@ -178,6 +178,8 @@ def _missing(claim: Claim, runs: pd.DataFrame) -> str:
     if len(claim.problems) > 1:
         where += f" or the claim's {len(claim.problems) - 1} other problems"
     absent = f"no stored run of {claim.candidate} on {where}"
+    if claim.threads is not None and claim.baseline is None:
+        absent += f" with OMP_NUM_THREADS={claim.threads}"
     return f"needs {', '.join(claim.needs)}; {absent}" if claim.needs else absent
 
 

@@ -101,6 +101,7 @@ def runs(claim: Claim, ratio: float, device: str, error: float = 1.0) -> pd.Data
     """Ten noiseless blocks on all the claim's problems: the candidate ``ratio`` times better than the baseline."""
     clock = {"op": "op-cold", "host": "host"}.get(str(claim.clock), "host")
     shared = {"file": "x.jsonl", "device": device, "utc": "2027-01-01T00:00:00Z", "status": "passed", "phase": "block"}
+    shared["threads"] = claim.threads
     rows = []
     for problem in problems(claim):
         better = ratio if claim.larger_is_better else 1 / ratio
