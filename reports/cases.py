@@ -1,7 +1,7 @@
 """From stored runs to one plain row per case: what happened, how fast, how wrong, how large, against what floor.
 
 Nothing is estimated here: medians, ratios, intervals and floors come from :mod:`harness.judge.stats`. A ratio is
-formed inside one file only; the newest file that decides a case speaks for it.
+formed inside one file only; the newest file that decides a case, with the usual number of threads, speaks for it.
 """
 
 from __future__ import annotations
@@ -170,7 +170,9 @@ def _ordered(found: list[Case], headers: list[dict[str, Any]]) -> list[Case]:
 def _deciding(frame: pd.DataFrame) -> pd.DataFrame:
     """The file that speaks for each case, chosen as for claims.
 
-    One that timed or refused the case before one that did not; six counting blocks before fewer; then the newest.
+    One that timed or refused the case before one that did not; six counting blocks before fewer; as many threads as
+    most cases of the task on the device have, so that those of a page stand beside each other on equal terms, before
+    others; then the newest.
     """
     once = frame.drop_duplicates("run")
     block = (once["phase"] == "block") & (once["status"] == "passed")
@@ -183,10 +185,15 @@ def _deciding(frame: pd.DataFrame) -> pd.DataFrame:
     )
     groups = weighed.groupby([*KEY, "file"], as_index=False, sort=False)
     best = groups.agg(
-        weight=("weight", "max"), blocks=("counting", "sum"), refused=("refused", "any"), age=("age", "max")
-    )
+        weight=("weight", "max"), blocks=("counting", "sum"), refused=("refused", "any"), age=("age", "max"),
+        threads=("threads", "max"),
+    )  # fmt: skip
     best["enough"] = (best["blocks"] >= stats.MIN_BLOCKS) | best["refused"]
-    best = best.sort_values(["weight", "enough", "age"], kind="stable").drop_duplicates(KEY, keep="last")
+    best["threads"] = best["threads"].fillna(0)
+    cases = best.drop_duplicates([*KEY, "threads"]).groupby(["device", "task", "threads"], as_index=False, sort=False)
+    spread = cases.agg(cases=("method", "size"))
+    best = best.merge(spread, on=["device", "task", "threads"], how="left")
+    best = best.sort_values(["weight", "enough", "cases", "age"], kind="stable").drop_duplicates(KEY, keep="last")
     return best[[*KEY, "file"]]
 
 

@@ -122,6 +122,16 @@ def test_the_newest_file_speaks_and_files_never_mix(record: Any) -> None:
     assert other.effect.ratio > 1.2
 
 
+@pytest.mark.parametrize(("threads", "speaks"), [(4.0, False), (2.0, True)])
+def test_a_newer_file_with_other_threads_than_most_cases_does_not_speak(
+    record: Any, threads: float, speaks: bool
+) -> None:
+    runs, header = _copy(record, "new.jsonl", "2027-01-01T00:00:00Z", 10.0, ["polar.ns-torch", "polar.aol-torch"])
+    both = pd.concat([record.runs, runs.assign(threads=threads)], ignore_index=True)
+    found = pick(cases(both, [*record.headers, header]), "EPYC", "polar.aol-torch", "gaussian-512x512")
+    assert (found.file == "new.jsonl") == speaks
+
+
 def test_a_newer_refusal_outranks_an_older_time_but_an_unfinished_gate_does_not(record: Any) -> None:
     runs, header = _copy(record, "new.jsonl", "2027-01-01T00:00:00Z", 1.0, ["polar.aol-torch"])
     gate = runs[runs["phase"] == "gate"]
