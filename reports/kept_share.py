@@ -79,11 +79,11 @@ def _sentence(found: list[Row]) -> str:
     )
     sets = max(row["sets"] for row in found)
     size = "" if best["codebooks"] is None else f" with {plain.count(best['codebooks'], 'codebook')}"
+    kept = f"all {sets} sets keep" if most == 1 else f"{100 * most:.0f} % of {sets} sets, and never more, keep"
     return (
-        f"No approximation lets more than {100 * most:.0f} % of {plain.count(sets, 'set')} keep {100 * level:g} % of "
-        f"their accuracy; the fastest that lets as many is {products.short(best['method'])}{size}, "
-        f"{plain.times(best['speedup'])} in the mean. One set moves a point by {100 / sets:.0f} % here; the published "
-        "figure counts 76."
+        f"The fastest approximation with which {kept} {100 * level:g} % of their accuracy is "
+        f"{products.short(best['method'])}{size}, {plain.times(best['speedup'])} in the mean. One set "
+        f"moves a point by {100 / sets:.0f} % here; the published figure counts 76."
     )
 
 
