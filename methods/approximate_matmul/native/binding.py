@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import multiprocessing
 import os
 import platform
 import sys
@@ -64,7 +65,6 @@ __all__ = [
     "library",
     "matmul",
     "nearest",
-    "own_pool",
     "pack",
     "pool",
     "prepare",
@@ -221,41 +221,64 @@ def default_threads() -> int:
 
 
 def workers(threads: int | None = None) -> int:
-    """Threads of a call; with more than one the kernels get torch's own, if torch is loaded and has them."""
+    """Threads of a call; with more than one the kernels get torch's own, if torch is loaded and has as many."""
     count = threads or default_threads()
-    if count > 1 and "torch" in sys.modules:
-        pool()
+    if count > 1:
+        _lend()
     return count
 
 
-@functools.lru_cache(maxsize=1)
-def pool() -> str:
+def pool(threads: int | None = None) -> str:
     """Whose threads share rows: file name of the OpenMP run-time that torch loaded, or "own".
 
     After each of its operations torch's threads look for work for milliseconds. A second pool beside them waits for
-    their cores, so that two threads took as long as one between operations of torch.
+    their cores, so that two threads took as long as one between operations of torch. A process made by fork has none
+    of torch's threads, and more threads than torch uses are not its to give: there the pool is our own.
     """
-    torch = sys.modules["torch"]
-    beside = sorted((Path(str(torch.__file__)).parent / "lib").glob("libgomp*.so*"))
+    count = workers(threads)
+    return _lent[2] if count > 1 and count <= _lent[1] else "own"
+
+
+#: Address, team and name of what the library was last told to use.
+_lent: tuple[int, int, str] = (0, 0, "own")
+_forked = multiprocessing.parent_process() is not None and multiprocessing.get_start_method(True) == "fork"
+
+
+def _after_fork() -> None:
+    global _forked, _lent
+    _forked, _lent = True, (0, 0, "own")
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _lend() -> None:
+    """Tell the library of torch's threads, and again when torch uses another number of them."""
+    global _lent
+    torch = sys.modules.get("torch")
+    address, name = (0, "own") if torch is None or _forked else _openmp()
+    team = int(torch.get_num_threads()) if torch is not None and address else 0
+    if (address, team, name) != _lent:
+        _use_openmp(address, team)
+        _lent = (address, team, name)
+
+
+@functools.lru_cache(maxsize=1)
+def _openmp() -> tuple[int, str]:
+    """Address of GOMP_parallel in the run-time that torch loaded, and its name; (0, "own") where there is none."""
+    beside = sorted((Path(str(sys.modules["torch"].__file__)).parent / "lib").glob("libgomp*.so*"))
     # Only a run-time that is loaded: another copy would bring threads of its own.
-    loaded = [(p.name, str(p), os.RTLD_NOW | os.RTLD_NOLOAD) for p in beside]
+    loaded = [(path.name, str(path), os.RTLD_NOW | os.RTLD_NOLOAD) for path in beside]
     for name, path, mode in [*loaded, ("OpenMP", None, os.RTLD_NOW)]:
         with contextlib.suppress(OSError, AttributeError):
-            _use_openmp(ctypes.cast(ctypes.CDLL(path, mode=mode).GOMP_parallel, ctypes.c_void_p))
-            return name
-    return "own"
+            return ctypes.cast(ctypes.CDLL(path, mode=mode).GOMP_parallel, ctypes.c_void_p).value or 0, name
+    return 0, "own"
 
 
-def own_pool() -> None:
-    """From now on a pool of its own, to compare; ``pool.cache_clear()`` undoes it."""
-    pool()
-    _use_openmp(None)
-
-
-def _use_openmp(parallel: ctypes.c_void_p | None) -> None:
+def _use_openmp(address: int, team: int) -> None:
     function = _load().amm_use_openmp
-    function.argtypes, function.restype = [ctypes.c_void_p], None
-    function(parallel)
+    function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_int], None
+    function(address or None, team)
 
 
 def describe(threads: int | None = None) -> dict[str, Any]:
@@ -266,7 +289,7 @@ def describe(threads: int | None = None) -> dict[str, Any]:
         "backend": "native",
         "level": level(),
         "threads": count,
-        **({"pool": pool() if "torch" in sys.modules else "own"} if count > 1 else {}),
+        **({"pool": pool(count)} if count > 1 else {}),
         "compiler": build.installed_compiler() if at_install else build.version(build.compiler()),
         "built": "at install" if at_install else "at first use",
     }

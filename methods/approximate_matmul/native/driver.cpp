@@ -113,8 +113,8 @@ double amm_gigahertz() {
 
 void amm_set_habits(int bits) { habits = bits; }
 
-// The address of GOMP_parallel in the OpenMP run-time whose threads are to be used; null: threads of its own.
-void amm_use_openmp(void* parallel) { borrow(reinterpret_cast<Parallel>(parallel)); }
+// The address of GOMP_parallel in the OpenMP run-time whose team of threads is to be used; null: threads of its own.
+void amm_use_openmp(void* parallel, int team) { borrow(reinterpret_cast<Parallel>(parallel), team); }
 
 const char* amm_level_name(int level) {
     const Kernels* k = kernels(level, kExact);

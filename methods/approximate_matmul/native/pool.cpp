@@ -106,39 +106,53 @@ Pool* pool() {
 
 // OpenMP's threads look for work long after a parallel region ends, and on a core that one of them holds a thread of
 // another pool gets next to nothing: so the work goes to them where they exist.
-std::atomic<Parallel> borrowed{nullptr};
-std::atomic<pid_t> lender{0};
+struct Lent {
+    std::atomic<Parallel> parallel{nullptr};
+    std::atomic<int> team{0};
+    std::atomic<pid_t> lender{0};
+} lent;
 
 struct Team {
     const std::function<void(int64_t)>& work;
     const int64_t chunks;
+    const int workers;
+    std::atomic<int> came{0};
     alignas(64) std::atomic<int64_t> next{0};
 
     static void body(void* data) noexcept {
         Team* team = static_cast<Team*>(data);
+        if (team->came.fetch_add(1) >= team->workers) return;
         for (int64_t i; (i = team->next.fetch_add(1)) < team->chunks;) team->work(i);
     }
 };
 
+// Always the run-time's whole team: one of another size would end its surplus threads and start them anew next time.
+bool share_lent(int64_t chunks, int threads, const std::function<void(int64_t)>& work) {
+    const Parallel parallel = lent.parallel;
+    const int team = lent.team;
+    // A fork holds OpenMP's state but none of its threads; its pool of its own is new.
+    if (!parallel || threads > team || lent.lender != getpid()) return false;
+    Team shared{work, chunks, threads};
+    parallel(Team::body, &shared, static_cast<unsigned>(team), 0);
+    return true;
+}
+
 }  // namespace
 
-void borrow(Parallel parallel) {
-    lender = getpid();
-    borrowed = parallel;
+void borrow(Parallel parallel, int team) {
+    lent.lender = getpid();
+    lent.team = team;
+    lent.parallel = parallel;
 }
 
 void share(int64_t chunks, int threads, const std::function<void(int64_t)>& work) {
+    const int asked = threads;
     if (threads > chunks) threads = static_cast<int>(chunks);
     if (threads > 1) {
         Pool* p = pool();
         std::unique_lock<std::mutex> mine(p->caller, std::try_to_lock);
         if (mine.owns_lock()) {
-            // A fork holds OpenMP's state but none of its threads; its pool of its own is new.
-            if (const Parallel parallel = borrowed; parallel && lender == getpid()) {
-                Team team{work, chunks};
-                parallel(Team::body, &team, static_cast<unsigned>(threads), 0);
-                return;
-            }
+            if (share_lent(chunks, asked, work)) return;
             p->run(chunks, threads - 1, work);
             return;
         }

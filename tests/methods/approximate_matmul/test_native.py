@@ -1,5 +1,6 @@
 """The C++ kernels: every level of this processor against a NumPy oracle, bit for bit."""
 
+import contextlib
 import ctypes
 import functools
 import math
@@ -288,46 +289,108 @@ def test_threads_default(monkeypatch):
     assert binding.default_threads() == 1
 
 
+borrows = pytest.mark.skipif(
+    not torch.backends.openmp.is_available() or sys.platform != "linux", reason="needs a torch with OpenMP on Linux"
+)
+
+
+@contextlib.contextmanager
+def torch_threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@borrows
 def test_torchs_threads_share_the_rows_and_give_what_a_pool_of_its_own_gives():
-    if not torch.backends.openmp.is_available() or sys.platform != "linux":
-        pytest.skip("needs a torch with OpenMP")
-    assert binding.pool() != "own"
-    assert binding.describe(threads=2)["pool"] == binding.pool()
-    assert "pool" not in binding.describe(threads=1)
     a, c, v, q = problem(5003, 40, 8, 11)
     want = binding.matmul(a, c, v, q, threads=1)
     codes = binding.encode(a, c, v, threads=1)
-    try:
-        for borrowed in (True, False):
-            if not borrowed:
-                binding.own_pool()
+    for team in (1, 2, 3):
+        with torch_threads(team):
             for threads in (2, 3, 64):
+                assert (binding.pool(threads) == "own") == (threads > team)
+                assert binding.describe(threads)["pool"] == binding.pool(threads)
                 assert np.array_equal(binding.matmul(a, c, v, q, threads=threads), want)
                 assert np.array_equal(binding.encode(a, c, v, threads=threads).data, codes.data)
-    finally:
-        binding.pool.cache_clear()
-        assert binding.pool() != "own"
+    assert "pool" not in binding.describe(threads=1)
 
 
-def test_rows_are_shared_by_as_many_threads_as_the_runtime_gives():
-    """A run-time may give one thread of many: the work is taken by whoever comes."""
+def lent_to(parallel, team):
+    """The library told of another run-time until the next call of Python's door."""
+    binding.workers(2)
+    binding._use_openmp(ctypes.cast(parallel, ctypes.c_void_p).value, team)
+
+
+@borrows
+@pytest.mark.parametrize("come", [1, 4])
+def test_the_whole_team_is_asked_for_and_so_many_work_as_are_wanted(come):
+    """A team of another size would end threads; a run-time may give fewer: the work is taken by whoever comes."""
     given = []
 
     @ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-    def alone(body, data, threads, flags):
+    def parallel(body, data, threads, flags):
         given.append(threads)
-        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(body)(data)
+        for _ in range(come):
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p)(body)(data)
 
-    a, c, v, q = problem(5003, 40, 8, 11)
+    a, c, v, q = problem(70, 40, 8, 11)
     want = binding.matmul(a, c, v, q, threads=1)
-    binding.workers(2)
-    try:
-        binding._use_openmp(ctypes.cast(alone, ctypes.c_void_p))
-        assert np.array_equal(binding.matmul(a, c, v, q, threads=4), want)
-        assert given == [4]
-    finally:
-        binding.pool.cache_clear()
-        binding.workers(2)
+    with torch_threads(4):
+        try:
+            lent_to(parallel, 4)
+            assert np.array_equal(binding.matmul(a, c, v, q, threads=3), want)
+            assert given == [4]
+        finally:
+            binding._lent = (0, 0, "own")
+            binding.workers(2)
+
+
+CHILD = """
+import os, sys, torch
+torch.set_num_threads(2)
+a = torch.randn(4096, 512)
+{before}
+from methods.approximate_matmul.native import binding
+{native}
+child = os.fork()
+if child == 0:
+    from tests.methods.approximate_matmul.test_native import problem
+    given = problem(3000, 40, 8, 10)
+    right = (binding.matmul(*given, threads=2) == binding.matmul(*given, threads=1)).all()
+    os._exit(0 if right and binding.pool(2) == "own" else 3)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("native", ["", "binding.workers(2)"])
+@pytest.mark.parametrize("before", ["", "(a @ a.T).sin()"])
+def test_a_forked_child_has_a_pool_of_its_own(native, before):
+    code = CHILD.format(before=before, native=native)
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+@borrows
+def test_calls_of_few_rows_leave_torchs_threads_alone():
+    """Linux numbers threads upwards: none is started between two operations of torch."""
+    code = """
+import os, torch
+torch.set_num_threads(8)
+from tests.methods.approximate_matmul.test_native import problem
+from methods.approximate_matmul.native import binding
+given, a = problem(200, 40, 8, 10), torch.randn(1000, 1000)
+def round():
+    a.sin(), binding.matmul(*given, threads=8), binding.matmul(*given, threads=2)
+round()
+before = set(os.listdir("/proc/self/task"))
+for _ in range(20):
+    round()
+assert set(os.listdir("/proc/self/task")) == before, "threads came or went"
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
 def test_concurrent_callers_and_a_forked_child():
