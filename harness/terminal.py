@@ -152,6 +152,10 @@ def claims(verdicts: Sequence[Mapping[str, Any]], brief: bool = False) -> None:
     hidden = len(verdicts) - len(shown)
     if hidden:
         console.print(f"{hidden} more claims cannot be tested here: speedclaim claims", highlight=False)
+        alone = sum("OMP_NUM_THREADS=1" in str(v.get("reason")) for v in untested)
+        if alone:
+            text = f"{alone} of them are about a single thread: run again with OMP_NUM_THREADS=1 in the environment"
+            console.print(text, highlight=False)
 
 
 def _phrase(verdict: Mapping[str, Any]) -> str:

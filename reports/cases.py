@@ -32,6 +32,7 @@ class Case:
 
     Attributes:
         anchor: permanent id of the row on the page of its device and task.
+        threads: of the processor, in the run that speaks; None when unknown.
         status: the gate's status, or the status that ended the timing.
         reason: why there is no time; None when there is one.
         note: what a reader should know although there is a time.
@@ -57,6 +58,7 @@ class Case:
     reason: str | None = None
     note: str = ""
     clock: str = ""
+    threads: int | None = None
     time_s: float | None = None
     low_s: float | None = None
     high_s: float | None = None
@@ -170,9 +172,9 @@ def _ordered(found: list[Case], headers: list[dict[str, Any]]) -> list[Case]:
 def _deciding(frame: pd.DataFrame) -> pd.DataFrame:
     """The file that speaks for each case, chosen as for claims.
 
-    One that timed or refused the case before one that did not; six counting blocks before fewer; as many threads as
-    most cases of the task on the device have, so that those of a page stand beside each other on equal terms, before
-    others; then the newest.
+    One that timed or refused the case before one that did not; six counting blocks before fewer; on a processor as many
+    threads as most decided cases of the task have, so that those of a page stand beside each other on equal terms,
+    before others; then the newest.
     """
     once = frame.drop_duplicates("run")
     block = (once["phase"] == "block") & (once["status"] == "passed")
@@ -182,17 +184,19 @@ def _deciding(frame: pd.DataFrame) -> pd.DataFrame:
         weight=(block | refused).astype(int) * 2 + (once["phase"] != "plan").astype(int),
         counting=counting.astype(int),
         refused=refused,
+        cpu=once["device_kind"] != "cuda",
     )
     groups = weighed.groupby([*KEY, "file"], as_index=False, sort=False)
     best = groups.agg(
         weight=("weight", "max"), blocks=("counting", "sum"), refused=("refused", "any"), age=("age", "max"),
-        threads=("threads", "max"),
+        threads=("threads", "max"), cpu=("cpu", "all"),
     )  # fmt: skip
     best["enough"] = (best["blocks"] >= stats.MIN_BLOCKS) | best["refused"]
-    best["threads"] = best["threads"].fillna(0)
-    cases = best.drop_duplicates([*KEY, "threads"]).groupby(["device", "task", "threads"], as_index=False, sort=False)
-    spread = cases.agg(cases=("method", "size"))
-    best = best.merge(spread, on=["device", "task", "threads"], how="left")
+    best["threads"] = best["threads"].where(best["cpu"]).fillna(0)
+    terms = ["device", "task", "threads"]
+    decided = best[best["weight"] > 1].drop_duplicates([*KEY, "threads"])
+    spread = decided.groupby(terms, as_index=False, sort=False).agg(cases=("method", "size"))
+    best = best.merge(spread, on=terms, how="left").fillna({"cases": 0})
     best = best.sort_values(["weight", "enough", "cases", "age"], kind="stable").drop_duplicates(KEY, keep="last")
     return best[[*KEY, "file"]]
 
@@ -217,7 +221,7 @@ class _Parts:
 
 
 def _by_key(frame: pd.DataFrame) -> dict[tuple[str, ...], dict[str, Any]]:
-    columns = [*KEY, "device_kind", "file", "case", "status", "reason", "detail", "clock"]
+    columns = [*KEY, "device_kind", "file", "case", "status", "reason", "detail", "clock", "threads"]
     rows: list[dict[str, Any]] = frame[columns].to_dict("records")  # type: ignore[assignment]
     return {tuple(row[name] for name in KEY): row for row in rows}
 
@@ -280,6 +284,7 @@ def _case(
         status=status,
         reason=reason,
         note=note,
+        threads=int(row["threads"]) if number(row["threads"]) else None,
         clock="host" if row["device_kind"] == "cpu" else "op, cold L2",
         time_s=float(np.median(values)) if blocks else None,
         low_s=float(np.quantile(values, 0.1)) if blocks else None,

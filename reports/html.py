@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -276,6 +277,7 @@ class _Site:
             own_tables = task == products.TASK and place == 0
             first, last = place * CASES_PER_PAGE + 1, place * CASES_PER_PAGE + len(chunk)
             note = f"Cases {first} to {last} of {len(own)}; time is the median over blocks, clock: {own[0].clock}."
+            note += _threads(own)
             found[name] = self._page(
                 "task.j2", name, f"{task} on {device}", task=task, device=device, lead=sentences.task(own),
                 parts=parts, siblings=siblings, sections=sections, cases_note=note, error_names=list(errors),
@@ -380,6 +382,16 @@ def _task_parts(found: list[Case]) -> dict[tuple[str, str], tuple[str, list[Case
     for case in found:
         parts.setdefault((case.device, case.task), []).append(case)
     return {key: (plain.anchor("task", key[1], key[0]), own) for key, own in parts.items()}
+
+
+def _threads(own: list[Case]) -> str:
+    """How many threads the cases of a processor's page had."""
+    counts = Counter(case.threads for case in own if case.kind != "cuda" and case.threads is not None)
+    if not counts:
+        return ""
+    told = ", ".join(f"{plain.count(count, 'thread')} ({n})" for count, n in counts.most_common())
+    rest = "; of files with several numbers the one that most cases have speaks" if len(counts) > 1 else ""
+    return f" Threads (cases): {told}{rest}."
 
 
 def _part_name(slug: str, place: int) -> str:

@@ -233,6 +233,8 @@ class Claim(BaseModel):
             )
         if self.kind == "growth" and self.workload is not None:
             raise ValueError("kind 'growth' compares problems of several sizes, not a workload")
+        if self.on_training and self.threads is not None:
+            raise ValueError("threads belong to claims about one operation")
         if not self.on_training and (self.guard or self.hyper or self.baseline_hyper or self.search):
             raise ValueError("guard, search, hyper and baseline_hyper belong to claims about a training workload")
         if self.kind == "at-most" and self.baseline is None and self.baseline_hyper:
@@ -301,7 +303,7 @@ class Claim(BaseModel):
         """The command that measures this row again."""
         if self.command is not None:
             return re.sub(r"^speedclaim\b", lambda _: program, self.command)
-        methods = [self.candidate] + ([self.baseline] if self.baseline else [])
+        methods = dict.fromkeys([self.candidate] + ([self.baseline] if self.baseline else []))
         if self.on_training:
             names = [self.workload] if self.workload is not None else self.workloads
             return " && ".join(command for name in names for command in self._train(program, name))

@@ -60,7 +60,10 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The rows of one invocation in one environment, as plain dictionaries; ``also`` tells what others added to it."""
+    """The rows of one invocation in one environment, as plain dictionaries.
+
+    ``also`` tells what others added to it, ``threads`` in what its threads differ from the source's.
+    """
 
     rows: tuple[Row, ...]
     file: str
@@ -68,6 +71,7 @@ class Group:
     utc: str
     tier: str
     also: tuple[str, ...] = ()
+    threads: str = ""
 
 
 def matching(claim: Claim, runs: pd.DataFrame) -> pd.DataFrame:
@@ -79,8 +83,14 @@ def matching(claim: Claim, runs: pd.DataFrame) -> pd.DataFrame:
 
 def speaking(claim: Claim, runs: pd.DataFrame) -> pd.DataFrame:
     """Without the rows from before the claim's ``since``, and of an absolute number without those of other threads."""
+    runs = recent(claim, runs)
     if claim.threads is not None and claim.baseline is None and not runs.empty:
         runs = runs[runs["threads"] == claim.threads]
+    return runs
+
+
+def recent(claim: Claim, runs: pd.DataFrame) -> pd.DataFrame:
+    """Without the rows from before the claim's ``since``."""
     if claim.since is None or runs.empty:
         return runs
     return runs[runs["utc"].astype(str) >= claim.since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")]
@@ -123,19 +133,20 @@ def groups(claim: Claim, runs: pd.DataFrame, headers: Iterable[Mapping[str, Any]
             continue
         utc, file = max((_text(row["utc"]), _text(row["file"])) for row in rows)
         device = _text(rows[0]["device"])
-        also = _other_threads(claim, rows[0])
-        found.append(Group(rows=tuple(rows), file=file, device=device, utc=utc, tier=tiers.get(file, ""), also=also))
+        tier, threads = tiers.get(file, ""), _other_threads(claim, rows[0])
+        found.append(Group(rows=tuple(rows), file=file, device=device, utc=utc, tier=tier, threads=threads))
     if claim.workload is None or claim.across:
         return found
     return [completed.complete(claim, group, found, known.get(group.file, {})) for group in found]
 
 
-def _other_threads(claim: Claim, row: Row) -> tuple[str, ...]:
+def _other_threads(claim: Claim, row: Row) -> str:
     """What a verdict says of runs with other threads than the source's."""
     used = row["threads"]
-    if claim.threads is None or used is None or int(used) == claim.threads:
-        return ()
-    return (f"runs with {int(used)} threads, the source's with {claim.threads}",)
+    if claim.threads is None or used == claim.threads:
+        return ""
+    told = "an unknown number of threads" if used is None else f"{int(used)} threads"
+    return f"runs with {told}, the source's with {claim.threads}"
 
 
 def _relevant(claim: Claim, runs: pd.DataFrame) -> pd.DataFrame:
@@ -175,8 +186,7 @@ def choose(claim: Claim, candidates: Sequence[Group]) -> Group:
         blocks = max((len(cell.candidate) for cell in found), default=0)
         enough = blocks >= stats.MIN_BLOCKS or wrong or not claim.scatters
         covered = len(found) + 1 if wrong else sum(cell.measured for cell in found)
-        same = not _other_threads(claim, group.rows[0])
-        return measured or wrong, enough, covered, same, group.tier != "quick", group.utc, group.file
+        return measured or wrong, enough, covered, not group.threads, group.tier != "quick", group.utc, group.file
 
     return max(candidates, key=rank)
 

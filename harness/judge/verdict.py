@@ -108,8 +108,8 @@ def _judge(
     by_device: dict[str, list[Group]] = {}
     for group in evidence.groups(claim, runs, list(headers)):
         by_device.setdefault(group.device, []).append(group)
-    outdated = _outdated(claim, runs, by_device)
-    if not by_device and not outdated:
+    silent = _silent(claim, runs, by_device)
+    if not by_device and not silent:
         finding = Finding(outcome=Outcome(word="not testable here", why=_missing(claim, runs)))
         return [_verdict(claim, finding, None, devices[0] if len(devices) == 1 else "", program)]
     verdicts = []
@@ -117,19 +117,29 @@ def _judge(
         group = evidence.choose(claim, groups)
         finding = searched.screened(claim, _find(claim, group), runs)
         verdicts.append(_verdict(claim, finding, group, device, program))
-    for device in outdated:
-        why = f"its runs are older than {claim.since:%Y-%m-%d %H:%M} UTC, when what is compared changed (see the note)"
+    for device, why in silent.items():
         finding = Finding(outcome=Outcome(word="not testable here", why=why))
         verdicts.append(_verdict(claim, finding, None, device, program))
     return sorted(verdicts, key=lambda verdict: verdict.device)
 
 
-def _outdated(claim: Claim, runs: pd.DataFrame, speaking: Iterable[str]) -> list[str]:
-    """Devices whose only runs are from before the claim's ``since``."""
-    if claim.since is None:
-        return []
-    known = set(speaking)
-    return [device for device in _devices(evidence.matching(claim, runs)) if device not in known]
+def _silent(claim: Claim, runs: pd.DataFrame, speaking: Iterable[str]) -> dict[str, str]:
+    """Devices with runs of which none may speak -> why: from before ``since``, or with other threads."""
+    if claim.since is None and claim.threads is None:
+        return {}
+    known, found = set(speaking), {}
+    mine = evidence.matching(claim, runs)
+    for device in (device for device in _devices(mine) if device not in known):
+        own = evidence.recent(claim, mine[mine["device"] == device])
+        if own.empty:
+            when = f"{claim.since:%Y-%m-%d %H:%M} UTC"
+            found[device] = f"its runs are older than {when}, when what is compared changed (see the note)"
+        elif claim.threads is not None:
+            used = ", ".join(f"{count:g}" for count in sorted(set(own["threads"].dropna()))) or "unknown"
+            found[device] = (
+                f"its runs used {used} threads, the source's {claim.threads}: OMP_NUM_THREADS={claim.threads}"
+            )
+    return found
 
 
 def judge_all(
@@ -183,9 +193,10 @@ def _missing(claim: Claim, runs: pd.DataFrame) -> str:
     return f"needs {', '.join(claim.needs)}; {absent}" if claim.needs else absent
 
 
-def _phrase(claim: Claim, outcome: Outcome, device: str) -> str:
+def _phrase(claim: Claim, outcome: Outcome, device: str, threads: str = "") -> str:
     """The verdict in words; on hardware that the source did not use, never a bare "not reproduced"."""
-    why = f" ({outcome.why})" if outcome.why else ""
+    whys = [why for why in (outcome.why, threads) if why]
+    why = f" ({'; '.join(whys)})" if whys else ""
     if outcome.why.startswith("wrong answer"):
         return "not reproduced (wrong answer)"
     if outcome.word in ("inconclusive", "not testable here", "invalid"):
@@ -194,7 +205,7 @@ def _phrase(claim: Claim, outcome: Outcome, device: str) -> str:
         return f"{outcome.word}{why}"
     said = f"claimed on {claim.hardware}" if claim.hardware else "hardware of the claim not stated"
     carried = {"reproduced": "holds on", "partly": "partly holds on", "not reproduced": "does not carry over to"}
-    detail = f"{outcome.why}; {said}" if outcome.why else said
+    detail = "; ".join([*whys, said])
     return f"{carried[outcome.word]} {device} ({detail})"
 
 
@@ -232,7 +243,7 @@ def _verdict(claim: Claim, finding: Finding, group: Group | None, device: str, p
     return Verdict(
         id=claim.id,
         verdict=outcome.word,
-        phrase=_phrase(claim, outcome, device),
+        phrase=_phrase(claim, outcome, device, group.threads if group else ""),
         claimed=claim.claimed,
         ratio=numbers["ratio"],
         low=numbers["low"],
@@ -241,7 +252,7 @@ def _verdict(claim: Claim, finding: Finding, group: Group | None, device: str, p
         floor=finding.floor,
         n=estimate.n if estimate is not None else 0,
         device=device,
-        reason="; ".join(part for part in (outcome.why, *finding.remarks, *(group.also if group else ())) if part),
+        reason="; ".join(part for part in (outcome.why, *finding.remarks, *_circumstances(claim, group)) if part),
         command=claim.reproduce(program),
         group=claim.group,
         title=claim.title,
@@ -259,6 +270,12 @@ def _verdict(claim: Claim, finding: Finding, group: Group | None, device: str, p
         note=claim.note,
         file=group.file if group is not None else None,
     )
+
+
+def _circumstances(claim: Claim, group: Group | None) -> tuple[str, ...]:
+    """What else the reader of a number must know."""
+    other = f"the baseline's problem is {claim.baseline_problem}" if claim.baseline_problem is not None else ""
+    return (other, group.threads, *group.also) if group is not None else ()
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Variants of MADDNESS that differ from the plain method in one option: rows of the ablation. Imports no torch."""
+"""Variants of MADDNESS (rows of the ablation) and of PCA that differ from it in one option. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from harness.catalogue.method import Method
 from methods.approximate_matmul.catalogue import MADDNESS
+from methods.approximate_matmul.catalogue_linear import PCA
 
 _PAPER = "Blalock and Guttag, Multiplying Matrices Without Multiplying, arXiv 2106.10860"
 
@@ -62,4 +63,13 @@ RIDGE100 = _variant(
     "MADDNESS with a hundred times the ridge: prototypes stay closer to the leaves' means",
     f"{_PAPER}, section 4.3 (ridge regression); its programs use 1",
     ridge=100.0,
+)
+
+PCA_PUBLISHED = replace(
+    PCA,
+    name="approximate_matmul.pca-published",
+    summary="PCA as the published comparison computes it: directions of centred rows, the mean left out of the product",
+    source="the comparison of arXiv 2106.10860, its programs (dblalock/bolt)",
+    formula="Y = (A V)(Vᵀ B)",
+    hyper={**PCA.hyper, "centre": False},
 )

@@ -130,6 +130,7 @@ def test_a_newer_file_with_other_threads_than_most_cases_does_not_speak(
     both = pd.concat([record.runs, runs.assign(threads=threads)], ignore_index=True)
     found = pick(cases(both, [*record.headers, header]), "EPYC", "polar.aol-torch", "gaussian-512x512")
     assert (found.file == "new.jsonl") == speaks
+    assert found.threads == 2
 
 
 def test_a_newer_refusal_outranks_an_older_time_but_an_unfinished_gate_does_not(record: Any) -> None:

@@ -61,7 +61,7 @@ class Pca(Factored):
         super().prepare()
         if "offset" in self.state:
             state = {name: self.state[name].to(self.work) for name in ("table", "offset")}
-            self._second = _ways(self.choices["second"], state)[self.choices["mean"]]
+            self._second = _ways(self.choices["second"], state)[self.choices.get("mean", "after")]
 
     @classmethod
     def arrays(cls, hyper: Mapping[str, Any]) -> dict[str, str]:

@@ -38,6 +38,8 @@ def test_the_baselines_number_is_that_of_its_own_problem(
     assert verdict.verdict == word
     assert verdict.ratio == pytest.approx(hard / easy, rel=0.03)
     assert [row["problem"] for row in verdict.problems] == [EASY]
+    assert f"the baseline's problem is {HARD}" in verdict.reason
+    assert verdict.command.count("--method") == 1
 
 
 @pytest.mark.parametrize("missing", [EASY, HARD])
