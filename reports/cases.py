@@ -21,7 +21,7 @@ from reports.plain import anchor, number
 
 KEY = ["device", "task", "problem", "method"]
 TIME = "op_s"
-EXTRA_TIMES = ("op_hot_s", "op_graph_s", "first_call_s", "encode_s", "scan_s", "scan_fix_up_s", "train_s",
+EXTRA_TIMES = ("op_hot_s", "op_graph_s", "first_call_s", "encode_s", "scan_s", "scan_hot_s", "scan_fix_up_s", "train_s",
                "table_s")  # fmt: skip
 PEAKS = ("peak_device_bytes", "peak_host_bytes")
 

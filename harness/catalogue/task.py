@@ -137,4 +137,8 @@ class Divided(Protocol):
     """What a runtime adds when parts of an operation are timed as well, in every block, on the device's first clock."""
 
     def parts(self, op: Any) -> Mapping[str, Callable[[Any], Any]]:
-        """Metric name (``encode_s``) -> callable of a buffer; empty when the operation has no part of its own."""
+        """Metric name (``encode_s``) -> callable of a buffer; empty when the operation has no part of its own.
+
+        Each call gets a freshly filled buffer. A part named ``…_hot_s`` gets the same one again and again, so that what
+        it reads lies where its last call left it: for parts that do not read the content.
+        """

@@ -16,6 +16,8 @@ from harness.measure.clock import Clock
 from harness.measure.device import Device
 
 BUFFERS = 2
+#: End of the names of parts that are timed on one buffer.
+HOT = "_hot_s"
 #: Of the memory pass: enough to see how far they scatter. They come from one process: together they are one unit.
 ENERGY_WINDOWS = 6
 #: NVML refreshes its energy counter about every 20 to 100 ms, RAPL every millisecond.
@@ -71,7 +73,7 @@ def time_arm(
         if slow:
             timing.notes[metric] = f"not taken: calls of more than {protocol.hot_below_s:g} s are timed by one clock"
             continue
-        samples = _sample(op, feed, clock, device, protocol)
+        samples = _sample(op, feed.next, clock, device, protocol)
         if not timing.samples:
             timing.state = device.state()
             samples.append(_checked_sample(timing, op, feed, clock, device))
@@ -84,13 +86,21 @@ def time_arm(
 
 
 def _sample_parts(timing: Timing, op: Callable[[Any], Any], feed: _Feed, device: Device, protocol: Protocol) -> None:
-    """Parts of the operation, each on the device's first clock after one warm-up call."""
+    """Parts of the operation after a warm-up call each, on the device's first clock or, where named so, a hot one."""
     if not isinstance(feed.runtime, Divided):
         return
-    clock = next(iter(device.clocks().values()))
+    clocks = device.clocks()
+    first = next(iter(clocks.values()))
     for metric, part in feed.runtime.parts(op).items():
-        part(feed.next())
-        timing.samples[metric] = (clock.name, _sample(part, feed, clock, device, protocol))
+        buffer, hot = feed.next(), metric.endswith(HOT)
+        part(buffer)
+        clock = clocks.get("op_hot_s", first) if hot else first
+        draw = functools.partial(_same, buffer) if hot else feed.next
+        timing.samples[metric] = (clock.name, _sample(part, draw, clock, device, protocol))
+
+
+def _same(buffer: Any) -> Any:
+    return buffer
 
 
 def _checked_sample(timing: Timing, op: Callable[[Any], Any], feed: _Feed, clock: Clock, device: Device) -> float:
@@ -136,11 +146,13 @@ class _Feed:
         return self.fill(buffer, self.runtime.vary(self.content, self._step))
 
 
-def _sample(op: Callable[[Any], Any], feed: _Feed, clock: Clock, device: Device, protocol: Protocol) -> list[float]:
+def _sample(
+    op: Callable[[Any], Any], draw: Callable[[], Any], clock: Clock, device: Device, protocol: Protocol
+) -> list[float]:
     samples: list[float] = []
     total = 0.0
     while not _enough(len(samples), total, device.kind, protocol):
-        buffer = feed.next()
+        buffer = draw()
         device.synchronize()
         elapsed = clock.time(functools.partial(op, buffer))
         samples.append(elapsed)

@@ -87,7 +87,7 @@ class Estimator:
         """Refuse: there are no tables yet."""
         raise UserError(f"{self.name} is not fitted: call fit(a_train, b) and use the operator that it returns.")
 
-    encode = __call__
+    encode = scan = codes = totals = __call__
 
     def save(self, path: str | Path) -> None:
         """Refuse: there is nothing to write yet."""

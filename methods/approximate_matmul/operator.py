@@ -181,7 +181,8 @@ class LookupProduct:
             raise UserError(f"{self.name}: a must have the {self.inner} columns it was fitted with, got {a.shape[1]}.")
         if a.device != self.device:
             raise UserError(f"{self.name}: the operator is on {self.device}, a on {a.device}; use op.to('{a.device}').")
-        return a.detach() if a.dtype in BYTES and self.reads_bytes else a.detach().to(torch.float32)
+        a = a.detach().resolve_neg()
+        return a if a.dtype in BYTES and self.reads_bytes else a.to(torch.float32)
 
     @property
     def reads_bytes(self) -> bool:

@@ -201,11 +201,15 @@ class ProductRuntime:
         return oracle_errors(output, oracle)
 
     def parts(self, op: Any) -> Mapping[str, Callable[[Rows], Any]]:
-        """Encoding alone, scanning alone, and scanning with the fix-up, where the operator has them; :class:`Parts`."""
+        """Encoding, scanning (also hot), and scanning with the fix-up, where the operator has them; :class:`Parts`.
+
+        A scan reads no row: ``scan_s`` comes after a copy of A, as a scan after another operation does, ``scan_hot_s``
+        one after another, as published loops time it.
+        """
         inner = op.op
         if hasattr(inner, "codes") and hasattr(inner, "scan"):
             parts = Parts(inner)
-            found = {"encode_s": parts.encode, "scan_s": parts.scan}
+            found = {"encode_s": parts.encode, "scan_s": parts.scan, "scan_hot_s": parts.scan}
             return {**found, "scan_fix_up_s": parts.finish} if parts.divided else found
         # The narrow forms that linear methods call codes are half of their product, with no scan to tell them from.
         looks_up = hasattr(inner, "encode") and "codebooks" in getattr(op, "hyper", {})

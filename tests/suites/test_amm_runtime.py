@@ -340,7 +340,7 @@ class Divisible:
 def test_parts_time_the_back_ends_own_codes_and_scan_what_was_encoded():
     inner = Divisible()
     parts = RUNTIME.parts(types.SimpleNamespace(op=inner))
-    assert set(parts) == {"encode_s", "scan_s"}
+    assert set(parts) == {"encode_s", "scan_s", "scan_hot_s"}
     rows = [Rows(a=torch.full((2, 2), float(i)), index=np.arange(2)) for i in range(6)]
     parts["scan_s"](rows[5])
     assert inner.scanned == [5.0]
@@ -359,7 +359,7 @@ def test_parts_of_a_look_up_product_add_up_to_its_answer():
     parts = RUNTIME.parts(types.SimpleNamespace(op=op))
     rows = Rows(a=train[:50], index=np.arange(50))
     parts["encode_s"](rows)
-    assert set(parts) == {"encode_s", "scan_s", "scan_fix_up_s"}
+    assert set(parts) == {"encode_s", "scan_s", "scan_hot_s", "scan_fix_up_s"}
     assert torch.equal(parts["scan_fix_up_s"](rows), op(rows.a))
     sums = torch.as_tensor(np.asarray(parts["scan_s"](rows)).astype(np.float32))
     mended = sums * torch.from_numpy(op.tables.scale) + torch.from_numpy(op.tables.offset)
@@ -380,7 +380,7 @@ def test_all_back_ends_stop_at_the_same_integers(backend, aggregation):
     codes = op.codes(train[:50])
     if backend == "torch" and aggregation == "exact":
         assert not op.integer_totals
-        assert set(RUNTIME.parts(types.SimpleNamespace(op=op))) == {"encode_s", "scan_s"}
+        assert set(RUNTIME.parts(types.SimpleNamespace(op=op))) == {"encode_s", "scan_s", "scan_hot_s"}
         with pytest.raises(Unsupported, match="no integer totals"):
             op.totals(codes)
         return

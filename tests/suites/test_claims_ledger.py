@@ -26,6 +26,7 @@ NUMBERS = {
     "peak_device_bytes",
     "encode_s",
     "scan_s",
+    "scan_hot_s",
     "bytes_read",
     "multiplies",
     "gap_over_bound",

@@ -303,7 +303,7 @@ def _input(a: Any, also: str = "") -> tuple[int, int, int, int, int]:
             raise Unsupported(
                 f"native kernels read CPU tensors, got one on {a.device}; move it or choose a GPU back-end."
             )
-        good = a.layout is torch.strided
+        good = a.layout is torch.strided and not a.is_neg()
         single = a.dtype is torch.float32 or str(a.dtype) == f"torch.{also}"
         stride, pointer = tuple(a.stride()), a.data_ptr()
     elif isinstance(a, np.ndarray):
@@ -315,8 +315,9 @@ def _input(a: Any, also: str = "") -> tuple[int, int, int, int, int]:
         raise UserError(f"a must be a NumPy array or a torch tensor, got {type(a).__name__}.")
     if not (single and good):
         raise Unsupported(
-            f"native kernels read dense float32{also and f' or {also}'}, got {a.dtype}; convert with .float() / "
-            f".astype(np.float32)."
+            f"native kernels read dense float32{also and f' or {also}'}, got {a.dtype}"
+            f"{' with a pending negation' if is_torch(a) and a.is_neg() else ''}; convert with .float() / "
+            f".astype(np.float32), .resolve_neg()."
         )
     if a.ndim != 2:
         raise UserError(f"a must have the shape [N, D], got {tuple(a.shape)}.")

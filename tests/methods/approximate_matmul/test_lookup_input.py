@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from harness.catalogue import registry
 from harness.errors import Unsupported, UserError
 from methods.approximate_matmul import bolt, maddness, opq, pq, save
+from methods.approximate_matmul.native import binding
 
 A, B = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), torch.ones(8, 3)
 MAKERS = [maddness.make, bolt.make, pq.make, opq.make]
@@ -138,3 +140,30 @@ def test_products_beyond_float32_are_refused_and_large_ones_work(options: dict[s
 def test_distances_beyond_float32_are_refused(make: Callable[..., object]) -> None:
     with pytest.raises(UserError, match=r"squared distances.*scale a_train"):
         make(codebooks=2).fit(A * 1e30, B)
+
+
+@pytest.mark.parametrize("name", ["maddness", "bolt", "pq", "exact", "pca", "int8"])
+def test_a_pending_negation_is_carried_out(name):
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(40, 16, generator=generator), torch.randn(16, 5, generator=generator)
+    op = registry.load(f"approximate_matmul.{name}")(**({} if name in ("exact", "int8") else {SIZE[name]: 4})).fit(a, b)
+    negated = torch.complex(a, a).conj().imag
+    assert negated.is_neg()
+    assert torch.equal(op(negated), op(-a))
+
+
+SIZE = {"maddness": "codebooks", "bolt": "codebooks", "pq": "codebooks", "pca": "rank"}
+
+
+def test_the_kernels_refuse_a_pending_negation():
+    if binding.available() is not None:
+        pytest.skip(str(binding.available()))
+    columns = np.zeros((4, 4), np.int32)
+    with pytest.raises(Unsupported, match="pending negation"):
+        binding.encode(torch.complex(torch.zeros(4, 8), torch.ones(4, 8)).conj().imag, columns, np.zeros((4, 15)))
+
+
+@pytest.mark.parametrize("part", ["encode", "scan", "codes", "totals"])
+def test_parts_of_an_unfitted_method_are_refused(part):
+    with pytest.raises(UserError, match="not fitted"):
+        getattr(registry.load("approximate_matmul.maddness")(), part)(torch.zeros(2, 16))
