@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -12,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.catalogue.data.cards import DataCard
+from harness.catalogue.data.cards import ArraySpec, DataCard
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,6 +42,10 @@ def home(name: str) -> Path:
     return cache_folder() / "data" / name
 
 
+#: Most bytes of the header of an ``.npy`` file of a few dimensions.
+HEADER = 256
+
+
 def find(card: DataCard) -> Path | None:
     """The folder with this card's arrays: ``$SPEEDCLAIM_DATA`` first, then the cache; None = in neither."""
     chosen = os.environ.get(DATA_VARIABLE)
@@ -56,7 +62,7 @@ def fault(card: DataCard, place: Path) -> str | None:
             if path.stat().st_size != item["bytes"]:
                 return f"{path} is cut or changed"
             spec = card.arrays.get(key)
-            if spec is None or (spec.sha256 and spec.sha256 != item["sha256"]):
+            if spec is None or (spec.sha256 and spec.sha256 != item["sha256"]) or not _sized(spec, item["bytes"]):
                 return f"{place} holds another version than the card"
         missing = set(card.arrays) - set(stamp["arrays"])
     except FileNotFoundError:
@@ -64,6 +70,12 @@ def fault(card: DataCard, place: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{place} cannot be read: {error}"
     return f"{place} lacks {', '.join(sorted(missing))}" if missing else None
+
+
+def _sized(spec: ArraySpec, stored: int) -> bool:
+    """Whether a file of ``stored`` bytes holds the card's shape and dtype behind NumPy's header."""
+    item = int(re.sub(r"\D", "", spec.dtype) or 8) // 8
+    return 0 < stored - math.prod(spec.shape) * item <= HEADER
 
 
 def damage(card: DataCard) -> str | None:

@@ -5,6 +5,7 @@ import collections
 import errno
 import hashlib
 import json
+import re
 import shutil
 import time
 
@@ -231,6 +232,20 @@ def test_another_version_of_the_card_is_another_data_set(tiny, npm, tmp_path):
     text = card.read_text()
     start = text.rindex('sha256 = "') + len('sha256 = "')
     card.write_text(text[:start] + "0" * 64 + text[start + 64 :])
+    with pytest.raises(Unavailable, match="another version than the card"):
+        load("tiny")
+
+
+def test_arrays_of_another_shape_are_another_version_even_without_a_hash(tiny, npm, tmp_path):
+    """Computed arrays have no hash in their card: a changed size must not read what was kept before."""
+    npm(tiny)
+    fetch("tiny")
+    card = tmp_path / "cards" / "tiny.toml"
+    text = re.sub(r'sha256 = "[0-9a-f]+"\n?', "", card.read_text())
+    card.write_text(text)
+    load("tiny")
+    shape = re.search(r"shape = \[(\d+)", text)
+    card.write_text(text.replace(shape.group(0), f"shape = [{int(shape.group(1)) + 50}", 1))
     with pytest.raises(Unavailable, match="another version than the card"):
         load("tiny")
 
