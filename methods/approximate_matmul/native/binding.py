@@ -241,7 +241,7 @@ def pool(threads: int | None = None) -> str:
 
 #: Address, team and name of what the library was last told to use.
 _lent: tuple[int, int, str] = (0, 0, "own")
-_forked = multiprocessing.parent_process() is not None and multiprocessing.get_start_method(True) == "fork"
+_forked = False
 
 
 def _after_fork() -> None:
@@ -249,6 +249,14 @@ def _after_fork() -> None:
     _forked, _lent = True, (0, 0, "own")
 
 
+def _forked_worker() -> bool:
+    """Whether this module is first imported in a worker that multiprocessing made by fork."""
+    kind, method = type(multiprocessing.current_process()).__name__, multiprocessing.get_start_method(True)
+    forks = kind == "ForkProcess" or (kind == "Process" and method in (None, "fork"))
+    return multiprocessing.parent_process() is not None and forks
+
+
+_forked = _forked_worker()
 os.register_at_fork(after_in_child=_after_fork)
 
 

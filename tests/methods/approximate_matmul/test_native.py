@@ -373,6 +373,33 @@ def test_a_forked_child_has_a_pool_of_its_own(native, before):
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
+WORKER = """
+import multiprocessing, sys, torch
+
+def work(out):
+    from tests.methods.approximate_matmul.test_native import problem
+    from methods.approximate_matmul.native import binding
+    given = problem(3000, 40, 8, 10)
+    out.put((binding.pool(2), bool((binding.matmul(*given, threads=2) == binding.matmul(*given, threads=1)).all())))
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    a = torch.randn(4096, 512)
+    (a @ a.T).sin()
+    context = multiprocessing.get_context("fork")
+    out = context.SimpleQueue()
+    worker = context.Process(target=work, args=(out,))
+    worker.start()
+    name, right = out.get()
+    worker.join()
+    sys.exit(0 if right and name == "own" else 3)
+"""
+
+
+def test_a_forked_worker_that_is_first_to_import_the_kernels_has_a_pool_of_its_own():
+    assert subprocess.run([sys.executable, "-c", WORKER], timeout=60, check=False).returncode == 0
+
+
 @borrows
 def test_calls_of_few_rows_leave_torchs_threads_alone():
     """Linux numbers threads upwards: none is started between two operations of torch."""
