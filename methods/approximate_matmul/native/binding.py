@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import multiprocessing
 import os
 import platform
 import sys
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from harness.errors import SpeedclaimError, Unavailable, Unsupported, UserError
-from methods.approximate_matmul.native import build
+from methods.approximate_matmul.native import build, team
 from methods.approximate_matmul.native.arrays import (
     BLOCK,
     MAX_CODEBOOKS,
@@ -41,6 +40,7 @@ from methods.approximate_matmul.native.arrays import (
     prepare,
     unpack,
 )
+from methods.approximate_matmul.native.team import default_threads
 
 __all__ = [
     "BLOCK",
@@ -211,82 +211,14 @@ def level_index(wanted: str | None) -> int:
     return min(index, highest)
 
 
-def default_threads() -> int:
-    """The number torch uses when torch is loaded, else ``$OMP_NUM_THREADS``, else 1."""
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        return int(torch.get_num_threads())
-    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return int(text) if text.isdigit() and int(text) > 0 else 1
-
-
 def workers(threads: int | None = None) -> int:
     """Threads of a call; with more than one the kernels get torch's own, if torch is loaded and has as many."""
-    count = threads or default_threads()
-    if count > 1:
-        _lend()
-    return count
+    return team.workers(_load, threads)
 
 
 def pool(threads: int | None = None) -> str:
-    """Whose threads share rows: file name of the OpenMP run-time that torch loaded, or "own".
-
-    After each of its operations torch's threads look for work for milliseconds. A second pool beside them waits for
-    their cores, so that two threads took as long as one between operations of torch. A process made by fork has none
-    of torch's threads, and more threads than torch uses are not its to give: there the pool is our own.
-    """
-    count = workers(threads)
-    return _lent[2] if count > 1 and count <= _lent[1] else "own"
-
-
-#: Address, team and name of what the library was last told to use.
-_lent: tuple[int, int, str] = (0, 0, "own")
-_forked = False
-
-
-def _after_fork() -> None:
-    global _forked, _lent
-    _forked, _lent = True, (0, 0, "own")
-
-
-def _forked_worker() -> bool:
-    """Whether this module is first imported in a worker that multiprocessing made by fork."""
-    kind, method = type(multiprocessing.current_process()).__name__, multiprocessing.get_start_method(True)
-    forks = kind == "ForkProcess" or (kind == "Process" and method in (None, "fork"))
-    return multiprocessing.parent_process() is not None and forks
-
-
-_forked = _forked_worker()
-os.register_at_fork(after_in_child=_after_fork)
-
-
-def _lend() -> None:
-    """Tell the library of torch's threads, and again when torch uses another number of them."""
-    global _lent
-    torch = sys.modules.get("torch")
-    address, name = (0, "own") if torch is None or _forked else _openmp()
-    team = int(torch.get_num_threads()) if torch is not None and address else 0
-    if (address, team, name) != _lent:
-        _use_openmp(address, team)
-        _lent = (address, team, name)
-
-
-@functools.lru_cache(maxsize=1)
-def _openmp() -> tuple[int, str]:
-    """Address of GOMP_parallel in the run-time that torch loaded, and its name; (0, "own") where there is none."""
-    beside = sorted((Path(str(sys.modules["torch"].__file__)).parent / "lib").glob("libgomp*.so*"))
-    # Only a run-time that is loaded: another copy would bring threads of its own.
-    loaded = [(path.name, str(path), os.RTLD_NOW | os.RTLD_NOLOAD) for path in beside]
-    for name, path, mode in [*loaded, ("OpenMP", None, os.RTLD_NOW)]:
-        with contextlib.suppress(OSError, AttributeError):
-            return ctypes.cast(ctypes.CDLL(path, mode=mode).GOMP_parallel, ctypes.c_void_p).value or 0, name
-    return 0, "own"
-
-
-def _use_openmp(address: int, team: int) -> None:
-    function = _load().amm_use_openmp
-    function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_int], None
-    function(address or None, team)
+    """Whose threads share rows: file name of the OpenMP run-time that torch loaded, or "own" (:mod:`.team`)."""
+    return team.pool(_load, threads)
 
 
 def describe(threads: int | None = None) -> dict[str, Any]:

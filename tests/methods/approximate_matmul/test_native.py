@@ -15,6 +15,7 @@ import torch
 
 from harness.errors import Unavailable, Unsupported, UserError
 from methods.approximate_matmul.native import binding, build
+from methods.approximate_matmul.native import team as lending
 
 REASON = binding.available()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -322,7 +323,7 @@ def test_torchs_threads_share_the_rows_and_give_what_a_pool_of_its_own_gives():
 def lent_to(parallel, team):
     """The library told of another run-time until the next call of Python's door."""
     binding.workers(2)
-    binding._use_openmp(ctypes.cast(parallel, ctypes.c_void_p).value, team)
+    lending.use_openmp(binding.library(), ctypes.cast(parallel, ctypes.c_void_p).value, team)
 
 
 @borrows
@@ -345,7 +346,7 @@ def test_the_whole_team_is_asked_for_and_so_many_work_as_are_wanted(come):
             assert np.array_equal(binding.matmul(a, c, v, q, threads=3), want)
             assert given == [4]
         finally:
-            binding._lent = (0, 0, "own")
+            lending._lent = (0, 0, "own")
             binding.workers(2)
 
 
