@@ -78,6 +78,11 @@ class NativeBackend:
         """Worker threads of a call."""
         return int(self._native.default_threads())
 
+    @property
+    def pool(self) -> str | None:
+        """Whose threads a call shares its rows among; None for one thread."""
+        return str(self._native.pool()) if self.threads > 1 else None
+
     def encode(self, a: Tensor) -> Tensor:
         """(N, C) uint8 codes, unpacked."""
         return torch.from_numpy(self._native.unpack(self.codes(a)))

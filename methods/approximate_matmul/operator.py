@@ -209,6 +209,7 @@ class LookupProduct:
             "not_native_because": self.fallback,
             "device": str(self.device),
             "threads": self._backend.threads if isinstance(self._backend, NativeBackend) else threads[name],
+            **({"pool": self._backend.pool} if isinstance(self._backend, NativeBackend) else {}),
             "dtype": str(self.tables.values.dtype),
             **self._told(),
         }

@@ -131,6 +131,7 @@ class Popcount(Op):
             "level": binding.level(),
             "counts": self._native.counter(),
             "threads": binding.default_threads(),
+            "pool": binding.pool() if binding.default_threads() > 1 else None,
         }
 
     def multiplies(self, n: int) -> float:

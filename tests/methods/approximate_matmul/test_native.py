@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from harness.catalogue import registry
 from harness.errors import Unavailable, Unsupported, UserError
 from methods.approximate_matmul.native import binding, build
 from methods.approximate_matmul.native import team as lending
@@ -318,6 +319,18 @@ def test_torchs_threads_share_the_rows_and_give_what_a_pool_of_its_own_gives():
                 assert np.array_equal(binding.matmul(a, c, v, q, threads=threads), want)
                 assert np.array_equal(binding.encode(a, c, v, threads=threads).data, codes.data)
     assert "pool" not in binding.describe(threads=1)
+
+
+@borrows
+@pytest.mark.parametrize("name", ["maddness", "bolt", "popcount"])
+def test_operators_say_whose_threads_they_run_on(name):
+    train = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
+    op = registry.load(f"approximate_matmul.{name}")(codebooks=4).fit(train, train[:5].T.contiguous())
+    for count in (1, 2):
+        with torch_threads(count):
+            told = op.describe()
+            assert told["threads"] == count
+            assert told["pool"] == (None if count == 1 else binding.pool(2))
 
 
 def lent_to(parallel, team):
